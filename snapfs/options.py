@@ -1,0 +1,133 @@
+"""What can be asked of a mount, and how sizes are written.
+
+Rules:
+- Every value is checked here, once, before anything is opened; whoever holds a `MountOptions` need not
+  look again.
+- Sizes are binary: `4K`, `4KiB` and `4096` are the same number. `4KB` is refused, because half its readers
+  take it for 4000.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from snapfs.errors import UsageError
+
+Protect = Literal["used", "all"]
+OnOverflow = Literal["break-snapshot", "break-write", "wait"]
+Durability = Literal["process", "power"]
+Cache = Literal["writeback", "writethrough"]
+
+DEFAULT_BLOCK_BYTES: Final = 4096
+MIN_BLOCK_BYTES: Final = 512  # a sector: nothing writes less to a disk
+MAX_BLOCK_BYTES: Final = 1 << 20  # the largest request the kernel sends through FUSE by default
+MAX_SIZE_BYTES: Final = (1 << 63) - 1  # off_t
+
+_UNIT_BYTES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGT]?)(?P<iec>IB)?", re.IGNORECASE)
+_DECIMAL_UNIT: Final = re.compile(r"[0-9.]+\s*[KMGT]B", re.IGNORECASE)
+
+# snapfs gives these to FUSE itself; a second word about them would contradict it.
+_OWN_FUSE_OPTIONS: Final = frozenset(
+    {"ro", "rw", "fsname", "subtype", "fd", "rootmode", "user_id", "group_id", "max_read"}
+)
+
+
+def parse_size(text: str) -> int:
+    """Bytes meant by `text` ("4096", "4K", "1.5GiB"); `UsageError` when it is no size or an ambiguous one."""
+    stripped = text.strip()
+    match = _SIZE.fullmatch(stripped)
+    if match is None or (match["iec"] and not match["unit"]):
+        raise UsageError(_why_no_size(stripped))
+    size_bytes = Fraction(match["number"]) * _UNIT_BYTES[match["unit"].upper()]
+    if size_bytes.denominator != 1:
+        raise UsageError(f"{stripped!r} is not a whole number of bytes; give one such as 4K, 512M or 1.5G.")
+    if size_bytes > MAX_SIZE_BYTES:
+        raise UsageError(f"{stripped!r} is larger than any file can be; give a size below 8388608T.")
+    return int(size_bytes)
+
+
+def _why_no_size(text: str) -> str:
+    if _DECIMAL_UNIT.fullmatch(text):
+        clear = text[:-1].rstrip()
+        return f"{text!r} may mean powers of 1000 or of 1024; write {clear} for powers of 1024."
+    return f"{text!r} is no size; give a number with K, M, G or T (powers of 1024), such as 4K, 512M or 1.5G."
+
+
+def format_size(size_bytes: int) -> str:
+    """`size_bytes` for people: at most one decimal, powers of 1024 ("512 B", "4 KiB", "1.5 GiB")."""
+    if abs(size_bytes) < 1024:
+        return f"{size_bytes} B"
+    value = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
+        value /= 1024
+        if abs(value) < 1023.95 or unit == "EiB":
+            break
+    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
+
+
+def split_fuse_options(values: Iterable[str]) -> tuple[str, ...]:
+    """The single options of all `-o a,b` of a command line, in order."""
+    return tuple(option.strip() for value in values for option in value.split(",") if option.strip())
+
+
+@dataclass(frozen=True)
+class MountOptions:
+    """One `snapfs mount`, as asked for. Raises `UsageError` for a value that cannot be."""
+
+    image: Path
+    live: Path
+    snap: Path
+    store: Path | None = None
+    block_bytes: int = DEFAULT_BLOCK_BYTES
+    protect: str = "all"
+    buffer_limit_bytes: int | None = None
+    on_overflow: OnOverflow = "break-snapshot"
+    durability: Durability = "process"
+    cache: Cache = "writeback"
+    fuse_options: tuple[str, ...] = ()
+    foreground: bool = False
+
+    def __post_init__(self) -> None:
+        _check_block_bytes(self.block_bytes)
+        _check_buffer_limit(self.buffer_limit_bytes, self.block_bytes)
+        _check_choice("--protect", self.protect, get_args(Protect))
+        _check_choice("--on-overflow", self.on_overflow, get_args(OnOverflow))
+        _check_choice("--durability", self.durability, get_args(Durability))
+        _check_choice("--cache", self.cache, get_args(Cache))
+        for option in self.fuse_options:
+            _check_fuse_option(option)
+
+
+def _check_block_bytes(block_bytes: int) -> None:
+    power_of_two = block_bytes > 0 and block_bytes & (block_bytes - 1) == 0
+    if not power_of_two or not MIN_BLOCK_BYTES <= block_bytes <= MAX_BLOCK_BYTES:
+        raise UsageError(
+            f"The block size cannot be {block_bytes} bytes; give a power of two from 512 to 1M, such as 4K."
+        )
+
+
+def _check_buffer_limit(limit_bytes: int | None, block_bytes: int) -> None:
+    if limit_bytes is not None and limit_bytes < block_bytes:
+        raise UsageError(
+            f"A buffer limit of {limit_bytes} bytes cannot hold a single block of {block_bytes} bytes; "
+            "give a larger one, such as 1G, or none."
+        )
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{option} cannot be {value!r}; give {', '.join(choices[:-1])} or {choices[-1]}.")
+
+
+def _check_fuse_option(option: str) -> None:
+    name = option.partition("=")[0]
+    if not name or "," in option or "\0" in option:
+        raise UsageError(f"{option!r} is no single FUSE option; give options as -o NAME or -o NAME=VALUE.")
+    if name in _OWN_FUSE_OPTIONS:
+        raise UsageError(f"The FUSE option {name!r} is set by snapfs itself; leave it out of -o.")
