@@ -1,0 +1,1 @@
+"""What snapfs is measured against, and how."""
