@@ -1,0 +1,68 @@
+"""The system calls that Python does not offer, through the C library.
+
+Source: the manual pages umount(2), syncfs(2), prctl(2), mallopt(3). Every function here either works or
+raises `OSError` with the errno; what that means to a user is the business of its caller.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Final
+
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_NAME: Final = 15
+PR_GET_NAME: Final = 16
+PR_SET_IO_FLUSHER: Final = 57
+PR_GET_IO_FLUSHER: Final = 58
+
+M_TRIM_THRESHOLD: Final = -1
+M_TOP_PAD: Final = -2
+M_MMAP_THRESHOLD: Final = -3
+M_ARENA_MAX: Final = -8
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
+_libc.syncfs.argtypes = (ctypes.c_int,)
+_libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
+
+
+def _checked(result: int, path: os.PathLike[str] | str | None = None) -> int:
+    if result < 0:
+        errno_ = ctypes.get_errno()
+        raise OSError(errno_, os.strerror(errno_), None if path is None else os.fspath(path))
+    return result
+
+
+def umount2(path: os.PathLike[str] | str, flags: int) -> None:
+    """Unmount what is mounted on `path`; never asks its server, so a dead one does not matter."""
+    _checked(_libc.umount2(os.fsencode(path), flags), path)
+
+
+def syncfs(fd: int) -> None:
+    """Write back what the filesystem of `fd` still holds in memory; returns when it is written."""
+    _checked(_libc.syncfs(fd))
+
+
+def prctl(option: int, argument: int) -> int:
+    """One setting of the calling thread or its process, as the option says."""
+    return _checked(_libc.prctl(option, argument, 0, 0, 0))
+
+
+def prctl_name(name: bytes) -> None:
+    """Name the calling thread; the kernel keeps 15 bytes."""
+    buffer = ctypes.create_string_buffer(name[:15])
+    _checked(_libc.prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0))
+
+
+def mallopt(parameter: int, value: int) -> bool:
+    """Tune malloc; False where this C library has no such parameter or refuses the value."""
+    try:
+        function = _libc.mallopt
+    except AttributeError:
+        return False
+    function.argtypes = (ctypes.c_int, ctypes.c_int)
+    return bool(function(parameter, value))

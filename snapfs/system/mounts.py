@@ -1,0 +1,297 @@
+"""The mounted filesystems: which there are, whether one is dead, and how to get rid of it.
+
+Source of what is mounted: /proc/PID/mountinfo, described in proc(5).
+
+Rules:
+- Nothing here asks the server of a snapfs mount, except `is_stale` and `flush_filesystem`. A dead server
+  answers every stat(2) with ENOTCONN and a hung one never answers: so mount points are found in mountinfo,
+  and a path is made canonical without touching the snapfs mounts on its way.
+- A thread that waits for a hung server cannot be killed, and keeps its process from ending. So `is_stale`
+  asks from a child process, and leaves that child behind when there is no answer in time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from snapfs.errors import BusyError, NotMountedError, PermissionDeniedError, SnapfsError
+from snapfs.system import libc
+
+SNAPFS_TYPE: Final = "fuse.snapfs"
+STALE_TIMEOUT_S: Final = 2.0
+_FUSERMOUNT_TIMEOUT_S: Final = 60.0
+_MAX_SYMLINKS: Final = 40  # as many as the kernel follows
+
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of mountinfo. `device` is the filesystem's number, the same for all mounts of one filesystem;
+    `root` is the directory of it that is seen at `mount_point` ("/" unless it is a bind mount of a part)."""
+
+    mount_point: Path
+    fstype: str
+    source: str
+    device: tuple[int, int]
+    options: tuple[str, ...]
+    mount_id: int
+    parent_id: int
+    root: str
+
+    def option(self, name: str) -> str | None:
+        """The value of `name=value` in the options, "" for a bare `name`, None when it is not there."""
+        for option in self.options:
+            key, _, value = option.partition("=")
+            if key == name:
+                return value
+        return None
+
+
+def read_mounts(pid: int | str = "self") -> list[Mount]:
+    """All mounts that process `pid` sees, in the order of mountinfo; OSError when the process is gone."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        return [parse_mountinfo_line(line) for line in file.read().splitlines()]
+
+
+def parse_mountinfo_line(line: bytes) -> Mount:
+    """`36 35 98:0 /root /point rw,noatime master:1 - ext3 /dev/root rw`, blanks in names octal-escaped."""
+    before, _, after = line.partition(b" - ")
+    mount_id, parent_id, device, root, mount_point, options = before.split(b" ")[:6]
+    fstype, source, super_options = [*after.split(b" "), b"", b"", b""][:3]
+    major, _, minor = device.partition(b":")
+    both = [_unescaped(option) for option in (options + b"," + super_options).split(b",") if option]
+    return Mount(
+        mount_point=Path(_unescaped(mount_point)),
+        fstype=_unescaped(fstype),
+        source=_unescaped(source),
+        device=(int(major), int(minor)),
+        options=tuple(dict.fromkeys(both)),
+        mount_id=int(mount_id),
+        parent_id=int(parent_id),
+        root=_unescaped(root),
+    )
+
+
+def _unescaped(name: bytes) -> str:
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), name))
+
+
+def snapfs_mounts() -> list[Mount]:
+    """The snapfs mounts that this process sees, dead ones too."""
+    return [mount for mount in read_mounts() if mount.fstype == SNAPFS_TYPE]
+
+
+def find_mount(path: Path | str) -> Mount | None:
+    """The mount that `path` lies on; for a mount point the topmost mount there."""
+    mounts = read_mounts()
+    return _mount_over(canonical_path(path, mounts), mounts)
+
+
+def is_mount_point(path: Path | str) -> bool:
+    """Whether something is mounted on `path` itself, dead or alive."""
+    mounts = read_mounts()
+    canonical = canonical_path(path, mounts)
+    mount = _mount_over(canonical, mounts)
+    return mount is not None and mount.mount_point == canonical
+
+
+def _mount_over(path: Path, mounts: Sequence[Mount]) -> Mount | None:
+    """Follows the tree of mounts down `path`, so that a mount hidden under a later one is not taken."""
+    current: Mount | None = None
+    for prefix in [*reversed(path.parents), path]:
+        while (upper := _mounted_at(prefix, current, mounts)) is not None:
+            current = upper
+    return current
+
+
+def _mounted_at(point: Path, on: Mount | None, mounts: Sequence[Mount]) -> Mount | None:
+    for mount in mounts:
+        if mount.mount_point == point and (on is None or mount.parent_id == on.mount_id != mount.mount_id):
+            return mount
+    return None
+
+
+def canonical_path(path: Path | str, mounts: Sequence[Mount] | None = None) -> Path:
+    """`path` absolute and without symbolic links; snapfs mounts on the way are not touched."""
+    untouchable = {
+        mount.mount_point for mount in (read_mounts() if mounts is None else mounts) if mount.fstype == SNAPFS_TYPE
+    }
+    done = Path("/")
+    todo = list(reversed(Path(os.getcwd(), path).parts[1:]))
+    symlinks_left = _MAX_SYMLINKS
+    while todo:
+        name = todo.pop()
+        if name == "..":
+            done = done.parent
+            continue
+        target = None if _is_below(done / name, untouchable) else _link_target(done / name)
+        if target is None or symlinks_left == 0:
+            done = done / name
+            continue
+        symlinks_left -= 1
+        if target.is_absolute():
+            done = Path("/")
+        todo.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
+    return done
+
+
+def _is_below(path: Path, directories: set[Path]) -> bool:
+    return bool(directories) and (path in directories or not directories.isdisjoint(path.parents))
+
+
+def _link_target(path: Path) -> Path | None:
+    try:
+        return Path(os.readlink(path))
+    except OSError:
+        return None
+
+
+def namespace_mounts() -> Iterator[tuple[int, list[Mount]]]:
+    """(a process in it, its mounts) for every other mount namespace that this user may look into."""
+    seen = {_namespace("self")}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        namespace = _namespace(name)
+        if namespace is None or namespace in seen:
+            continue
+        try:
+            yield int(name), read_mounts(name)
+        except OSError:
+            continue
+        seen.add(namespace)
+
+
+def _namespace(pid: str) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:
+        return None
+
+
+# A child asks, as the user whose mount it is: FUSE answers nobody else, not even root, without allow_other.
+# Opening with O_PATH does not ask the server, so root opens and the mount's user asks.
+_ASK: Final = """
+import os, sys
+try:
+    fd = os.open(sys.argv[1], os.O_PATH)
+    if sys.argv[2]:
+        os.setgroups([])
+        os.setresgid(*[int(sys.argv[3])] * 3)
+        os.setresuid(*[int(sys.argv[2])] * 3)
+    os.fstat(fd)
+except OSError as error:
+    os._exit(error.errno)
+os._exit(0)
+"""
+
+
+def is_stale(mount: Mount, timeout_s: float = STALE_TIMEOUT_S) -> bool:
+    """Whether the server of a FUSE mount is gone. A server that does not answer in time is hung, not gone."""
+    user = ("", "")
+    if os.geteuid() == 0 and mount.option("allow_other") is None:
+        user = (mount.option("user_id") or "", mount.option("group_id") or "")
+    ask = [sys.executable, "-I", "-S", "-c", _ASK, os.fspath(mount.mount_point), *user]
+    pid = os.posix_spawn(sys.executable, ask, os.environ)
+    return _exit_code(pid, timeout_s) in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def _exit_code(pid: int, timeout_s: float) -> int | None:
+    """The exit code of child `pid`; None when there is none in time: it is killed, and not waited for."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        ended = bool(poll.poll(timeout_s * 1000))
+        if not ended:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        reaped_pid, status = os.waitpid(pid, 0 if ended else os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended and reaped_pid else None
+    finally:
+        os.close(pidfd)
+
+
+def unmount(path: Path | str, lazy: bool = False) -> None:
+    """Unmount what is on `path`; `lazy` hides it at once and ends it when nobody uses it any more.
+
+    `BusyError`: somebody uses it. `NotMountedError`: nothing is mounted there. Else `SnapfsError`.
+    """
+    canonical = canonical_path(path)
+    if not is_mount_point(canonical):
+        raise NotMountedError(f"{path} is not mounted; nothing was changed.", path=path)
+    if os.geteuid() == 0:
+        try:
+            libc.umount2(canonical, libc.UMOUNT_NOFOLLOW | (libc.MNT_DETACH if lazy else 0))
+            return
+        except OSError as error:
+            if error.errno != errno.EPERM:
+                raise _unmount_error(path, error.errno or 0, error.strerror or "unknown error") from error
+    _fusermount(path, canonical, lazy)
+
+
+def _fusermount(path: Path | str, canonical: Path, lazy: bool) -> None:
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", os.fspath(canonical)]
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_FUSERMOUNT_TIMEOUT_S)
+    except FileNotFoundError as error:
+        raise SnapfsError(
+            f"{path} cannot be unmounted without root, because fusermount3 is missing; install fuse3.",
+            path=path,
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SnapfsError(
+            f"{path} cannot be unmounted, because fusermount3 does not come to an end; try fusermount3 -u -z {path}.",
+            path=path,
+        ) from error
+    if done.returncode == 0:
+        return
+    reason = done.stderr.strip().rpartition(": ")[2] or "unknown error"
+    errnos = {os.strerror(number): number for number in (errno.EBUSY, errno.EPERM)}
+    number = errno.EPERM if "not found in" in done.stderr else errnos.get(reason, 0)
+    raise _unmount_error(path, number, reason)
+
+
+def _unmount_error(path: Path | str, number: int, reason: str) -> SnapfsError:
+    if number == errno.EBUSY:
+        return BusyError(f"{path} is busy; close what uses it and try again.", path=path)
+    if number in (errno.EINVAL, errno.ENOENT):
+        return NotMountedError(f"{path} is not mounted; nothing was changed.", path=path)
+    if number in (errno.EPERM, errno.EACCES):
+        return PermissionDeniedError(
+            f"{path} was mounted by another user; only that user or root can unmount it.", path=path
+        )
+    return SnapfsError(f"{path} cannot be unmounted: {reason}; try umount -l {path} as root.", path=path)
+
+
+def flush_filesystem(path: Path | str) -> None:
+    """Write back all that the filesystem of `path` holds in memory. Raises `OSError` as syncfs(2) does."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        libc.syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def set_read_ahead(mount_point: Path | str, kib: int) -> bool:
+    """Let the kernel read `kib` KiB ahead on this mount. False where not permitted: slower, no worse."""
+    mount = find_mount(mount_point)
+    if mount is None:
+        return False
+    major, minor = mount.device
+    try:
+        Path(f"/sys/class/bdi/{major}:{minor}/read_ahead_kb").write_text(f"{kib}\n")
+    except OSError:
+        return False
+    return True

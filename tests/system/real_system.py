@@ -1,0 +1,117 @@
+"""Real mounts, loop devices, users and namespaces to test against."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+NOBODY = 65534
+CLONE_NEWNS = 0x00020000
+MNT_DETACH = 2
+MS_REC_PRIVATE = 0x4000 | 0x40000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def run(*command: str | Path, **keywords: Any) -> str:
+    words = [os.fspath(word) for word in command]
+    done: subprocess.CompletedProcess[str] = subprocess.run(
+        words, check=True, capture_output=True, text=True, **keywords
+    )
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "the awaited condition did not come"
+        time.sleep(0.005)
+
+
+def mount_call(source: str, target: Path, fstype: str, flags: int = 0, data: str = "") -> None:
+    if _libc.mount(source.encode(), os.fsencode(target), fstype.encode(), flags, data.encode()) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(target))
+
+
+@contextmanager
+def silent_fuse_mount(
+    target: Path, source: str = "/srv/disk.img", user: int = 0, allow_other: bool = False
+) -> Iterator[int]:
+    """A snapfs mount whose server never answers; closing the file descriptor given is the server's death."""
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    options = f"fd={fd},rootmode=40000,user_id={user},group_id={user}" + (",allow_other" if allow_other else "")
+    try:
+        mount_call(source, target, "fuse.snapfs", data=options)
+        yield fd
+    finally:
+        _libc.umount2(os.fsencode(target), MNT_DETACH)
+        with suppress(OSError):
+            os.close(fd)
+
+
+@contextmanager
+def mounted(source: str | Path, target: Path, *options: str) -> Iterator[Path]:
+    run("mount", *options, source, target)
+    try:
+        yield target
+    finally:
+        _libc.umount2(os.fsencode(target), MNT_DETACH)
+
+
+@contextmanager
+def loop_device(backing: Path, *options: str) -> Iterator[Path]:
+    device = Path(run("losetup", "--find", "--show", *options, backing).strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "-d", device], check=False, capture_output=True)
+
+
+def in_child(function: Callable[[], Any], user: int | None = None, own_mounts: bool = False) -> Any:
+    """The result of `function` in a child process: as another user, or with mounts that only it sees.
+
+    An exception comes back as itself.
+    """
+    read_fd, write_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            if own_mounts:
+                own_mount_namespace()
+            if user is not None:
+                become(user)
+            try:
+                answer = (True, function())
+            except Exception as error:
+                answer = (False, error)
+            os.write(write_fd, pickle.dumps(answer))
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(write_fd)
+    with os.fdopen(read_fd, "rb") as file:
+        pickled = file.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    good, result = pickle.loads(pickled)
+    if not good:
+        raise result
+    return result
+
+
+def own_mount_namespace() -> None:
+    assert _libc.unshare(CLONE_NEWNS) == 0
+    mount_call("none", Path("/"), "none", MS_REC_PRIVATE)
+
+
+def become(user: int) -> None:
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
