@@ -1,0 +1,95 @@
+"""Does the root directory of an NTFS volume hold the memory of a hibernated Windows?
+
+Rules
+1. Hibernated Windows goes on from its memory, not from the disk: allocations may exist only there.
+2. hiberfil.sys counts when its first bytes say so; switched off or awake they are zero or different.
+3. Every record of the directory index is searched, unused ones too: an old entry can only refuse.
+4. A directory or file in a form that is not understood is refused.
+
+Layout and its sources: `ntfs_layout`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from snapfs.usedmap import ntfs_layout as layout
+from snapfs.usedmap.ntfs_records import (
+    Stream,
+    Volume,
+    find_attribute,
+    resident_value,
+    stream_of,
+    undo_sequence,
+)
+from snapfs.usedmap.result import MapError
+
+# A root directory of tens of thousands of entries; more than that is refused, not searched for seconds.
+_INDEX_BYTES_MAX = 16 << 20
+_INDEX_RECORD_BYTES = (512, 65536)
+_NAME = layout.HIBERNATION_FILE.encode("utf-16-le")
+
+
+def check_not_hibernated(volume: Volume, mft: Stream) -> None:
+    """Raise `MapError` when a hibernation image is on the volume."""
+    for block in _index_blocks(volume, volume.record(mft, layout.ROOT_NO)):
+        for file_no in _entries_named(block):
+            _check_file(volume, volume.record(mft, file_no))
+
+
+def _index_blocks(volume: Volume, root: bytes) -> Iterator[bytes]:
+    """The entries in the record itself, then every index record of the directory."""
+    if find_attribute(root, layout.ATTRIBUTE_LIST):
+        raise MapError("has a root directory spread over several MFT records, which is not supported")
+    index_root = find_attribute(root, layout.INDEX_ROOT, "$I30")
+    if index_root is None:
+        raise MapError("has no root directory")
+    value = resident_value(index_root)
+    yield value
+    allocation = find_attribute(root, layout.INDEX_ALLOCATION, "$I30")
+    if allocation is None:
+        return
+    if len(value) < layout.INDEX_ROOT_HEADER.size:
+        raise MapError("has a broken root directory")
+    (block_bytes,) = layout.INDEX_ROOT_HEADER.unpack_from(value)
+    low, high = _INDEX_RECORD_BYTES
+    if block_bytes & (block_bytes - 1) or not low <= block_bytes <= high:
+        raise MapError(f"has directory records of {block_bytes} bytes")
+    stream = stream_of(volume, allocation)
+    if stream.initialised_bytes > _INDEX_BYTES_MAX:
+        raise MapError("has too large a root directory to look for a hibernated Windows in it")
+    for offset in range(0, stream.initialised_bytes - block_bytes + 1, block_bytes):
+        yield _index_block(volume.read(stream, offset, block_bytes))
+
+
+def _index_block(raw: bytes) -> bytes:
+    mark, sequence_offset, sequence_count = layout.INDEX_RECORD.unpack_from(raw)
+    if mark != layout.INDEX_MARK:
+        return b""  # never written: no entries
+    return undo_sequence(raw, sequence_offset, sequence_count, "root directory")
+
+
+def _entries_named(block: bytes) -> Iterator[int]:
+    """File numbers of entries of that name, in any case of its letters."""
+    folded = block.lower()
+    at = folded.find(_NAME)
+    while at >= 0:
+        entry = at - layout.NAME_OFFSET - layout.INDEX_ENTRY.size
+        name_length = block[at - layout.NAME_OFFSET + layout.NAME_LENGTH_OFFSET] if entry >= 0 else 0
+        if name_length == len(layout.HIBERNATION_FILE):
+            reference = layout.INDEX_ENTRY.unpack_from(block, entry)[0]
+            yield reference & layout.FILE_NO_MASK
+        at = folded.find(_NAME, at + 1)
+
+
+def _check_file(volume: Volume, record: bytes) -> None:
+    data = find_attribute(record, layout.DATA)
+    if data is None:
+        raise MapError("has a hiberfil.sys in a form that is not supported")
+    if not data.non_resident:
+        return  # smaller than the head of a hibernation image
+    stream = stream_of(volume, data, partial=True)
+    if stream.initialised_bytes < 4:
+        return  # made, and never written
+    if volume.read(stream, 0, 4) in layout.HIBERNATION_MARKS:
+        raise MapError("holds a hibernated Windows")
