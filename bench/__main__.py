@@ -1,0 +1,153 @@
+"""scripts/bench: the same work on snapfs and on each peer, alternately, in one run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from bench.image import Master, make_master
+from bench.measure import wrong_bytes
+from bench.peers.base import Peer, PeerError
+from bench.peers.libfuse import Libfuse
+from bench.peers.pyfuse3 import Pyfuse3
+from bench.peers.qemu import Qemu
+from bench.peers.raw import Raw
+from bench.peers.reflink import Btrfs, Xfs
+from bench.peers.snapfs import Snapfs
+from bench.plot import write_plot
+from bench.processes import MemoryPeak
+from bench.report import print_report
+from bench.results import Results
+from bench.rows import PEER_NAMES, ROWS_BY_NAME, SNAPFS
+from bench.work import FULL, GROUPS, PEAK_ROW, QUICK, Group, Session, Sizes
+
+PEERS: tuple[type[Peer], ...] = (Snapfs, Qemu, Xfs, Btrfs, Pyfuse3, Libfuse, Raw)
+RESULTS = Path(__file__).with_name("results")
+
+
+class Bench:
+    """Peers that were asked for, and what has been measured so far."""
+
+    def __init__(self, master: Master, sizes: Sizes, wanted: set[str], results: Results, console: Console) -> None:
+        self.master = master
+        self.sizes = sizes
+        self.wanted = wanted
+        self.results = results
+        self.console = console
+
+    def run_rounds(self, peers: list[Peer]) -> None:
+        for round_no in range(self.results.rounds):
+            # Who comes first changes, so that no peer always finds the machine as the same other one left it.
+            turn = round_no % len(peers)
+            for group in GROUPS:
+                concerned = group.peers(self.wanted)
+                for peer in [*peers[turn:], *peers[:turn]]:
+                    if peer.name in concerned:
+                        self.run_group(peer, group, round_no)
+
+    def run_group(self, peer: Peer, group: Group, round_no: int) -> None:
+        rows = [row for row in group.rows if row in self.wanted and peer.name in ROWS_BY_NAME[row].peers]
+        where = f"round {round_no + 1}, {peer.name}: {', '.join(rows)}"
+        self.console.print(f"[dim]{where}[/dim]", highlight=False)
+        session = Session(peer, self.master, self.sizes, self.wanted)
+        try:
+            peer.start()
+            with MemoryPeak(peer.pids) as memory:
+                group.work(session)
+            wrong = self.verify(peer)
+        except (OSError, RuntimeError, ValueError, PeerError) as error:
+            self.results.voided.append(f"{where}: {error}")
+            return
+        finally:
+            peer.stop()
+        if wrong:
+            self.results.voided.append(f"{where}: {wrong:,} bytes of the snapshot are wrong, so the figures are void")
+            return
+        self.keep(session, memory.peak_bytes)
+
+    def verify(self, peer: Peer) -> int:
+        if peer.snapshot is None:
+            return 0
+        return wrong_bytes(self.master, peer.snapshot, peer.read_bytes, direct=peer.read_direct)
+
+    def keep(self, session: Session, peak_bytes: int) -> None:
+        name = session.peer.name
+        for row, value in session.values.items():
+            self.results.values[row][name].append(value)
+        for row, value in session.cpu_seconds_per_gib.items():
+            self.results.cpu_seconds_per_gib[row][name].append(value)
+        if session.wants(PEAK_ROW):
+            peaks = self.results.values[PEAK_ROW][name]
+            peaks[:] = [max([peak_bytes / (1 << 20), *peaks])]
+
+
+def ignore_signals() -> None:
+    # A second Ctrl-C in the midst of unmounting would leave the rest mounted.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@click.command()
+@click.option("--quick", is_flag=True, help="One round of everything in small: does it work, roughly how fast.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="ROW",
+    type=click.Choice(list(ROWS_BY_NAME)),
+    help="Only this row (again for more).",
+)
+@click.option(
+    "--peer", "names", multiple=True, type=click.Choice(PEER_NAMES), help="Only this peer (again for more)."
+)
+@click.option("--rounds", type=click.IntRange(1), help="How often everything is done (default 3, --quick 1).")
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("/var/tmp"),
+    show_default=True,
+    help="Where the images are made; 12 GiB, on a filesystem with O_DIRECT.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, help="Where the results go."
+)
+def main(
+    quick: bool, only: tuple[str, ...], names: tuple[str, ...], rounds: int | None, folder: Path, out: Path
+) -> None:
+    """Measure snapfs beside QEMU's copy-before-write, reflink copies, plain FUSE servers and the raw file.
+
+    The rows are explained in bench/rows.py.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    now = datetime.now(UTC)
+    results = Results(now.strftime("%Y-%m-%dT%H:%M:%SZ"), rounds or (1 if quick else 3), quick)
+    sizes = QUICK if quick else FULL
+    console = Console(width=None if sys.stdout.isatty() else 180)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="snapfs-bench.", dir=folder)))
+        console.print(f"[dim]making an image of {sizes.image_bytes >> 20} MiB in {scratch}[/dim]", highlight=False)
+        master = make_master(scratch, sizes.image_bytes, sizes.data_bytes, sizes.free_bytes)
+        peers = [make(scratch / make.name, master) for make in PEERS if not names or make.name in names]
+        for peer in peers:
+            stack.callback(peer.close)
+        stack.callback(ignore_signals)
+        Bench(master, sizes, set(only or ROWS_BY_NAME), results, console).run_rounds(peers)
+    print_report(results, console)
+    out.mkdir(parents=True, exist_ok=True)
+    stem = f"{now:%Y-%m-%d-%H%M%S}{'-quick' if quick else ''}"
+    results.write(out / f"{stem}.json")
+    write_plot(results, out / f"{stem}.png")
+    console.print(f"Results and plot: {out / stem}.*", highlight=False)
+    if any(f" {SNAPFS}: " in line for line in results.voided):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

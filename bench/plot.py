@@ -1,0 +1,61 @@
+"""One picture of a run: every row as a line, every peer as a dot relative to snapfs, further right is better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+from bench.results import Results
+from bench.rows import PEER_NAMES, SNAPFS, Row
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+COLOURS = {
+    "snapfs": "#111111", "qemu": "#d1495b", "xfs": "#2a78b5", "btrfs": "#66a182",
+    "pyfuse3": "#b18fcf", "libfuse": "#edae49", "raw": "#9a9a9a",
+}  # fmt: skip
+
+
+def write_plot(results: Results, path: Path) -> None:
+    """Nothing is drawn when snapfs itself was not measured: there is nothing to be relative to."""
+    rows = [row for row in results.measured_rows() if results.median(row.name, SNAPFS)]
+    if not rows:
+        return
+    figure, axes = pyplot.subplots(figsize=(10, 1.5 + 0.33 * len(rows)), dpi=130)
+    for line, row in enumerate(rows):
+        draw_row(axes, results, row, line)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
+    axes.set_xlabel("against snapfs in the same run, further right is better (logarithmic)")
+    axes.axvline(1, color=COLOURS[SNAPFS], linewidth=1)
+    axes.grid(axis="y", color="#eeeeee", zorder=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False)
+    legend(axes, results)
+    figure.savefig(path, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def draw_row(axes: Axes, results: Results, row: Row, line: int) -> None:
+    ours = results.median(row.name, SNAPFS)
+    for peer in PEER_NAMES:
+        theirs = results.median(row.name, peer)
+        if ours and theirs:
+            better = ours / theirs if row.less_is_better else theirs / ours
+            axes.plot(better, line, "|" if peer == SNAPFS else "o", color=COLOURS[peer], markersize=7, zorder=3)
+    axes.text(1.01, line, label(ours, row.unit), transform=axes.get_yaxis_transform(), fontsize=8, va="center")
+
+
+def label(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{value:,.0f} {unit}"
+
+
+def legend(axes: Axes, results: Results) -> None:
+    shown = [peer for peer in PEER_NAMES if any(results.median(row.name, peer) for row in results.measured_rows())]
+    marks = [Line2D([], [], color=COLOURS[peer], marker="o", linestyle="", label=peer) for peer in shown]
+    axes.legend(handles=marks, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(marks), frameon=False)
+    axes.text(1.01, 1.01, "snapfs", transform=axes.transAxes, fontsize=8, fontweight="bold")

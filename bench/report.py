@@ -1,0 +1,69 @@
+"""The tables: medians and ratios of every row, and what the servers spent."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.results import Results
+from bench.rows import PEER_NAMES, Goal, Row
+
+
+def print_report(results: Results, console: Console) -> None:
+    measured = results.measured_rows()
+    peers = [peer for peer in PEER_NAMES if any(results.values[row.name].get(peer) for row in measured)]
+    console.print(value_table(results, measured, peers))
+    console.print(cpu_table(results, measured, peers))
+    for line in results.voided:
+        console.print(f"[red]{line}[/red]", highlight=False)
+
+
+def value_table(results: Results, rows: list[Row], peers: list[str]) -> Table:
+    title = f"Medians of {results.rounds} round{'s' if results.rounds > 1 else ''}"
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table.add_column("row", no_wrap=True)
+    table.add_column("unit")
+    for peer in peers:
+        table.add_column(peer, justify="right", no_wrap=True)
+    table.add_column("snapfs against its goals", no_wrap=True)
+    for row in rows:
+        cells = [shown(results.median(row.name, peer)) for peer in peers]
+        table.add_row(row.name, row.unit, *cells, goals_shown(results, row))
+    return table
+
+
+def goals_shown(results: Results, row: Row) -> str:
+    parts = []
+    for goal, reached, met in results.judged(row):
+        colour = "green" if met else "red"
+        parts.append(f"[{colour}]{goal_shown(row, goal, reached)}{'' if met else ' ✗'}[/{colour}]")
+    return ", ".join(parts)
+
+
+def goal_shown(row: Row, goal: Goal, reached: float) -> str:
+    bound = "≤" if row.less_is_better else "≥"
+    if goal.at_most is not None:
+        return f"≤ {goal.at_most:g} {row.unit}"
+    if goal.above:
+        return f"{goal.peer} {reached:+.0f} {row.unit} (≤ {goal.above:+g})"
+    return f"{reached:.2f} × {goal.peer} ({bound} {goal.factor:g})"
+
+
+def cpu_table(results: Results, rows: list[Row], peers: list[str]) -> Table:
+    """Only what has server processes; the kernel's own work is not to be told apart."""
+    spending = [peer for peer in peers if any(results.median_cpu(row.name, peer) is not None for row in rows)]
+    table = Table(title="CPU seconds of the servers per GiB", title_justify="left", box=None, header_style="bold")
+    table.add_column("row", no_wrap=True)
+    for peer in spending:
+        table.add_column(peer, justify="right")
+    for row in rows:
+        cells = [results.median_cpu(row.name, peer) for peer in spending]
+        if any(cell is not None for cell in cells):
+            table.add_row(row.name, *(shown(cell) for cell in cells))
+    return table
+
+
+def shown(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

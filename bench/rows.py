@@ -1,0 +1,98 @@
+"""The rows of the table: what each measures, in which unit, and what snapfs is asked to reach.
+
+A goal compares the median of snapfs with that of a peer in the same run: `factor` is the least ratio, or the
+greatest where less is better. `above` allows so much more than the peer; `at_most` is a figure of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SNAPFS = "snapfs"
+QEMU = "qemu"
+XFS = "xfs"
+BTRFS = "btrfs"
+PYFUSE3 = "pyfuse3"
+LIBFUSE = "libfuse"
+RAW = "raw"
+
+# With a snapshot first; the others are limits rather than rivals.
+PEER_NAMES = (SNAPFS, QEMU, XFS, BTRFS, PYFUSE3, LIBFUSE, RAW)
+WITH_SNAPSHOT = (SNAPFS, QEMU, XFS, BTRFS)
+
+
+@dataclass(frozen=True)
+class Goal:
+    peer: str | None
+    factor: float = 1.0
+    above: float = 0.0
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    unit: str
+    work: str
+    goals: tuple[Goal, ...] = ()
+    less_is_better: bool = False
+    peers: tuple[str, ...] = WITH_SNAPSHOT
+
+
+def versus(**factors: float) -> tuple[Goal, ...]:
+    return tuple(Goal(peer, factor) for peer, factor in factors.items())
+
+
+FSYNC_GOALS = (Goal(QEMU), Goal(RAW, above=200))
+OVER_FUSE = (SNAPFS, PYFUSE3, LIBFUSE, RAW)
+
+ROWS = (
+    Row("seq-burst", "MB/s", "1 MiB sequential direct, depth 4, first touch, 48 MiB", versus(qemu=2)),
+    Row("seq", "MB/s", "the same, 512 MiB", versus(qemu=1)),
+    Row("rand-qd1", "IOPS", "4 KiB random direct, depth 1, first touch", versus(qemu=4, xfs=1.5, btrfs=1.5)),
+    Row("rand-qd16", "IOPS", "the same, depth 16", versus(qemu=4, xfs=1.2, btrfs=2.5)),
+    Row("rand-buffered", "IOPS", "4 KiB random buffered, fsync at the end", versus(qemu=3, xfs=1, btrfs=1)),
+    Row("seq-buffered", "IOPS", "4 KiB sequential buffered, fsync at the end", versus(qemu=5, xfs=1.5, btrfs=1.5)),
+    Row("retouch-qd1", "IOPS", "4 KiB random direct, depth 1, already preserved", versus(qemu=1.5)),
+    Row("retouch-qd16", "IOPS", "the same, depth 16", versus(qemu=2.5)),
+    Row("free-write", "MB/s", "1 MiB sequential direct into free blocks of an ext4", versus(qemu=2)),
+    Row("live-read-qd1", "IOPS", "4 KiB random direct reads, depth 1", versus(qemu=1.3), peers=PEER_NAMES),
+    Row("live-read-qd16", "IOPS", "the same, depth 16", versus(qemu=2.5), peers=PEER_NAMES),
+    Row("live-read-seq", "MB/s", "1 MiB sequential direct reads, depth 4", versus(qemu=2), peers=PEER_NAMES),
+    Row("snap-read-cold", "MB/s", "the whole snapshot after seq and random writes, cold", versus(qemu=2)),
+    Row("snap-read-warm", "MB/s", "the same again", versus(qemu=5)),
+    Row(
+        "fuse-price-qd1",
+        "IOPS",
+        "4 KiB random direct writes, depth 1, nothing owed",
+        versus(pyfuse3=0.9, libfuse=1),
+        peers=OVER_FUSE,
+    ),
+    Row("fuse-price-qd16", "IOPS", "the same, depth 16", versus(pyfuse3=0.9, libfuse=2), peers=OVER_FUSE),
+    Row(
+        "fuse-price-seq",
+        "MB/s",
+        "1 MiB sequential direct writes, nothing owed",
+        versus(pyfuse3=0.9, libfuse=1),
+        peers=OVER_FUSE,
+    ),
+    Row("fsync-p50", "µs", "4 KiB write + fsync, nothing owed, median", FSYNC_GOALS, True, PEER_NAMES),
+    Row("fsync-p99", "µs", "the same, 99th percentile", versus(qemu=1), True, PEER_NAMES),
+    Row("fsync-owed-p50", "µs", "4 KiB write + fsync, first touch, median", FSYNC_GOALS, True, PEER_NAMES),
+    Row("fsync-owed-p99", "µs", "the same, 99th percentile", versus(qemu=1), True, PEER_NAMES),
+    Row("buffer", "MiB", "disk space taken by what seq preserved", versus(qemu=0.55), True),
+    Row("memory", "MiB", "peak of all server processes together", (Goal(None, at_most=200),), True, (SNAPFS, QEMU)),
+)
+ROWS_BY_NAME = {row.name: row for row in ROWS}
+
+
+def goal_ratio(row: Row, goal: Goal, ours: float, theirs: float | None) -> tuple[float, bool]:
+    """What snapfs reached against one goal, and whether that is enough."""
+    if goal.at_most is not None:
+        return ours / goal.at_most, ours <= goal.at_most
+    if theirs is None:
+        raise ValueError(f"{row.name} has a goal against {goal.peer}, which was not measured")
+    if goal.above:
+        return ours - theirs, ours <= theirs + goal.above
+    ratio = ours / theirs
+    return ratio, ratio <= goal.factor if row.less_is_better else ratio >= goal.factor
