@@ -74,7 +74,7 @@ class Region:
 
 @dataclass
 class ImageMap:
-    """`used` has one bit per block of the snapshot (little endian, 1 = used), the last partial one included."""
+    """`used`: one bit per block of the snapshot, little endian, 1 = used; a partial last block has one."""
 
     block_bytes: int
     size_bytes: int

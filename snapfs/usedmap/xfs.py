@@ -1,0 +1,232 @@
+"""The map of XFS, from the tree of free extents by block number (bnobt) of each allocation group.
+
+Trusted only when all of this holds:
+1. version 5 (everything has checksums), every feature known, no repair asked for, an internal log;
+2. the log needs no recovery (see `xfs_log`);
+3. the header of each allocation group and every tree block have the right checksum, place, owner and filesystem,
+   the free extents are in order, and they sum up to the count in the header;
+4. neither the headers of a group nor the log are among the free extents.
+
+Whatever is in no tree is used; that includes the few blocks that each group keeps in reserve for its trees.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+from bitarray import bitarray
+from bitarray.util import zeros
+from numpy.typing import NDArray
+
+from snapfs.usedmap import xfs_layout as layout
+from snapfs.usedmap.checksums import crc32c_with_zeroed_field
+from snapfs.usedmap.result import FreeMap, MapError
+from snapfs.usedmap.source import Source
+from snapfs.usedmap.xfs_log import check_log_clean
+
+
+@dataclass(frozen=True)
+class _Shape:
+    block_bytes: int
+    sector_bytes: int
+    data_blocks: int
+    ag_blocks: int
+    ag_count: int
+    log_first_block: int
+    log_blocks: int
+    uuid: bytes
+    meta_uuid: bytes
+
+    def ag_length(self, ag: int) -> int:
+        return min(self.ag_blocks, self.data_blocks - ag * self.ag_blocks)
+
+    @property
+    def header_blocks(self) -> int:
+        return -(-layout.AG_HEADER_SECTORS * self.sector_bytes // self.block_bytes)
+
+
+@dataclass(frozen=True)
+class _AgHeader:
+    root_block: int
+    levels: int
+    free_blocks: int
+
+
+@dataclass(frozen=True)
+class _TreeBlock:
+    level: int
+    records: int
+    right_block: int
+    body: bytes
+
+
+def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
+    """The free blocks; `MapError` when they cannot be trusted. A freeze shows in the log, not in `frozen_by_us`."""
+    shape = _read_shape(source)
+    log_offset = shape.log_first_block * shape.block_bytes
+    check_log_clean(source.window(log_offset, shape.log_blocks * shape.block_bytes), shape.uuid)
+    free = zeros(shape.data_blocks, "little")
+    for ag in range(shape.ag_count):
+        _mark_free(source, shape, ag, free)
+    if free.find(1, shape.log_first_block, shape.log_first_block + shape.log_blocks) >= 0:
+        raise MapError("counts its own log as free")
+    return FreeMap(shape.block_bytes, 0, free)
+
+
+def _read_shape(source: Source) -> _Shape:
+    raw = source.read(0, layout.MIN_SUPERBLOCK_BYTES)
+    if raw[:4] != layout.SUPERBLOCK_MAGIC:
+        raise MapError("has no superblock")
+    fields = {
+        name: int(struct.unpack_from(form, raw, offset)[0])
+        for name, (form, offset) in layout.SUPERBLOCK_FIELDS.items()
+    }
+    if fields["version"] & layout.VERSION_NUMBER_MASK != layout.VERSION_5:
+        raise MapError("is of an old version without checksums")
+    _check_superblock_checksum(source, fields["sector_bytes"])
+    _check_features(fields)
+    return _checked_shape(fields, raw, source.size_bytes)
+
+
+def _check_superblock_checksum(source: Source, sector_bytes: int) -> None:
+    if not 512 <= sector_bytes <= 32768 or sector_bytes & (sector_bytes - 1):
+        raise MapError("has a senseless sector size")
+    _check_crc(source.read(0, sector_bytes), layout.SUPERBLOCK_CRC_OFFSET, "superblock")
+
+
+def _check_features(fields: dict[str, int]) -> None:
+    if fields["in_progress"]:
+        raise MapError("was not made to the end")
+    if fields["incompat"] & layout.INCOMPAT_NEEDS_REPAIR:
+        raise MapError("is marked as in need of repair")
+    for name, known in (
+        ("ro_compat", layout.KNOWN_RO_COMPAT),
+        ("incompat", layout.KNOWN_INCOMPAT),
+        ("log_incompat", layout.KNOWN_LOG_INCOMPAT),
+    ):
+        if unknown := fields[name] & ~known:
+            raise MapError(f"has unknown features ({name} 0x{unknown:x})")
+    if fields["realtime_blocks"]:
+        raise MapError("has a realtime section")
+    if not fields["log_start"]:
+        raise MapError("has its log elsewhere")
+
+
+def _checked_shape(fields: dict[str, int], raw: bytes, size_bytes: int) -> _Shape:
+    block_bytes = fields["block_bytes"]
+    if not layout.MIN_BLOCK_BYTES <= block_bytes <= layout.MAX_BLOCK_BYTES or block_bytes & (block_bytes - 1):
+        raise MapError("has a senseless block size")
+    data_blocks, ag_blocks, ag_count = fields["data_blocks"], fields["ag_blocks"], fields["ag_count"]
+    if not data_blocks or data_blocks * block_bytes > size_bytes:
+        raise MapError(f"claims {data_blocks * block_bytes} bytes but has a place of {size_bytes}")
+    if not 0 < ag_blocks * block_bytes <= layout.MAX_AG_BYTES or ag_count != -(-data_blocks // ag_blocks):
+        raise MapError("has senseless allocation groups")
+    if fields["ag_block_log"] != (ag_blocks - 1).bit_length():
+        raise MapError("has senseless block numbers")
+    log_ag, log_block = (
+        fields["log_start"] >> fields["ag_block_log"],
+        _low(fields["log_start"], fields["ag_block_log"]),
+    )
+    if log_ag >= ag_count or log_block + fields["log_blocks"] > ag_blocks:
+        raise MapError("has a log outside its allocation groups")
+    uuid = raw[layout.UUID_OFFSET :][: layout.UUID_BYTES]
+    has_meta_uuid = fields["incompat"] & layout.INCOMPAT_META_UUID
+    return _Shape(
+        block_bytes=block_bytes,
+        sector_bytes=fields["sector_bytes"],
+        data_blocks=data_blocks,
+        ag_blocks=ag_blocks,
+        ag_count=ag_count,
+        log_first_block=log_ag * ag_blocks + log_block,
+        log_blocks=fields["log_blocks"],
+        uuid=uuid,
+        meta_uuid=raw[layout.META_UUID_OFFSET :][: layout.UUID_BYTES] if has_meta_uuid else uuid,
+    )
+
+
+def _mark_free(source: Source, shape: _Shape, ag: int, free: bitarray) -> None:
+    """Set the bits of the free extents of one allocation group."""
+    header = _read_ag_header(source, shape, ag)
+    records = _free_extents(source, shape, ag, header)
+    starts, counts = records["start"].astype(np.int64), records["count"].astype(np.int64)
+    ends = starts + counts
+    if len(records) and (
+        starts[0] < shape.header_blocks
+        or ends[-1] > shape.ag_length(ag)
+        or not counts.all()
+        or (starts[1:] < ends[:-1]).any()
+    ):
+        raise MapError(f"has free extents out of order in allocation group {ag}")
+    if counts.sum() != header.free_blocks:
+        raise MapError(f"has a number of free blocks in allocation group {ag} that its tree contradicts")
+    base = ag * shape.ag_blocks
+    for start, end in zip((starts + base).tolist(), (ends + base).tolist(), strict=True):
+        free[start:end] = 1
+
+
+def _read_ag_header(source: Source, shape: _Shape, ag: int) -> _AgHeader:
+    offset = ag * shape.ag_blocks * shape.block_bytes + shape.sector_bytes
+    raw = source.read(offset, shape.sector_bytes)
+    magic, version, number, length, root, levels, free_blocks = layout.AGF.unpack_from(raw)
+    if magic != layout.AGF_MAGIC or version != layout.AGF_VERSION or number != ag:
+        raise MapError(f"has no header of allocation group {ag}")
+    _check_crc(raw, layout.AGF_CRC_OFFSET, f"header of allocation group {ag}")
+    if raw[layout.AGF_UUID_OFFSET :][: layout.UUID_BYTES] != shape.meta_uuid:
+        raise MapError(f"has the header of another filesystem in allocation group {ag}")
+    if length != shape.ag_length(ag) or not 1 <= levels <= layout.BTREE_MAX_LEVELS:
+        raise MapError(f"has a senseless header of allocation group {ag}")
+    return _AgHeader(root, levels, free_blocks)
+
+
+def _free_extents(source: Source, shape: _Shape, ag: int, header: _AgHeader) -> NDArray[np.void]:
+    """All records of the tree: down its left edge, then along the leaves."""
+    block = header.root_block
+    for level in range(header.levels - 1, 0, -1):
+        node = _read_tree_block(source, shape, ag, block, level)
+        capacity = len(node.body) // (layout.BTREE_KEY_BYTES + layout.BTREE_POINTER_BYTES)
+        if not 0 < node.records <= capacity:
+            raise MapError(f"has a broken tree in allocation group {ag}")
+        first_pointer = capacity * layout.BTREE_KEY_BYTES
+        block = int.from_bytes(node.body[first_pointer : first_pointer + layout.BTREE_POINTER_BYTES], "big")
+    return _leaf_records(source, shape, ag, block, header.free_blocks)
+
+
+def _leaf_records(source: Source, shape: _Shape, ag: int, block: int, free_blocks: int) -> NDArray[np.void]:
+    leaves = [np.empty(0, layout.BTREE_RECORD)]
+    total = 0
+    while block != layout.BTREE_NO_SIBLING:
+        leaf = _read_tree_block(source, shape, ag, block, 0)
+        if leaf.records > len(leaf.body) // layout.BTREE_RECORD.itemsize:
+            raise MapError(f"has a broken tree in allocation group {ag}")
+        leaves.append(np.frombuffer(leaf.body, layout.BTREE_RECORD, leaf.records))
+        total += leaf.records
+        # An empty leaf is fine only as the whole tree; each record is a free block at least. So the walk ends.
+        if (leaf.records == 0 and len(leaves) > 2) or total > free_blocks:
+            raise MapError(f"has a broken tree in allocation group {ag}")
+        block = leaf.right_block
+    return np.concatenate(leaves)
+
+
+def _read_tree_block(source: Source, shape: _Shape, ag: int, block: int, level: int) -> _TreeBlock:
+    if not shape.header_blocks <= block < shape.ag_length(ag):
+        raise MapError(f"has a tree that leads outside allocation group {ag}")
+    offset = (ag * shape.ag_blocks + block) * shape.block_bytes
+    raw = source.read(offset, shape.block_bytes)
+    magic, own_level, records, _, right, disk_block, _, uuid, owner = layout.BTREE_HEADER.unpack_from(raw)
+    _check_crc(raw, layout.BTREE_CRC_OFFSET, f"tree of allocation group {ag}")
+    if (magic, own_level, owner, uuid) != (layout.BNOBT_MAGIC, level, ag, shape.meta_uuid):
+        raise MapError(f"has a broken tree in allocation group {ag}")
+    if disk_block * layout.DISK_SECTOR_BYTES != offset:
+        raise MapError(f"has a misplaced block in the tree of allocation group {ag}")
+    return _TreeBlock(own_level, records, right, raw[layout.BTREE_HEADER_BYTES :])
+
+
+def _check_crc(raw: bytes, crc_offset: int, what: str) -> None:
+    if crc32c_with_zeroed_field(raw, crc_offset) != int.from_bytes(raw[crc_offset : crc_offset + 4], "little"):
+        raise MapError(f"has a wrong checksum in the {what}")
+
+
+def _low(number: int, bits: int) -> int:
+    return number & ((1 << bits) - 1)
