@@ -5,7 +5,8 @@ Rules
 2. All FATs are equal; entry 0 repeats the medium of the boot sector, so the FAT is where it is thought to be.
 3. A cluster is free when its entry is 0. Anything else, bad clusters too, is used.
 4. Chains make sense: every link points to a cluster of the volume that is not free.
-5. Boot sectors, FATs, root directory of FAT12/16 and a remainder at the end are outside the map: used.
+5. The files in the root directory begin in used clusters, its directories are where it says (`fat_root`).
+6. Boot sectors, FATs, root directory of FAT12/16 and a remainder at the end are outside the map: used.
 
 The FAT is read in pieces and judged by whole-array operations. Most entries are free or point to their
 successor; only the others (ends of chains and jumps) are looked at one by one.
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 from snapfs.usedmap import fat_layout as layout
 from snapfs.usedmap.fat_geometry import Geometry, read_geometry
+from snapfs.usedmap.fat_root import check_root
 from snapfs.usedmap.result import FreeMap, MapError
 from snapfs.usedmap.source import Source
 
@@ -42,8 +44,7 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
         _check_first_entries(geometry, source.read(fat_offset, 8))
     _check_no_hidden_fat(source, geometry)
     free = _Judge(geometry).judge(_pieces(source, geometry))
-    if geometry.root_cluster:
-        _check_root(geometry, free)
+    check_root(source, geometry, free)
     return FreeMap(geometry.cluster_bytes, geometry.data_offset, free)
 
 
@@ -67,13 +68,6 @@ def _check_no_hidden_fat(source: Source, geometry: Geometry) -> None:
     second = first + geometry.fat_bytes
     if source.read(first, layout.BOOT_BYTES) == source.read(second, layout.BOOT_BYTES):
         raise MapError("has more FATs than its boot sector says")
-
-
-def _check_root(geometry: Geometry, free: bitarray) -> None:
-    if not layout.FIRST_CLUSTER <= geometry.root_cluster <= geometry.last_cluster:
-        raise MapError("has its root directory outside the volume")
-    if free[geometry.root_cluster - layout.FIRST_CLUSTER]:
-        raise MapError("has a root directory that its FAT calls free")
 
 
 def _pieces(source: Source, geometry: Geometry) -> Iterator[Entries | None]:

@@ -21,13 +21,15 @@ from snapfs.usedmap.source import Source
 
 @dataclass(frozen=True)
 class Geometry:
-    """Offsets are bytes of the volume; `root_cluster` is 0 where the root directory has a place of its own."""
+    """Offsets are bytes of the volume; `root_cluster` is 0 where the root directory has `root_bytes` of its own."""
 
     kind: FatKind
     cluster_bytes: int
     cluster_count: int
     fat_offsets: tuple[int, ...]
     fat_bytes: int
+    root_offset: int
+    root_bytes: int
     data_offset: int
     medium: int
     root_cluster: int
@@ -36,6 +38,9 @@ class Geometry:
     @property
     def last_cluster(self) -> int:
         return self.cluster_count + layout.FIRST_CLUSTER - 1
+
+    def cluster_offset(self, cluster: int) -> int:
+        return self.data_offset + (cluster - layout.FIRST_CLUSTER) * self.cluster_bytes
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def read_geometry(source: Source) -> Geometry:
     _check_fields(boot)
     if boot.sectors * boot.sector_bytes > source.size_bytes:
         raise MapError("is larger than its place")
-    root_sectors = -(-boot.root_entries * layout.ROOT_ENTRY_BYTES // boot.sector_bytes)
+    root_sectors = -(-boot.root_entries * layout.DIRECTORY_ENTRY_BYTES // boot.sector_bytes)
     data_sector = boot.reserved_sectors + boot.fat_count * boot.fat_sectors + root_sectors
     cluster_count = (boot.sectors - data_sector) // boot.cluster_sectors
     kind = _kind(boot, cluster_count)
@@ -89,6 +94,8 @@ def read_geometry(source: Source) -> Geometry:
         cluster_count=cluster_count,
         fat_offsets=tuple(first_fat + number * fat_bytes for number in range(boot.fat_count)),
         fat_bytes=fat_bytes,
+        root_offset=first_fat + boot.fat_count * fat_bytes,
+        root_bytes=boot.root_entries * layout.DIRECTORY_ENTRY_BYTES,
         data_offset=data_sector * boot.sector_bytes,
         medium=boot.medium,
         root_cluster=boot.root_cluster if kind is layout.FAT32 else 0,

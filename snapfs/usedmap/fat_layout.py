@@ -24,7 +24,7 @@ GEOMETRY_BYTES: Final = slice(11, 52)
 SECTOR_BYTES: Final = (512, 1024, 2048, 4096)
 SECTORS_PER_CLUSTER: Final = (1, 2, 4, 8, 16, 32, 64, 128)
 FAT_COUNT_MAX: Final = 2
-ROOT_ENTRY_BYTES: Final = 32
+DIRECTORY_ENTRY_BYTES: Final = 32
 
 # FAT32 flags: set when only one FAT is kept up to date.
 NOT_MIRRORED: Final = 0x0080
@@ -61,3 +61,14 @@ FIRST_CLUSTER: Final = 2
 FREE: Final = 0
 # Entries from mask - this on mean "bad" (first) or "end of the chain" (the rest).
 SPECIAL_BELOW_MASK: Final = 8
+
+# --- directory entries -------------------------------------------------------------------------------
+# 0 name, 11 attributes, 20 upper half (FAT32 only) and 26 lower half of the first cluster.
+DIRECTORY_ENTRY: Final = struct.Struct("<11sB8xH4xH4x")
+DIRECTORY_END: Final = 0x00
+ENTRY_DELETED: Final = 0xE5
+# A volume label, or with all of read-only, hidden and system a piece of a long name.
+ATTRIBUTE_LABEL: Final = 0x08
+ATTRIBUTE_DIRECTORY: Final = 0x10
+# The first entry of every directory but the root is the directory itself.
+DOT_NAME: Final = b".          "
