@@ -115,3 +115,12 @@ def become(user: int) -> None:
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
+
+
+def map_file_without_descriptor(path: Path) -> None:
+    """Map the first page of `path` for the rest of this process's life; Python's mmap would keep a descriptor."""
+    _libc.mmap.restype = ctypes.c_void_p
+    fd = os.open(path, os.O_RDONLY)
+    address = _libc.mmap(None, ctypes.c_size_t(4096), 1, 2, fd, ctypes.c_long(0))
+    os.close(fd)
+    assert address not in (None, ctypes.c_void_p(-1).value)

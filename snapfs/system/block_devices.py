@@ -1,0 +1,182 @@
+"""Loop devices and what is stacked on a block device: partitions, device-mapper, MD, mounts, swap.
+
+Source: /sys/class/block in the kernel's Documentation/ABI/{stable,testing}/sysfs-block, loop(4), proc(5).
+
+Rules:
+- A loop device belongs to a file by the file's device and inode, not by the path: that may have been renamed, or
+  be of another mount namespace. Only when the path already says that the file is on a snapfs mount is the path
+  believed, because the kernel would have to ask the mount's server, who may hang.
+- Without the permission to open /dev/loopN (an ordinary user) the path in sysfs is all there is.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
+
+SYS_BLOCK: Final = Path("/sys/class/block")
+_SWAPS: Final = Path("/proc/swaps")
+_LOOP_GET_STATUS64: Final = 0x4C05
+_LOOP_INFO64: Final = struct.Struct("=5Q4I64s64s32s2Q")
+_DELETED: Final = " (deleted)"
+_OCTAL: Final = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class BlockDevice:
+    """A block device by its kernel name, node and number."""
+
+    name: str
+    path: Path
+    device: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LoopDevice:
+    """A loop device in use. `backing_path` as sysfs shows it; the numbers are None where they may not be asked."""
+
+    block_device: BlockDevice
+    backing_path: Path
+    backing_device: int | None
+    backing_inode: int | None
+    backing_rdev: int | None
+
+    def is_on(self, path: Path, status: os.stat_result) -> bool:
+        """Whether this loop device reads and writes the file or block device at canonical `path`."""
+        if self.backing_inode is None:
+            return self.backing_path == path
+        same_inode = (self.backing_device, self.backing_inode) == (status.st_dev, status.st_ino)
+        return same_inode or (status.st_rdev != 0 and self.backing_rdev == status.st_rdev)
+
+
+def block_device(name: str) -> BlockDevice:
+    """The block device of the kernel's `name`; OSError when there is none."""
+    major, _, minor = (SYS_BLOCK / name / "dev").read_text().strip().partition(":")
+    mapper_name = _read_or_empty(SYS_BLOCK / name / "dm" / "name")
+    node = Path("/dev/mapper", mapper_name) if mapper_name else Path("/dev", name.replace("!", "/"))
+    return BlockDevice(name, node, (int(major), int(minor)))
+
+
+def block_device_of_number(rdev: int) -> BlockDevice | None:
+    """The block device with the number `rdev` (st_rdev of its node)."""
+    link = Path(f"/sys/dev/block/{os.major(rdev)}:{os.minor(rdev)}")
+    try:
+        return block_device(Path(os.readlink(link)).name)
+    except OSError:
+        return None
+
+
+def loop_devices() -> list[LoopDevice]:
+    """The loop devices that have a backing file."""
+    found = []
+    for directory in sorted(SYS_BLOCK.glob("loop*/loop")):
+        backing = _read_or_empty(directory / "backing_file").removesuffix(_DELETED)
+        if not backing:
+            continue
+        try:
+            device = block_device(directory.parent.name)
+        except OSError:
+            continue
+        identity = _loop_identity(device.path) if not is_on_snapfs(Path(backing)) else None
+        found.append(LoopDevice(device, Path(backing), *(identity or (None, None, None))))
+    return found
+
+
+def is_on_snapfs(path: Path) -> bool:
+    """Whether the path leads into a snapfs mount, found without touching it."""
+    mount = find_mount(path)
+    return mount is not None and mount.fstype == SNAPFS_TYPE
+
+
+def _loop_identity(node: Path) -> tuple[int, int, int] | None:
+    """st_dev, st_ino and st_rdev of the backing file, from the driver."""
+    try:
+        fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        answer = fcntl.ioctl(fd, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64.size))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    device, inode, rdevice = _LOOP_INFO64.unpack(answer)[:3]
+    return device, inode, rdevice
+
+
+def stacked_on(device: BlockDevice) -> list[BlockDevice]:
+    """`device`, its partitions, and the devices built on any of them (device-mapper, MD), from below upwards."""
+    found: dict[str, BlockDevice] = {}
+    todo = [device.name]
+    while todo:
+        name = todo.pop(0)
+        if name in found:
+            continue
+        try:
+            found[name] = block_device(name)
+        except OSError:
+            continue
+        directory = SYS_BLOCK / name
+        todo += sorted(path.parent.name for path in directory.glob("*/partition"))
+        todo += sorted(path.name for path in directory.glob("holders/*"))
+    return list(found.values())
+
+
+def uses_of(devices: Iterable[BlockDevice]) -> list[str]:
+    """How the devices are in use: "mounted on /mnt/x", "mounted on /y by process 12", "used as swap"."""
+    numbers = {device.device for device in devices}
+    uses = [f"mounted on {point}" for point in _points(read_mounts(), numbers)]
+    for pid, mounts in namespace_mounts():
+        own = [f"mounted on {point} for process {pid}" for point in _points(mounts, numbers)]
+        uses += own if not uses else []  # a namespace repeats the mounts of the one it was made from
+    if any(_number_of_node(path) in numbers for path in swap_areas()):
+        uses.append("used as swap")
+    return uses
+
+
+def mounts_of(devices: Iterable[BlockDevice]) -> list[Mount]:
+    """The mounts, in this namespace, of filesystems that are on one of the devices."""
+    numbers = {device.device for device in devices}
+    return [mount for mount in read_mounts() if _is_mount_of(mount, numbers)]
+
+
+def _points(mounts: Iterable[Mount], numbers: set[tuple[int, int]]) -> list[str]:
+    return list(dict.fromkeys(str(mount.mount_point) for mount in mounts if _is_mount_of(mount, numbers)))
+
+
+def _is_mount_of(mount: Mount, numbers: set[tuple[int, int]]) -> bool:
+    """btrfs and others have a number of their own; then the source tells the device."""
+    if mount.device in numbers:
+        return True
+    return mount.device[0] == 0 and mount.source.startswith("/dev/") and _number_of_node(mount.source) in numbers
+
+
+def _number_of_node(path: str) -> tuple[int, int] | None:
+    if not path.startswith("/dev/"):
+        return None
+    try:
+        rdev = os.stat(path).st_rdev
+    except OSError:
+        return None
+    return os.major(rdev), os.minor(rdev)
+
+
+def swap_areas() -> list[str]:
+    """Paths of the swap areas in use, devices and files."""
+    lines = _read_or_empty(_SWAPS).splitlines()[1:]
+    return [_OCTAL.sub(lambda match: chr(int(match[1], 8)), line.split()[0]) for line in lines if line.strip()]
+
+
+def _read_or_empty(path: Path) -> str:
+    try:
+        return path.read_text(errors="surrogateescape").strip("\n")
+    except OSError:
+        return ""

@@ -1,0 +1,120 @@
+"""Open IMAGE for reading and writing, or say in one sentence why it cannot be.
+
+Source: block devices as in the kernel's include/uapi/linux/fs.h (BLKGETSIZE64) and open(2) (O_EXCL: EBUSY while
+the device is mounted or otherwise claimed).
+
+Nothing is created, changed or truncated here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from snapfs.errors import BusyError, PermissionDeniedError, SnapfsError
+from snapfs.system.holders import describe, holders_of_image
+
+_BLKGETSIZE64: Final = 0x80081272
+_PROBED_BYTES: Final = 4096
+
+
+class OpenImage(NamedTuple):
+    """An image, open for reading and writing; the caller closes `fd`."""
+
+    fd: int
+    size_bytes: int
+    is_device: bool
+
+
+def open_image(path: Path | str) -> OpenImage:
+    """Open the image; `SnapfsError` (`BusyError`, `PermissionDeniedError`) says why it cannot be."""
+    is_device = _checked_kind(path)
+    exclusive = os.O_EXCL if is_device else 0
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive)
+    except OSError as error:
+        raise _open_error(path, error) from error
+    try:
+        size_bytes = _size_bytes(fd, is_device)
+        _check_content(path, fd, size_bytes)
+    except BaseException:
+        os.close(fd)
+        raise
+    return OpenImage(fd, size_bytes, is_device)
+
+
+def _checked_kind(path: Path | str) -> bool:
+    """Whether `path` is a block device; raises for what is neither that nor a regular file, before it is opened:
+    opening a FIFO would wait, opening a character device may do anything."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise _open_error(path, error) from error
+    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+        return stat.S_ISBLK(mode)
+    kinds = {
+        stat.S_IFDIR: "a directory",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a character device",
+    }
+    kind = kinds.get(stat.S_IFMT(mode), "something else")
+    raise SnapfsError(f"{path} is {kind}, not an image; name a raw image file or a block device.", path=path)
+
+
+def _open_error(path: Path | str, error: OSError) -> SnapfsError:
+    number = error.errno
+    if number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        return SnapfsError(f"{path} does not exist; name a raw image file or a block device.", path=path)
+    if number in (errno.EBUSY, errno.ETXTBSY):
+        holders = holders_of_image(path)
+        who = describe(holders) or "the kernel does not say by whom"
+        return BusyError(
+            f"{path} is in use: {who}; end that and try again.",
+            path=path,
+            holders=[holder.description for holder in holders],
+        )
+    if number == errno.EROFS:
+        return SnapfsError(
+            f"{path} is read-only, and the live view must write to it; make it writable or use a copy.",
+            path=path,
+        )
+    if number in (errno.EACCES, errno.EPERM):
+        return _permission_error(path)
+    return SnapfsError(f"{path} cannot be opened: {error.strerror}; check the disk it is on.", path=path)
+
+
+def _permission_error(path: Path | str) -> SnapfsError:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError:
+        missing = "read"
+    else:
+        missing = "written to"
+    return PermissionDeniedError(
+        f"{path} cannot be {missing} by this user; change its permissions or run snapfs as its owner or root.",
+        path=path,
+    )
+
+
+def _size_bytes(fd: int, is_device: bool) -> int:
+    if is_device:
+        try:
+            return int(struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0])
+        except OSError:
+            return os.lseek(fd, 0, os.SEEK_END)
+    return os.fstat(fd).st_size
+
+
+def _check_content(path: Path | str, fd: int, size_bytes: int) -> None:
+    if size_bytes == 0:
+        raise SnapfsError(f"{path} is empty, there is nothing to show; name an image with content.", path=path)
+    try:
+        os.pread(fd, _PROBED_BYTES, 0)
+    except OSError as error:
+        raise SnapfsError(f"{path} cannot be read: {error.strerror}; check the disk it is on.", path=path) from error

@@ -1,0 +1,91 @@
+"""What a process of snapfs sets about itself, and how one process is told from a later one with its number.
+
+Source: the manual pages proc(5), prctl(2), mallopt(3).
+
+Rules:
+- A setting that this user may not make is no error: it returns False, and snapfs works less protected.
+- A process is known by its number and its start time together; numbers are used again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Final
+
+from snapfs.system import libc
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_MAX_NAME_BYTES: Final = 15  # TASK_COMM_LEN without its final zero
+
+# The largest that glibc accepts. Above every request (1 MiB) and every record, so no buffer comes from mmap.
+_HEAP_THRESHOLD_BYTES: Final = 32 << 20
+# Freed memory up to this stays in the heap: it bounds what a server keeps after a burst.
+_KEEP_BYTES: Final = 64 << 20
+
+
+def set_oom_score(adjustment: int) -> bool:
+    """Make the kernel less (down to -1000) or more (up to 1000) willing to kill this process for memory."""
+    try:
+        Path("/proc/self/oom_score_adj").write_text(f"{adjustment}\n")
+    except OSError:
+        return False
+    return True
+
+
+def set_io_flusher() -> bool:
+    """Say that write-back depends on this process: the kernel then never makes it wait for write-back itself,
+    which for the server of a FUSE file would be waiting for itself."""
+    try:
+        libc.prctl(libc.PR_SET_IO_FLUSHER, 1)
+    except OSError:
+        return False
+    return True
+
+
+def die_with_parent(signal_no: int = signal.SIGKILL, parent_pid: int | None = None) -> None:
+    """Have this process get `signal_no` when the thread that started it ends.
+
+    Give `parent_pid` (its os.getpid() before the start) so that a parent that has ended already counts too.
+    """
+    libc.prctl(libc.PR_SET_PDEATHSIG, int(signal_no))
+    if parent_pid is not None and os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal_no)
+
+
+def keep_heap() -> bool:
+    """Tell malloc to keep what is freed and give it out again: a fresh page from the kernel costs more than
+    copying it, and every request has a buffer. False where the C library cannot be told."""
+    settings = (
+        (libc.M_ARENA_MAX, 1),  # threads share one heap; else each keeps its own
+        (libc.M_MMAP_THRESHOLD, _HEAP_THRESHOLD_BYTES),
+        (libc.M_TRIM_THRESHOLD, _KEEP_BYTES),
+    )
+    accepted = [libc.mallopt(parameter, value) for parameter, value in settings]
+    return all(accepted)
+
+
+def set_process_name(name: str) -> bool:
+    """Name this process for ps, top and our own messages. Call it in the main thread."""
+    try:
+        libc.prctl_name(os.fsencode(name)[:_MAX_NAME_BYTES])
+    except OSError:
+        return False
+    return True
+
+
+def boot_id() -> str:
+    """The id of this boot of the machine: another id means that all that was only in memory is gone."""
+    return _BOOT_ID.read_text().strip()
+
+
+def process_start_time(pid: int) -> int | None:
+    """When process `pid` started, in clock ticks since boot; None when there is no such process (any more)."""
+    try:
+        line = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    after_name = line.rpartition(b")")[2].split()  # the name may hold blanks and parentheses
+    state, start_time = after_name[0], after_name[19]
+    return None if state in (b"Z", b"X") else int(start_time)
