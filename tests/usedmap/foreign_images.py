@@ -139,10 +139,15 @@ class MemoryImage:
         return Source(self, len(self.content))
 
 
-def damage(content: bytearray, ranges: list[range], dice: random.Random) -> None:
-    """Change up to four bytes within the ranges: a bit, a byte, or a word of extreme values."""
+def damage(content: bytearray, ranges: list[range], dice: random.Random) -> list[tuple[int, bytes]]:
+    """Change up to four places within the ranges: a bit, a byte, or a word of extreme values.
+
+    Returns (offset, old bytes) of each change.
+    """
+    undo = []
     for _ in range(dice.randint(1, 4)):
         at = dice.choice(dice.choice(ranges))
+        undo.append((at, bytes(content[at : at + 4])))
         how = dice.randrange(3)
         if how == 0:
             content[at] ^= 1 << dice.randrange(8)
@@ -150,19 +155,21 @@ def damage(content: bytearray, ranges: list[range], dice: random.Random) -> None
             content[at] = dice.randrange(256)
         else:
             content[at : at + 4] = dice.choice((b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\1\0\0\0"))
+    return undo
 
 
 def damaged_maps(reader: Reader, content: bytes, ranges: list[range], seeds: range) -> Iterator[tuple[int, FreeMap]]:
     """Read the map of `content` damaged by each seed; only maps that were not refused come back."""
     image = MemoryImage(content)
     for seed in seeds:
-        image.content[:] = content
-        damage(image.content, ranges, random.Random(seed))
-        assert len(image.content) == len(content)
+        undo = damage(image.content, ranges, random.Random(seed))
         try:
             yield seed, reader(image.source())
         except MapError:
             continue
+        finally:
+            for at, old in reversed(undo):
+                image.content[at : at + 4] = old
 
 
 def frees_only(free_map: FreeMap, truth: FreeMap) -> bool:
