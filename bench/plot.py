@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bench.results import Results
 from bench.rows import PEER_NAMES, SNAPFS, Row
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 COLOURS = {
     "snapfs": "#111111", "qemu": "#d1495b", "xfs": "#2a78b5", "btrfs": "#66a182",
@@ -23,7 +22,8 @@ def write_plot(results: Results, path: Path) -> None:
     rows = [row for row in results.measured_rows() if results.median(row.name, SNAPFS)]
     if not rows:
         return
-    figure, axes = pyplot.subplots(figsize=(10, 1.5 + 0.33 * len(rows)), dpi=130)
+    figure = Figure(figsize=(10, 1.5 + 0.33 * len(rows)), dpi=130)
+    axes = figure.subplots()
     for line, row in enumerate(rows):
         draw_row(axes, results, row, line)
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=9)
@@ -37,7 +37,6 @@ def write_plot(results: Results, path: Path) -> None:
     axes.tick_params(left=False)
     legend(axes, results)
     figure.savefig(path, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def draw_row(axes: Axes, results: Results, row: Row, line: int) -> None:

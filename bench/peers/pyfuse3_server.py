@@ -61,12 +61,17 @@ class Passthrough(pyfuse3.Operations):
 
 
 async def serve() -> None:
+    """Until it is unmounted or told to stop."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pyfuse3.main)
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                pyfuse3.terminate()
-                nursery.cancel_scope.cancel()
+        nursery.start_soon(stop_on_signal)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def stop_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            pyfuse3.terminate()
 
 
 def main() -> None:
