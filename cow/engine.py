@@ -1,0 +1,412 @@
+"""The live side: every write to the image goes through here, and preserves what the snapshot is owed.
+
+A live write that touches owed blocks, in this order:
+
+1.  the old content into the side buffer (``power``: and durable there),
+2.  the index entries,
+3.  ``settled``,
+4.  the image.
+
+Stopped between any two of them, the snapshot and the image are both right.
+
+``try_write`` and ``try_read`` never wait: they do the whole work inside the caller's thread if nothing
+stands in the way, or nothing at all and say so; then the caller gives ``write`` or ``read`` a thread that may
+wait. A block that a waiting thread is about to preserve is *claimed*: no other write may touch it before
+the claim ends. All shared state is under one lock, which is never held during a wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from cow.errors import BufferFull, EngineClosed
+from cow.files import Data
+from cow.image import Image
+from cow.layout import KEPT_STATES, Counter, Durability, State
+from cow.preserve import (
+    DurablePreserver,
+    Preserver,
+    StagedPreserver,
+    StoreRefused,
+    Ticket,
+    WaitForCompactor,
+    store_errors,
+)
+from cow.seal import write_seal
+from cow.store import Cut, Store
+
+# One request never takes more of the ring than this share, or the ring could not hold two at once.
+_RING_SHARE = 4
+# Waiting writes look again this often even if nobody wakes them.
+_LOOK_AGAIN_S = 0.05
+_BEAT_NS = 20_000_000
+# A call that took longer than this did wait; for a while the next ones get a thread.
+_SLOW_NS = 3_000_000
+_CAUTION_NS = 100_000_000
+_WARN_PERCENT = (80, 90, 95)
+
+
+class OverflowPolicy(Enum):
+    """Who gives way when the side buffer is full."""
+
+    BREAK_SNAPSHOT = "break-snapshot"
+    BREAK_WRITE = "break-write"
+    WAIT = "wait"
+
+
+class EventKind(Enum):
+    """What the engine tells its owner about."""
+
+    BUFFER_FILLING = "buffer-filling"
+    OVERFLOW = "overflow"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """``value``: percent of the limit in use, or the errno of an overflow."""
+
+    kind: EventKind
+    value: int
+
+
+class Pace:
+    """Remembers whether calls on the image have been waiting lately."""
+
+    def __init__(self) -> None:
+        self._cautious_until_ns = 0
+
+    def is_quick(self, now_ns: int) -> bool:
+        return now_ns >= self._cautious_until_ns
+
+    def note(self, started_ns: int) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns - started_ns > _SLOW_NS:
+            self._cautious_until_ns = now_ns + _CAUTION_NS
+
+
+class LiveEngine:
+    """The one writer of a store. Thread-safe. Offsets and lengths in bytes of the image."""
+
+    def __init__(
+        self,
+        store: Store,
+        image: Image,
+        policy: OverflowPolicy = OverflowPolicy.BREAK_SNAPSHOT,
+        on_event: Callable[[Event], None] = lambda event: None,
+        wake_compactor: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._image, self._policy = store, image, policy
+        self._on_event, self._wake_compactor = on_event, wake_compactor
+        self.geometry = store.geometry
+        self._control, self._cut = store.control, store.cut
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._claims: list[Ticket] = []
+        self._pace = Pace()
+        self._closed = False
+        self._warned_percent = 0
+        self._told_waiting = False
+        self._beat_ns = 0
+        self._is_power = store.header.durability is Durability.POWER
+        self._preserver: Preserver = (DurablePreserver if self._is_power else StagedPreserver)(store, image)
+        self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    def try_read_into(self, view: memoryview, offset: int) -> bool:
+        """Fill ``view`` from the image if that needs no wait."""
+        if self._image.can_ask:
+            return self._image.try_read_into([view], offset)
+        now_ns = time.monotonic_ns()
+        if not self._pace.is_quick(now_ns):
+            return False
+        self._image.read_into([view], offset)
+        self._pace.note(now_ns)
+        return True
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` from the image; may wait for the disk."""
+        self._image.read_into([view], offset)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes at ``offset``, clipped at the end of the image."""
+        buffer = bytearray(self.geometry.clip(offset, length))
+        if buffer:
+            self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def try_write(self, offset: int, data: Data) -> bool:
+        """Write all of ``data``, or nothing and return False when that might wait.
+
+        OSError: the image refused. OutOfRange: the write is not inside the image.
+        """
+        first, end = self.geometry.span(offset, len(data))
+        now_ns = time.monotonic_ns()
+        if not self._pace.is_quick(now_ns) or (self._owes(first, end) and not self._try_preserve(first, end)):
+            return False
+        self._write_image(offset, data, now_ns)
+        return True
+
+    def write(self, offset: int, data: Data) -> None:
+        """Write all of ``data``; waits for the disk, for room and for other writes where it must.
+
+        OSError: the image refused. BufferFull: policy ``break-write``, nothing of the piece that did not fit
+        was written. EngineClosed: the engine was closed while this waited.
+        """
+        view = memoryview(data)
+        start = offset
+        for at, length in self.geometry.pieces(offset, len(view), self._max_blocks):
+            first, end = self.geometry.span(at, length)
+            if self._owes(first, end):
+                self._preserve(first, end)
+            self._write_image(at, view[at - start : at - start + length], time.monotonic_ns())
+
+    def _owes(self, first: int, end: int) -> bool:
+        """Whether a write to these blocks has anything to note before the image may change."""
+        cut = self._cut
+        return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._keeps
+
+    def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
+        if now_ns - self._beat_ns > _BEAT_NS:
+            self._beat(now_ns)
+        self._image.write(data, offset)
+        self._pace.note(now_ns)
+
+    def _beat(self, now_ns: int) -> None:
+        """Lets a later mount tell our own last write from somebody else's."""
+        self._beat_ns = now_ns
+        self._control[Counter.HEARTBEAT_NS] = time.time_ns()
+        self._control[Counter.WRITING] = 1
+
+    def note_quiet(self) -> bool:
+        """Record the image's modification time if no write came lately; False while writes go on."""
+        if not self._control[Counter.WRITING]:
+            return True
+        if time.monotonic_ns() - self._beat_ns <= 2 * _BEAT_NS:
+            return False
+        self._control[Counter.IMAGE_MTIME_NS] = self._image.identity().mtime_ns
+        self._control[Counter.WRITING] = 0
+        return True
+
+    # --- preserving ------------------------------------------------------------------------------------------
+
+    @property
+    def _keeps(self) -> bool:
+        return self._control[Counter.STATE] in KEPT_STATES
+
+    def _is_claimed(self, first: int, end: int) -> bool:
+        return any(ticket.first < end and first < ticket.end for ticket in self._claims)
+
+    def _try_preserve(self, first: int, end: int) -> bool:
+        if self._is_power or end - first > self._max_blocks:
+            return False
+        with self._lock:
+            if self._is_claimed(first, end):
+                return False
+            ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
+            try:
+                self._begin(ticket)
+            except (WaitForCompactor, StoreRefused):
+                return False
+            if ticket.runs and not self._try_fill(ticket):
+                self._preserver.abandon(ticket)
+                return False
+            self._publish(ticket)
+        return True
+
+    def _try_fill(self, ticket: Ticket) -> bool:
+        try:
+            return self._preserver.try_fill(ticket)
+        except OSError:
+            # The thread that tries again meets the same error and reports it.
+            return False
+
+    def _begin(self, ticket: Ticket) -> None:
+        if ticket.runs:
+            self._preserver.begin(ticket)
+        else:
+            allocate_changed(self._cut, ticket)
+
+    def _preserve(self, first: int, end: int) -> None:
+        while (ticket := self._claim(first, end)) is not None:
+            filled = False
+            try:
+                self._preserver.fill(ticket)
+                filled = True
+            except StoreRefused as refused:
+                with self._changed:
+                    self._give_way(refused.errno)
+            finally:
+                self._end_claim(ticket, filled)
+            if filled:
+                return
+
+    def _claim(self, first: int, end: int) -> Ticket | None:
+        """Wait until these blocks are nobody else's and there is room; None when nothing need be preserved."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise EngineClosed("the live view is being closed")
+                if not self._keeps:
+                    return None
+                if not self._is_claimed(first, end):
+                    ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
+                    try:
+                        self._begin(ticket)
+                    except StoreRefused as refused:
+                        self._give_way(refused.errno)
+                        continue
+                    except WaitForCompactor:
+                        self._press()
+                    else:
+                        self._claims.append(ticket)
+                        return ticket
+                self._changed.wait(_LOOK_AGAIN_S)
+
+    def _end_claim(self, ticket: Ticket, filled: bool) -> None:
+        with self._changed:
+            self._claims.remove(ticket)
+            if filled:
+                self._publish(ticket)
+            elif ticket.runs:
+                self._preserver.abandon(ticket)
+            self._changed.notify_all()
+
+    def _publish(self, ticket: Ticket) -> None:
+        """Steps 2 and 3 of a write; everything stored into here was allocated by ``_begin``."""
+        control, cut = self._control, self._cut
+        if ticket.runs:
+            self._preserver.publish(ticket)
+            for first, end in ticket.runs:
+                cut.settled.set_range(first, end)
+            count = ticket.count
+            control[Counter.PRESERVED_BLOCKS] += count
+            control[Counter.SETTLED_BLOCKS] += count
+            if control[Counter.PRESSED]:
+                control[Counter.PRESSED] = 0
+            if control[Counter.COMPACTOR_IDLE]:
+                self._wake_compactor()
+            if control[Counter.LIMIT_BYTES]:
+                self._warn()
+        first, end = ticket.first, ticket.end
+        unchanged = end - first - cut.changed.count_set(first, end)
+        if unchanged:
+            cut.changed.set_range(first, end)
+            control[Counter.CHANGED_BLOCKS] += unchanged
+
+    # --- overflow --------------------------------------------------------------------------------------------
+
+    def _give_way(self, code: int) -> None:
+        """The side buffer takes no more (lock held): end the snapshot, fail the write, or wait a little."""
+        if self._policy is OverflowPolicy.BREAK_WRITE:
+            raise BufferFull(code)
+        if self._policy is OverflowPolicy.BREAK_SNAPSHOT:
+            self._break_snapshot(code)
+            return
+        if not self._told_waiting:
+            self._told_waiting = True
+            self._on_event(Event(EventKind.WAITING, code))
+        self._press()
+        self._changed.wait(_LOOK_AGAIN_S)
+
+    def _break_snapshot(self, code: int) -> None:
+        if not self._keeps:
+            return
+        control = self._control
+        control[Counter.OVERFLOW_ERRNO] = code
+        # Before the first block is overwritten that nobody preserved: readers look at this last.
+        control[Counter.STATE] = State.OVERFLOWED
+        with contextlib.suppress(OSError):
+            self._cut.note_overflow(self._store.files)
+        with contextlib.suppress(OSError):
+            self._preserver.discard()
+        self._wake_compactor()
+        self._changed.notify_all()
+        self._on_event(Event(EventKind.OVERFLOW, code))
+
+    def _press(self) -> None:
+        self._control[Counter.PRESSED] = 1
+        self._wake_compactor()
+
+    def room_made(self) -> None:
+        """The compactor freed slots: writes that wait look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def set_limit(self, limit_bytes: int) -> None:
+        """A new limit for the side buffer, 0 for none; writes that wait look again."""
+        with self._changed:
+            self._control[Counter.LIMIT_BYTES] = limit_bytes
+            self._warned_percent = 0
+            self._told_waiting = False
+            self._changed.notify_all()
+
+    def stop_waiting(self) -> None:
+        """From here on a full side buffer ends the snapshot: live data must get out before the end."""
+        with self._changed:
+            self._policy = OverflowPolicy.BREAK_SNAPSHOT
+            self._changed.notify_all()
+
+    def _warn(self) -> None:
+        percent = 100 * self.buffer_bytes() // self._control[Counter.LIMIT_BYTES]
+        reached = max((step for step in _WARN_PERCENT if percent >= step), default=0)
+        if reached > self._warned_percent:
+            self._warned_percent = reached
+            self._on_event(Event(EventKind.BUFFER_FILLING, reached))
+
+    # --- numbers, end ----------------------------------------------------------------------------------------
+
+    def staged_bytes(self) -> int:
+        """Raw bytes in the ring that are not in a segment yet."""
+        slots = self._control[Counter.RESERVED_SEQ] - self._control[Counter.FREED_SEQ]
+        return slots * self.geometry.block_bytes
+
+    def buffer_bytes(self) -> int:
+        """Size of the side buffer, with staged blocks as large as they will be if they compress as others did."""
+        stored, raw = self._control[Counter.STORED_BYTES], self._control[Counter.STORED_RAW_BYTES]
+        staged = self.staged_bytes()
+        return stored + (staged * stored // raw if raw else staged)
+
+    def note_damage(self) -> None:
+        """A reader found something in the store that is not what was written."""
+        with self._lock:
+            self._control[Counter.DAMAGED_READS] += 1
+            if self._control.state is State.ACTIVE:
+                self._control[Counter.STATE] = State.DAMAGED
+
+    def sync(self) -> None:
+        """Make all live writes durable, as fsync of the image does."""
+        self._image.sync()
+
+    def trim(self) -> None:
+        """Give back the resident memory of the mappings."""
+        self._cut.trim()
+
+    def close(self) -> None:
+        """Writes that wait fail with EngineClosed; the image is synced. The store stays as it is."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._preserver.close()
+        self._image.sync()
+
+    def seal(self) -> bool:
+        """After ``close``, with the compactor gone: make the store survive a restart. False: it was not drained."""
+        if self.staged_bytes():
+            return False
+        write_seal(self._store, self._image.identity().mtime_ns)
+        return True
+
+
+def allocate_changed(cut: Cut, ticket: Ticket) -> None:
+    """A write that preserves nothing still notes that the blocks changed."""
+    with store_errors():
+        cut.changed.allocate(ticket.first, ticket.end)

@@ -1,0 +1,148 @@
+"""System calls the engine makes, in one place: whole reads and writes, sparse mapped files, durable renames.
+
+Everything that reaches a disk goes through a ``Files`` object, so that a test can stop the engine at any
+call, fail it, or forget what was not synced.
+
+Storing through a mapping into a hole kills the process with SIGBUS when the disk is full. ``MappedFile``
+therefore hands out no range for writing that was not allocated first: ``ensure`` raises ENOSPC instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+Data = bytes | bytearray | memoryview
+
+PAGE_BYTES = 4096
+_PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Files:
+    """The real file layer. Short transfers are completed; an early end of file raises EIO."""
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        """Up to ``length`` bytes; fewer only at the end of the file."""
+        return os.pread(fd, length, offset)
+
+    def read_into(self, fd: int, views: Sequence[memoryview], offset: int) -> None:
+        """Fill ``views`` from ``offset`` on; EIO if the file ends before they are full."""
+        wanted = sum(len(view) for view in views)
+        done = os.preadv(fd, views, offset)
+        while done < wanted:
+            rest = _after(views, done)
+            count = os.preadv(fd, rest, offset + done)
+            if not count:
+                raise OSError(errno.EIO, "the file ends before the data does")
+            done += count
+
+    def pwrite(self, fd: int, data: Data, offset: int) -> None:
+        view = memoryview(data)
+        done = os.pwrite(fd, view, offset)
+        while done < len(view):
+            done += os.pwrite(fd, view[done:], offset + done)
+
+    def sync_data(self, fd: int) -> None:
+        os.fdatasync(fd)
+
+    def sync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        os.posix_fallocate(fd, offset, length)
+
+    def punch(self, fd: int, offset: int, length: int) -> None:
+        """Give the range back to the filesystem; it reads as zeros afterwards."""
+        if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length)):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def sync_directory(self, path: Path) -> None:
+        """Without this a new name in ``path`` may be gone after a power loss."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.sync(fd)
+        finally:
+            os.close(fd)
+
+    def replace(self, path: Path, data: bytes) -> None:
+        """The file holds the old bytes or the new ones after any crash, never a mixture."""
+        partial = path.with_name(path.name + ".new")
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            self.pwrite(fd, data, 0)
+            self.sync(fd)
+        finally:
+            os.close(fd)
+        os.rename(partial, path)
+        self.sync_directory(path.parent)
+
+
+def _after(views: Sequence[memoryview], done: int) -> list[memoryview]:
+    """What is left of ``views`` once their first ``done`` bytes are filled."""
+    rest = []
+    for view in views:
+        if done >= len(view):
+            done -= len(view)
+        else:
+            rest.append(view[done:])
+            done = 0
+    return rest
+
+
+class MappedFile:
+    """A sparse file of fixed size, mapped shared; several processes see each other's stores at once."""
+
+    def __init__(self, path: Path, size_bytes: int, files: Files, *, writable: bool, create: bool = False) -> None:
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        self.path, self.size_bytes, self._files = path, size_bytes, files
+        self.fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+        if create:
+            os.ftruncate(self.fd, size_bytes)
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self.map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED, access)
+        # One byte a page, in untouched anonymous memory: what was never asked for costs nothing.
+        self._allocated = mmap.mmap(-1, -(-size_bytes // PAGE_BYTES))
+
+    def ensure(self, offset: int, length: int) -> None:
+        """Make the range safe to store into; OSError(ENOSPC) when the disk has no room for it."""
+        first, end = offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)
+        if self._allocated.find(b"\0", first, end) < 0:
+            return
+        stop = min(end * PAGE_BYTES, self.size_bytes)
+        self._files.allocate(self.fd, first * PAGE_BYTES, stop - first * PAGE_BYTES)
+        self._allocated[first:end] = b"\1" * (end - first)
+
+    def data_ranges(self) -> Iterator[tuple[int, int]]:
+        """The ``offset, length`` of everything that is not a hole, in order."""
+        offset = 0
+        while offset < self.size_bytes:
+            try:
+                start = os.lseek(self.fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            offset = min(os.lseek(self.fd, start, os.SEEK_HOLE), self.size_bytes)
+            if start < offset:
+                yield start, offset - start
+
+    def clear(self) -> None:
+        """All zeros and no space on disk again."""
+        os.ftruncate(self.fd, 0)
+        os.ftruncate(self.fd, self.size_bytes)
+        self._allocated.madvise(mmap.MADV_DONTNEED)
+
+    def trim(self) -> None:
+        """Unmap the resident pages; they stay in the page cache and come back when touched."""
+        self.map.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        # Views handed out keep the mapping alive until they are gone; closing it under them would raise.
+        del self.map

@@ -1,0 +1,115 @@
+"""The header: what a store is for. Written whole under a new name and renamed, so it is never half there.
+
+Renaming the header in is the commit point of a new store and of a new cut.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cow.codec import checksum
+from cow.errors import StoreError
+from cow.files import Files
+from cow.geometry import Geometry
+from cow.layout import (
+    FORMAT_VERSION,
+    HEADER,
+    HEADER_CHECKSUM,
+    HEADER_MAGIC,
+    MAX_PATH_BYTES,
+    Durability,
+    Protect,
+)
+
+HEADER_NAME = "header"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The facts of one cut of one image. Times in ns since 1970, sizes in bytes."""
+
+    block_bytes: int
+    image_bytes: int
+    image_dev: int
+    image_ino: int
+    image_mode: int
+    image_uid: int
+    image_gid: int
+    image_atime_ns: int
+    image_mtime_ns: int
+    taken_at_ns: int
+    generation: int
+    staging_slots: int
+    durability: Durability
+    protect: Protect
+    is_device: bool
+    store_id: bytes
+    boot_id: bytes
+    snapshot_id: bytes
+    image_path: str
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry(self.image_bytes, self.block_bytes)
+
+
+def encode_header(header: Header) -> bytes:
+    path = os.fsencode(header.image_path)
+    body = HEADER.pack(
+        HEADER_MAGIC,
+        FORMAT_VERSION,
+        header.block_bytes,
+        header.image_bytes,
+        header.image_dev,
+        header.image_ino,
+        header.image_mode,
+        header.image_uid,
+        header.image_gid,
+        header.image_atime_ns,
+        header.image_mtime_ns,
+        header.taken_at_ns,
+        header.generation,
+        header.staging_slots,
+        header.durability,
+        header.protect,
+        header.is_device,
+        len(path),
+        header.store_id,
+        header.boot_id,
+        header.snapshot_id,
+    )
+    return body + path + HEADER_CHECKSUM.pack(checksum(body + path))
+
+
+def decode_header(data: bytes, store: str) -> Header:
+    """Inverse of ``encode_header``; StoreError says what is wrong with the bytes."""
+    if len(data) < HEADER.size or not data.startswith(HEADER_MAGIC):
+        raise StoreError(store, "has a damaged header")
+    _magic, version, *facts, path_bytes, store_id, boot_id, snapshot_id = HEADER.unpack_from(data)
+    if version > FORMAT_VERSION:
+        raise StoreError(store, f"was written by a newer snapfs (format {version}, this one knows {FORMAT_VERSION})")
+    end = HEADER.size + path_bytes
+    if path_bytes > MAX_PATH_BYTES or len(data) != end + HEADER_CHECKSUM.size:
+        raise StoreError(store, "has a damaged header")
+    if HEADER_CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
+        raise StoreError(store, "has a damaged header")
+    *numbers, durability, protect, is_device = facts
+    path = os.fsdecode(data[HEADER.size : end])
+    kinds = (Durability(durability), Protect(protect), bool(is_device))
+    values = [*numbers, *kinds, store_id, boot_id, snapshot_id, path]
+    return Header(*values)
+
+
+def read_header(store: Path) -> Header | None:
+    """The store's header, None when there is none (the store was never finished)."""
+    try:
+        data = (store / HEADER_NAME).read_bytes()
+    except FileNotFoundError:
+        return None
+    return decode_header(data, str(store))
+
+
+def write_header(store: Path, header: Header, files: Files) -> None:
+    files.replace(store / HEADER_NAME, encode_header(header))

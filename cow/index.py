@@ -1,0 +1,64 @@
+"""Where each preserved block is: eight bytes a block in a sparse mapped file (entries: see layout).
+
+The live server makes an entry once; the compactor alone replaces it when it has moved the block from staging
+to a segment, and only if it still is the entry that it moved. An aligned entry is stored and loaded whole.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+from cow.files import Files, MappedFile
+from cow.layout import ENTRY_BYTES, STAGED
+
+
+class Index:
+    """One entry for each of ``block_count`` blocks; 0 means nothing is preserved."""
+
+    def __init__(
+        self, path: Path, block_count: int, files: Files, *, writable: bool = False, create: bool = False
+    ) -> None:
+        self.file = MappedFile(path, block_count * ENTRY_BYTES, files, writable=writable, create=create)
+        self.block_count = block_count
+        self._entries = memoryview(self.file.map).cast("Q")
+
+    def get(self, block_no: int) -> int:
+        return self._entries[block_no]
+
+    def get_range(self, first: int, end: int) -> list[int]:
+        return self._entries[first:end].tolist()
+
+    def allocate(self, first: int, end: int) -> None:
+        """Make a later store to these entries certain to succeed; OSError(ENOSPC) if it cannot be."""
+        self.file.ensure(first * ENTRY_BYTES, (end - first) * ENTRY_BYTES)
+
+    def set_staged(self, first: int, end: int, seq: int) -> None:
+        """Blocks ``first`` to ``end`` lie in the staging slots from ``seq`` on. Allocated before."""
+        if end - first == 1:
+            self._entries[first] = STAGED | seq
+        else:
+            self._entries[first:end] = array("Q", range(STAGED | seq, (STAGED | seq) + end - first))
+
+    def set_stored(self, first: int, end: int, entry: int) -> None:
+        """Blocks ``first`` to ``end`` lie in the one record that ``entry`` names. Allocated before."""
+        self._entries[first:end] = array("Q", [entry]) * (end - first)
+
+    def replace_staged(self, first: int, seqs: list[int], entry: int) -> None:
+        """Point each block from ``first`` on to ``entry`` if it still is in the slot that ``seqs`` says."""
+        entries = self._entries
+        for block_no, seq in enumerate(seqs, first):
+            if entries[block_no] == STAGED | seq:
+                entries[block_no] = entry
+
+    def filled_runs(self) -> Iterator[tuple[int, list[int]]]:
+        """``(first block, entries)`` for the parts of the file that exist, in pieces of bounded size."""
+        for offset, length in self.file.data_ranges():
+            first, end = offset // ENTRY_BYTES, (offset + length) // ENTRY_BYTES
+            for start in range(first, end, 1 << 16):
+                yield start, self.get_range(start, min(start + (1 << 16), end))
+
+    def close(self) -> None:
+        self._entries.release()
+        self.file.close()

@@ -1,0 +1,289 @@
+"""Putting the old content of owed blocks into the side buffer: two ways, by durability.
+
+``StagedPreserver`` (``process``): raw into the memory-mapped staging ring, one copy; the compactor does the
+rest. ``DurablePreserver`` (``power``): compressed into a segment and flushed to the disk, one flush for all
+writes that wait at that moment.
+
+Both work on a *ticket*: the runs of blocks one write claimed. ``begin``, ``publish`` and ``abandon`` are
+called under the engine's lock and do not wait; ``fill`` is called without it and may.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from cow.codec import encode
+from cow.errors import CowError
+from cow.image import Image
+from cow.layout import RECORD, RECORD_RAW_BYTES, Counter, pack_place
+from cow.segments import SegmentWriter, remove_segments
+from cow.store import Store
+
+Runs = list[tuple[int, int]]
+
+
+class StoreRefused(CowError):
+    """The store's disk cannot take what has to be preserved; ``errno`` says why. Handle it as an overflow."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__("the store cannot take the block")
+        self.errno = errno
+
+
+class WaitForCompactor(CowError):
+    """There is no room now, but the compactor is about to make some."""
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """The blocks ``first`` to ``end`` one write claimed, the owed ``runs`` among them, and where they go."""
+
+    first: int
+    end: int
+    runs: Runs
+    count: int = 0
+    seq: int = 0
+    entries: list[tuple[int, int, int]] = field(default_factory=list)
+
+
+class Preserver(Protocol):
+    """See the module's docstring for who calls what when."""
+
+    def begin(self, ticket: Ticket) -> None:
+        """Reserve room; StoreRefused or WaitForCompactor when there is none."""
+
+    def try_fill(self, ticket: Ticket) -> bool:
+        """``fill`` without waiting; False if that cannot be done."""
+
+    def fill(self, ticket: Ticket) -> None:
+        """Copy the old content aside; OSError is the image's, StoreRefused the store's."""
+
+    def publish(self, ticket: Ticket) -> None:
+        """Make the index entries."""
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Give the room back."""
+
+    def discard(self) -> None:
+        """The snapshot is over: give everything back to the disk."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Within this, an OSError is the store's: it becomes StoreRefused."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreRefused(error.errno or errno.EIO) from error
+
+
+def _over_limit(store: Store, staged_bytes: int, more_bytes: int) -> bool:
+    limit = store.control[Counter.LIMIT_BYTES]
+    return bool(limit) and store.control[Counter.STORED_BYTES] + staged_bytes + more_bytes > limit
+
+
+def _allocate(store: Store, ticket: Ticket) -> None:
+    """After this no store into the maps of these blocks can meet a full disk."""
+    cut = store.cut
+    for first, end in ticket.runs:
+        cut.index.allocate(first, end)
+    cut.settled.allocate(ticket.first, ticket.end)
+    cut.changed.allocate(ticket.first, ticket.end)
+
+
+class StagedPreserver:
+    """Into the ring. Slots are committed in order: those behind a ticket that is not filled yet must wait."""
+
+    def __init__(self, store: Store, image: Image) -> None:
+        self._store, self._image = store, image
+        self._staging, self._control, self._geometry = store.staging, store.control, store.geometry
+        self._open: list[Ticket] = []
+
+    def begin(self, ticket: Ticket) -> None:
+        control, staging = self._control, self._staging
+        count = sum(end - first for first, end in ticket.runs)
+        reserved = control[Counter.RESERVED_SEQ]
+        # Freed before stored (in _over_limit): a step that ends in between is counted twice, not missed.
+        waiting = reserved - control[Counter.FREED_SEQ]
+        failed = control[Counter.STORE_ERRNO]
+        size = self._geometry.block_bytes
+        if _over_limit(self._store, waiting * size, count * size):
+            # Staged blocks count with their raw size until it is known how small they get.
+            if waiting and not failed:
+                raise WaitForCompactor
+            raise StoreRefused(failed or errno.ENOSPC)
+        if waiting + count > staging.slots:
+            if failed:
+                raise StoreRefused(failed)
+            raise WaitForCompactor
+        with store_errors():
+            staging.allocate()
+            _allocate(self._store, ticket)
+        ticket.seq, ticket.count = reserved, count
+        control[Counter.RESERVED_SEQ] = reserved + count
+        self._open.append(ticket)
+
+    def try_fill(self, ticket: Ticket) -> bool:
+        seq = ticket.seq
+        for first, end in ticket.runs:
+            views = self._staging.views(seq, end - first)
+            if not self._image.try_read_into(views, self._geometry.extent(first, end)[0]):
+                return False
+            self._staging.fill(self._store.cut.generation, seq, first, end)
+            seq += end - first
+        return True
+
+    def fill(self, ticket: Ticket) -> None:
+        seq = ticket.seq
+        for first, end in ticket.runs:
+            self._image.read_into(self._staging.views(seq, end - first), self._geometry.extent(first, end)[0])
+            self._staging.fill(self._store.cut.generation, seq, first, end)
+            seq += end - first
+
+    def publish(self, ticket: Ticket) -> None:
+        seq = ticket.seq
+        for first, end in ticket.runs:
+            self._store.cut.index.set_staged(first, end, seq)
+            seq += end - first
+        self._commit(ticket)
+
+    def abandon(self, ticket: Ticket) -> None:
+        if self._control[Counter.RESERVED_SEQ] == ticket.seq + ticket.count:
+            self._control[Counter.RESERVED_SEQ] = ticket.seq
+        else:
+            self._staging.void(ticket.seq, ticket.count)
+        self._commit(ticket)
+
+    def _commit(self, ticket: Ticket) -> None:
+        self._open.remove(ticket)
+        control = self._control
+        control[Counter.COMMITTED_SEQ] = self._open[0].seq if self._open else control[Counter.RESERVED_SEQ]
+
+    def discard(self) -> None:
+        """The compactor owns the segments and does it."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class GroupFlush:
+    """One flush for all who wait: whoever comes while one runs is served by the next."""
+
+    def __init__(self, flush: Callable[[], None]) -> None:
+        self._flush = flush
+        self._turn = threading.Condition()
+        self._running = False
+        self._begun = self._done = 0
+        self._failed: dict[int, OSError] = {}
+
+    def wait(self) -> None:
+        """Return when a flush that began after this call has ended; OSError when it failed."""
+        with self._turn:
+            mine = self._begun + 1
+            while self._done < mine and self._running:
+                self._turn.wait()
+            if self._done < mine:
+                self._run(mine)
+            if mine in self._failed:
+                raise self._failed[mine]
+
+    def _run(self, number: int) -> None:
+        self._running, self._begun = True, number
+        self._turn.release()
+        error: OSError | None = None
+        try:
+            self._flush()
+        except OSError as caught:
+            error = caught
+        finally:
+            self._turn.acquire()
+            self._running, self._done = False, number
+            if error:
+                self._failed[number] = error
+            self._turn.notify_all()
+
+
+class DurablePreserver:
+    """Into segments, compressed, flushed before the image is touched. The ring is not used."""
+
+    def __init__(self, store: Store, image: Image) -> None:
+        self._store, self._image = store, image
+        self._control, self._geometry = store.control, store.geometry
+        self._writer = SegmentWriter(store.cut.segments, store.files, durable=True)
+        self._write_lock = threading.Lock()
+        self._flush = GroupFlush(self._sync)
+        self._promised_bytes = 0
+        self._run_blocks = max(1, RECORD_RAW_BYTES // self._geometry.block_bytes)
+
+    def begin(self, ticket: Ticket) -> None:
+        ticket.count = sum(end - first for first, end in ticket.runs)
+        size_bytes = ticket.count * self._geometry.block_bytes
+        if _over_limit(self._store, self._promised_bytes, size_bytes):
+            raise WaitForCompactor if self._promised_bytes else StoreRefused(errno.ENOSPC)
+        with store_errors():
+            _allocate(self._store, ticket)
+        self._promised_bytes += size_bytes
+
+    def try_fill(self, ticket: Ticket) -> bool:
+        """A flush always waits."""
+        return False
+
+    def fill(self, ticket: Ticket) -> None:
+        size = self._geometry.block_bytes
+        parts, records, raw_bytes = [], [], 0
+        for run_first, run_end in ticket.runs:
+            for first in range(run_first, run_end, self._run_blocks):
+                end = min(first + self._run_blocks, run_end)
+                raw = memoryview(bytearray((end - first) * size))
+                self._image.read_into([raw], self._geometry.extent(first, end)[0])
+                parts.append((first, end))
+                records.append(encode(first, end - first, self._store.cut.generation, raw))
+                raw_bytes += len(raw)
+        with store_errors():
+            with self._write_lock:
+                places = self._writer.append(records)
+            self._flush.wait()
+        ticket.entries = [(*part, pack_place(place)) for part, place in zip(parts, places, strict=True)]
+        with self._write_lock:
+            stored_bytes = sum(map(len, records)) - len(records) * RECORD.size
+            self._control[Counter.STORED_BYTES] += min(stored_bytes, raw_bytes)
+            self._control[Counter.STORED_RAW_BYTES] += raw_bytes
+
+    def _sync(self) -> None:
+        with self._write_lock:
+            # A descriptor of its own: the writer may go on to the next segment and close this one meanwhile.
+            fd = os.dup(self._writer.fd)
+        try:
+            self._store.files.sync_data(fd)
+        except OSError:
+            with self._write_lock:
+                self._writer.begin_segment()
+            raise
+        finally:
+            os.close(fd)
+
+    def publish(self, ticket: Ticket) -> None:
+        for first, end, entry in ticket.entries:
+            self._store.cut.index.set_stored(first, end, entry)
+        self._promised_bytes -= ticket.count * self._geometry.block_bytes
+
+    def abandon(self, ticket: Ticket) -> None:
+        self._promised_bytes -= ticket.count * self._geometry.block_bytes
+
+    def discard(self) -> None:
+        with self._write_lock:
+            self._writer.close()
+            remove_segments(self._store.cut.segments)
+            self._writer = SegmentWriter(self._store.cut.segments, self._store.files, durable=True)
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,122 @@
+"""The seal: what every map of a cut held when the store was closed cleanly.
+
+A text file: one line ``map NAME XXH3-128`` for each map, over the parts of the file that are not holes, then
+one line ``number NAME VALUE`` for each number that the maps do not tell, then a checksum of the lines above.
+It exists only while nobody has the store open; it is removed, durably, before the first change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cow.codec import checksum, checksum_stream
+from cow.control import Control
+from cow.files import Files, MappedFile
+from cow.layout import Counter
+from cow.store import BITMAP_NAMES, INDEX_NAME, SEAL_NAME, Store, cut_path
+
+MAP_NAMES = (*BITMAP_NAMES, INDEX_NAME)
+_PIECE_BYTES = 1 << 20
+
+
+# Numbers of the control page that the next process takes from here instead.
+_COUNTERS = (Counter.STATE, Counter.UNREADABLE, Counter.STORED_BYTES, Counter.STORED_RAW_BYTES, Counter.RESERVED_SEQ)
+_MTIME = "image_mtime_ns"
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """Digest of each map by name, numbers by name, and the image's modification time in ns."""
+
+    digests: dict[str, str]
+    numbers: dict[str, int]
+
+    @property
+    def image_mtime_ns(self) -> int:
+        return self.numbers[_MTIME]
+
+    def restore(self, control: Control) -> None:
+        """Store the sealed numbers in the control page."""
+        for counter in _COUNTERS:
+            control[counter] = self.numbers[counter.name.lower()]
+
+
+def digest_of(file: MappedFile) -> str:
+    """XXH3-128 over offsets and contents of everything that is not all zeros."""
+    digest = checksum_stream()
+    for offset, piece in _pieces(file):
+        if any(piece):
+            digest.update(offset.to_bytes(8, "little"))
+            digest.update(piece)
+    file.trim()
+    return digest.hexdigest()
+
+
+def _pieces(file: MappedFile) -> Iterator[tuple[int, bytes]]:
+    """The file's data, cut at fixed places so that the holes' exact borders make no difference."""
+    done = -1
+    for offset, length in file.data_ranges():
+        for number in range(offset // _PIECE_BYTES, -(-(offset + length) // _PIECE_BYTES)):
+            if number > done:
+                done = number
+                yield number, file.map[number * _PIECE_BYTES : (number + 1) * _PIECE_BYTES]
+
+
+def write_seal(store: Store, image_mtime_ns: int) -> None:
+    """Make the whole cut durable, then say so."""
+    cut, files = store.cut, store.files
+    lines = []
+    for name, file in map_files(store).items():
+        files.sync(file.fd)
+        lines.append(f"map {name} {digest_of(file)}")
+    for segment in sorted(cut.segments.iterdir()):
+        _sync_path(segment, files)
+    files.sync_directory(cut.segments)
+    lines += [f"number {counter.name.lower()} {store.control[counter]}" for counter in _COUNTERS]
+    lines.append(f"number {_MTIME} {image_mtime_ns}")
+    text = "\n".join(lines) + "\n"
+    files.replace(cut.path / SEAL_NAME, f"{text}checksum {checksum(text.encode()):016x}\n".encode())
+
+
+def map_files(store: Store) -> dict[str, MappedFile]:
+    """The mapped files of the cut by name."""
+    cut = store.cut
+    return dict(zip(MAP_NAMES, (*(bitmap.file for bitmap in cut.bitmaps), cut.index.file), strict=True))
+
+
+def _sync_path(path: Path, files: Files) -> None:
+    with path.open("rb") as segment:
+        files.sync(segment.fileno())
+
+
+def read_seal(store: Path, generation: int) -> Seal | None:
+    """The cut's seal; None without one, or with one that is damaged itself."""
+    try:
+        text = (cut_path(store, generation) / SEAL_NAME).read_text("ascii")
+        body, _, last = text.rstrip("\n").rpartition("\n")
+        if last != f"checksum {checksum((body + chr(10)).encode()):016x}":
+            return None
+        rows = [line.split() for line in body.splitlines()]
+        digests = {name: value for kind, name, value in rows if kind == "map"}
+        numbers = {name: int(value) for kind, name, value in rows if kind == "number"}
+        return Seal(digests, numbers) if {_MTIME, *_names()} <= numbers.keys() else None
+    except (OSError, ValueError):
+        return None
+
+
+def _names() -> set[str]:
+    return {counter.name.lower() for counter in _COUNTERS}
+
+
+def broken_maps(store: Store, seal: Seal) -> list[str]:
+    """Names of the maps that are not what was sealed."""
+    return [name for name, file in map_files(store).items() if digest_of(file) != seal.digests.get(name)]
+
+
+def break_seal(store: Path, generation: int, files: Files) -> None:
+    """From here on the maps change; the seal must not outlive that, not even a power loss."""
+    path = cut_path(store, generation)
+    (path / SEAL_NAME).unlink(missing_ok=True)
+    files.sync_directory(path)

@@ -1,0 +1,208 @@
+"""Segments: append-only files of records, 64 MiB each at most.
+
+One process writes (the compactor; with durability ``power`` the live server), any process reads. A segment is
+never appended to after a restart: a torn record at its end stays where it is and no index entry names it.
+What is released goes back to the filesystem: single records as holes, whole segments by name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+from cow.codec import RecordHeader, decode, parse_header
+from cow.errors import CowError, Damaged
+from cow.files import Data, Files
+from cow.layout import MAX_SEGMENT_NO, RECORD, RECORD_ALIGN, RECORD_MAGIC, SEGMENT_BYTES, Place, unpack_place
+
+_OPEN_SEGMENTS = 32
+_MAGIC = RECORD_MAGIC.to_bytes(4, "little")
+
+
+def segment_path(directory: Path, segment_no: int) -> Path:
+    return directory / f"{segment_no:08d}"
+
+
+def segment_numbers(directory: Path) -> list[int]:
+    """The numbers of all segments present, ascending."""
+    return sorted(int(name) for name in os.listdir(directory) if name.isdecimal())
+
+
+def remove_segments(directory: Path) -> None:
+    """Give the space of all records back."""
+    for segment_no in segment_numbers(directory):
+        segment_path(directory, segment_no).unlink()
+
+
+class SegmentWriter:
+    """Appends records; not thread-safe. With ``durable`` a full segment is flushed before the next begins."""
+
+    def __init__(self, directory: Path, files: Files, *, durable: bool = False) -> None:
+        self._directory, self._files, self._durable = directory, files, durable
+        self._segment_no = max(segment_numbers(directory), default=0)
+        self._offset = SEGMENT_BYTES
+        self.fd = -1
+
+    def append(self, records: list[bytes]) -> list[Place]:
+        """Write ``records`` (padded, each at most 2 MiB) and tell where each lies. OSError: none counts."""
+        places: list[Place] = []
+        start = 0
+        while start < len(records):
+            end, length = self._fitting(records, start)
+            if end == start:
+                self._next_segment()
+                continue
+            at = self._offset
+            self._files.pwrite(self.fd, b"".join(records[start:end]), at)
+            self._offset += length
+            for record in records[start:end]:
+                places.append(Place(self._segment_no, at, len(record)))
+                at += len(record)
+            start = end
+        return places
+
+    def _fitting(self, records: list[bytes], start: int) -> tuple[int, int]:
+        room, length, end = SEGMENT_BYTES - self._offset, 0, start
+        while end < len(records) and length + len(records[end]) <= room:
+            length += len(records[end])
+            end += 1
+        return end, length
+
+    def _next_segment(self) -> None:
+        if self._segment_no >= MAX_SEGMENT_NO:
+            raise OSError(errno.ENOSPC, "the store has no segment numbers left")
+        if self._durable:
+            # The flush that the old segment's writers are about to wait for goes to the new one.
+            self.sync()
+        path = segment_path(self._directory, self._segment_no + 1)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self.close()
+        self.fd, self._offset = fd, 0
+        self._segment_no += 1
+        if self._durable:
+            # Records are only as durable as the name of their file.
+            self._files.sync_directory(self._directory)
+
+    def sync(self) -> None:
+        """Make all records appended so far durable."""
+        if self.fd >= 0:
+            self._files.sync_data(self.fd)
+
+    def begin_segment(self) -> None:
+        """Append no more to the segment whose last flush failed: what is in it is not known."""
+        self._offset = SEGMENT_BYTES
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class SegmentReader:
+    """Reads single records by index entry, checked; thread-safe."""
+
+    def __init__(self, directory: Path, files: Files) -> None:
+        self._directory, self._files = directory, files
+        self._open: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, entry: int, block_no: int, generation: int) -> tuple[RecordHeader, Data]:
+        """Header and raw blocks of the record that holds ``block_no``; Damaged when it does not."""
+        place = unpack_place(entry)
+        with self._lock:
+            # Read under the lock: another thread may close the least recently used descriptor.
+            data = self._files.pread(self._descriptor(place.segment_no, block_no), place.length, place.offset)
+        try:
+            header, raw = decode(data)
+        except Damaged as error:
+            raise Damaged(f"{error.what} (segment {place.segment_no}, offset {place.offset})", block_no) from None
+        if header.generation != generation or not 0 <= block_no - header.block_no < header.block_count:
+            raise Damaged(f"the record of segment {place.segment_no} belongs to other blocks", block_no)
+        return header, raw
+
+    def _descriptor(self, segment_no: int, block_no: int) -> int:
+        fd = self._open.get(segment_no)
+        if fd is not None:
+            self._open.move_to_end(segment_no)
+            return fd
+        try:
+            fd = os.open(segment_path(self._directory, segment_no), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise Damaged(f"segment {segment_no} is missing", block_no) from None
+        self._open[segment_no] = fd
+        if len(self._open) > _OPEN_SEGMENTS:
+            os.close(self._open.popitem(last=False)[1])
+        return fd
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+class ScanProblem(CowError):
+    """Where a scan found bytes that are no record, with their offset; it went on behind them where it could."""
+
+    def __init__(self, segment_no: int, offset: int, what: str) -> None:
+        super().__init__(f"segment {segment_no}, offset {offset}: {what}")
+        self.segment_no, self.offset, self.what = segment_no, offset, what
+
+
+def scan_segment(
+    directory: Path, segment_no: int, files: Files, *, verify: bool = False
+) -> Iterator[tuple[Place, RecordHeader] | ScanProblem]:
+    """All records of a segment in order; with ``verify`` their checksums too.
+
+    A place that holds no valid record is reported once; the scan finds its way again at the next multiple of
+    32 bytes where a whole, valid record begins.
+    """
+    fd = os.open(segment_path(directory, segment_no), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size_bytes = os.fstat(fd).st_size
+        offset, lost = 0, False
+        while offset < size_bytes:
+            found = _record_at(fd, files, offset, size_bytes, verify=verify or lost)
+            if isinstance(found, RecordHeader):
+                yield Place(segment_no, offset, found.length), found
+                offset, lost = offset + found.length, False
+                continue
+            if not lost and found:
+                yield ScanProblem(segment_no, offset, found)
+            lost = lost or bool(found)
+            offset = _next_candidate(fd, offset, size_bytes)
+    finally:
+        os.close(fd)
+
+
+def _record_at(fd: int, files: Files, offset: int, size_bytes: int, *, verify: bool) -> RecordHeader | str:
+    head = files.pread(fd, RECORD.size, offset)
+    if not any(head):
+        return ""  # a hole left by what was released
+    try:
+        header = parse_header(head)
+        if offset + RECORD.size + header.payload_bytes > size_bytes:
+            raise Damaged("the record is cut short")
+        if verify:
+            decode(files.pread(fd, header.length, offset))
+    except Damaged as error:
+        return error.what
+    return header
+
+
+def _next_candidate(fd: int, offset: int, size_bytes: int) -> int:
+    """The next aligned offset where a record may begin: past holes, at a record's magic number."""
+    offset += RECORD_ALIGN
+    while offset < size_bytes:
+        try:
+            offset = -(-os.lseek(fd, offset, os.SEEK_DATA) // RECORD_ALIGN) * RECORD_ALIGN
+        except OSError:
+            return size_bytes
+        window = os.pread(fd, 1 << 20, offset)
+        for at in range(0, len(window), RECORD_ALIGN):
+            if window[at : at + 4] == _MAGIC:
+                return offset + at
+        offset += max(len(window), RECORD_ALIGN)
+    return size_bytes

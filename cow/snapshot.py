@@ -1,0 +1,187 @@
+"""Reading the snapshot: each block from the side buffer or from the image, without locks.
+
+The live server may preserve, the compactor may move and the imager may release any block at any instant
+meanwhile. What makes a plain read right:
+
+1.  An owed block is read from the image, then ``settled`` is looked at again. If it was set meanwhile, the
+    bytes may be new ones: the block is taken from the side buffer instead.
+2.  A staged block is copied, then its index entry is looked at again. If it is the same, the slot was not
+    used again before the copy ended; if not, the block has moved to a segment.
+3.  Everything from the side buffer has a checksum. A wrong one is an error, never bytes.
+4.  ``released``, the snapshot's state and the cut are looked at last: each of them is stored before the
+    first write that takes something away from this read.
+
+A block only ever goes owed -> staged -> segment, so every step is repeated at most twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from cow.codec import slot_checksums, slot_seed
+from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost
+from cow.image import Image
+from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, State
+from cow.segments import SegmentReader
+from cow.store import Store
+
+# Neighbouring requests often end and begin inside one record; it is decompressed once.
+_CACHED_RECORDS = 16
+
+
+class SnapshotReader:
+    """The frozen image of one cut; one reader serves one thread at a time."""
+
+    def __init__(self, store: Store, image: Image) -> None:
+        self._store, self._image, self._cut = store, image, store.cut
+        self._control, self._staging = store.control, store.staging
+        self.geometry = store.geometry
+        self._segments = SegmentReader(store.cut.segments, store.files)
+        self._records: OrderedDict[int, tuple[int, int, memoryview]] = OrderedDict()
+        self._scratch = memoryview(bytearray(0))
+
+    def check(self) -> None:
+        """Raise what a read now would raise for the snapshot as a whole."""
+        if self._control[Counter.GENERATION] != self._cut.generation:
+            raise SnapshotEnded("a newer cut replaced this snapshot")
+        state = self._control[Counter.STATE]
+        if state not in KEPT_STATES:
+            raise SnapshotLost(f"the snapshot is {State(state).name.lower()}")
+        if self._control[Counter.UNREADABLE]:
+            raise SnapshotLost("the snapshot's store is damaged as a whole")
+
+    def try_read(self, view: memoryview, offset: int) -> bool:
+        """Fill ``view`` if every byte is owed and in the page cache; False when it takes ``read_into``."""
+        first, end = self.geometry.span(offset, len(view))
+        settled = self._cut.settled
+        if settled.any_set(first, end) or not self._image.try_read_into([view], offset):
+            return False
+        if settled.any_set(first, end):
+            return False
+        self.check()
+        return True
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes at ``offset``, clipped at the end of the image."""
+        buffer = bytearray(self.geometry.clip(offset, length))
+        if buffer:
+            self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` with the snapshot's bytes at ``offset``.
+
+        Damaged, SnapshotLost, SnapshotEnded, BlockReleased or OSError: ``view`` holds nothing of use.
+        """
+        first, end = self.geometry.span(offset, len(view))
+        try:
+            for is_settled, low, high in list(self._cut.settled.runs(first, end)):
+                if is_settled:
+                    self._read_settled(view, offset, low, high)
+                else:
+                    self._read_owed(view, offset, low, high)
+        finally:
+            # Damage found in a snapshot that is over is no damage: say that it is over.
+            self.check()
+        if self._cut.released.any_set(first, end):
+            raise BlockReleased(first)
+
+    def _read_owed(self, view: memoryview, offset: int, first: int, end: int) -> None:
+        skip, at, count = self.geometry.overlap(first, end, offset, len(view))
+        start, _ = self.geometry.extent(first, end)
+        self._image.read_into([view[at : at + count]], start + skip)
+        for is_settled, low, high in self._cut.settled.runs(first, end):
+            if is_settled:
+                self._read_settled(view, offset, low, high)
+
+    def _read_settled(self, view: memoryview, offset: int, first: int, end: int) -> None:
+        for entry, low, high in _entry_runs(first, self._cut.index.get_range(first, end)):
+            kind = entry & KIND_MASK
+            if kind == STAGED:
+                self._read_staged(view, offset, low, high, entry & SEQ_MASK)
+            elif kind == STORED:
+                self._read_stored(view, offset, low, high, entry)
+            else:
+                self._read_unpreserved(view, offset, low, high)
+
+    def _read_staged(self, view: memoryview, offset: int, first: int, end: int, seq: int) -> None:
+        staging, size = self._staging, self.geometry.block_bytes
+        raw = self._scratch_of((end - first) * size)
+        staging.read_into(raw, seq)
+        noted = staging.checksums(seq, end - first)
+        entries = self._cut.index.get_range(first, end)
+        actual = slot_checksums(raw, size, slot_seed(self._cut.generation, seq))
+        for block_no, entry in enumerate(entries, first):
+            at = block_no - first
+            if entry != STAGED | (seq + at):
+                self._read_settled(view, offset, block_no, block_no + 1)
+            elif actual[at] != noted[at]:
+                raise Damaged("the staged block's checksum does not fit", block_no)
+            else:
+                self._place(view, offset, block_no, block_no + 1, raw[at * size : (at + 1) * size])
+
+    def _read_stored(self, view: memoryview, offset: int, first: int, end: int, entry: int) -> None:
+        block_no, count, raw = self._record(entry, first)
+        if not block_no <= first < end <= block_no + count:
+            raise Damaged("the index points to a record of other blocks", first)
+        self._place(view, offset, first, end, raw[(first - block_no) * self.geometry.block_bytes :])
+
+    def _record(self, entry: int, block_no: int) -> tuple[int, int, memoryview]:
+        cached = self._records.get(entry)
+        if cached is None:
+            try:
+                header, raw = self._segments.read(entry, block_no, self._cut.generation)
+            except Damaged:
+                # A released block's record is gone, which is no damage.
+                if self._cut.released.get(block_no):
+                    raise BlockReleased(block_no) from None
+                raise
+            cached = header.block_no, header.block_count, memoryview(raw)
+            self._records[entry] = cached
+            if len(self._records) > _CACHED_RECORDS:
+                self._records.popitem(last=False)
+        return cached
+
+    def _read_unpreserved(self, view: memoryview, offset: int, first: int, end: int) -> None:
+        """Settled without an entry: free blocks are zeros, released ones are refused, all else is damage."""
+        for is_free, low, high in self._cut.free.runs(first, end):
+            if not is_free:
+                if self._cut.released.all_set(low, high):
+                    raise BlockReleased(low)
+                raise Damaged("the index lost the block", low)
+            _, at, count = self.geometry.overlap(low, high, offset, len(view))
+            view[at : at + count] = bytes(count)
+
+    def _place(self, view: memoryview, offset: int, first: int, end: int, raw: memoryview) -> None:
+        skip, at, count = self.geometry.overlap(first, end, offset, len(view))
+        if skip + count > len(raw):
+            raise Damaged("the record is shorter than its blocks", first)
+        view[at : at + count] = raw[skip : skip + count]
+
+    def _scratch_of(self, length: int) -> memoryview:
+        if len(self._scratch) < length:
+            self._scratch = memoryview(bytearray(length))
+        return self._scratch[:length]
+
+    def trim(self) -> None:
+        """Give back the resident memory of the mappings."""
+        self._cut.trim()
+
+    def close(self) -> None:
+        self._segments.close()
+
+
+def _entry_runs(first: int, entries: list[int]) -> Iterator[tuple[int, int, int]]:
+    """``(entry, first, end)`` of blocks in one record, or in consecutive slots of staging (entry of the first)."""
+    start, count = 0, len(entries)
+    while start < count:
+        entry, end = entries[start], start + 1
+        if entry & KIND_MASK == STAGED:
+            while end < count and entries[end] == entry + end - start:
+                end += 1
+        else:
+            while end < count and entries[end] == entry:
+                end += 1
+        yield entry, first + start, first + end
+        start = end

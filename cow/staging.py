@@ -1,0 +1,122 @@
+"""The staging ring: preserved blocks lie here raw until the compactor has moved them to a segment.
+
+Slots are numbered by a sequence that never repeats; slot ``seq`` lies at ``seq % slot_count``. Three numbers
+of the control page cut the sequence:
+
+    FREED_SEQ          COMMITTED_SEQ             RESERVED_SEQ          FREED_SEQ + slot_count
+        | indexed: the     | being filled by writers  | free to reserve        |
+        | compactor moves  |                          |                        |
+
+A slot is filled in the order data, tag (the number of the block in it), checksum (XXH3-64 of the data, seeded
+with the cut's generation and the sequence number), and only then indexed. A slot whose block's index entry
+does not name this very sequence number is dead: its write failed, or an earlier cut owned it.
+The ring's file is one hole until the first block is preserved, then it is allocated as a whole: a store into
+it can never meet a full disk.
+"""
+
+from __future__ import annotations
+
+from array import array
+from pathlib import Path
+
+from cow.codec import slot_checksums, slot_seed
+from cow.files import PAGE_BYTES, Files, MappedFile
+from cow.layout import MIN_STAGING_SLOTS, NO_TAG, STAGING_BYTES, TAG_BYTES
+
+
+def slot_count(block_bytes: int, staging_bytes: int = STAGING_BYTES) -> int:
+    """How many blocks the ring holds."""
+    return max(MIN_STAGING_SLOTS, staging_bytes // block_bytes)
+
+
+def _data_offset(slots: int) -> int:
+    return -(-2 * slots * TAG_BYTES // PAGE_BYTES) * PAGE_BYTES
+
+
+def file_bytes(block_bytes: int, slots: int) -> int:
+    """Size of the ring's file: tags and checksums, then the slots."""
+    return _data_offset(slots) + slots * block_bytes
+
+
+class Staging:
+    """The ring of ``slots`` blocks; the live server writes it, the others read."""
+
+    def __init__(
+        self,
+        path: Path,
+        block_bytes: int,
+        slots: int,
+        files: Files,
+        *,
+        writable: bool = False,
+        create: bool = False,
+    ) -> None:
+        self.block_bytes, self.slots, self._files = block_bytes, slots, files
+        table_bytes = slots * TAG_BYTES
+        self._data_offset = _data_offset(slots)
+        size_bytes = file_bytes(block_bytes, slots)
+        self.file = MappedFile(path, size_bytes, files, writable=writable, create=create)
+        whole = memoryview(self.file.map)
+        self._tags = whole[:table_bytes].cast("Q")
+        self._checksums = whole[table_bytes : 2 * table_bytes].cast("Q")
+        self._data = whole[self._data_offset :]
+
+    def allocate(self) -> None:
+        """Take the ring's space; OSError(ENOSPC) when the disk does not have it."""
+        self.file.ensure(0, self.file.size_bytes)
+
+    def views(self, seq: int, count: int) -> list[memoryview]:
+        """The memory of ``count`` slots from ``seq`` on: one piece, or two where the ring wraps."""
+        size, slot = self.block_bytes, seq % self.slots
+        until = slot + count
+        if until <= self.slots:
+            return [self._data[slot * size : until * size]]
+        return [self._data[slot * size :], self._data[: (until - self.slots) * size]]
+
+    def fill(self, generation: int, seq: int, first: int, end: int) -> None:
+        """The slots from ``seq`` on now hold the blocks ``first`` to ``end``: tag and checksum them."""
+        slot, count = seq % self.slots, end - first
+        until = slot + count
+        if until > self.slots:
+            head = self.slots - slot
+            self.fill(generation, seq, first, first + head)
+            self.fill(generation, seq + head, first + head, end)
+            return
+        size = self.block_bytes
+        self._tags[slot:until] = array("Q", range(first, end))
+        data = self._data[slot * size : until * size]
+        self._checksums[slot:until] = array("Q", slot_checksums(data, size, slot_seed(generation, seq)))
+
+    def void(self, seq: int, count: int) -> None:
+        """Mark slots that were reserved and hold nothing after all."""
+        for number in range(seq, seq + count):
+            self._tags[number % self.slots] = NO_TAG
+
+    def tags(self, seq: int, count: int) -> list[int]:
+        """The block numbers in ``count`` slots from ``seq`` on; NO_TAG where there is none."""
+        return self._table(self._tags, seq, count)
+
+    def checksums(self, seq: int, count: int) -> list[int]:
+        """The checksums noted for ``count`` slots from ``seq`` on."""
+        return self._table(self._checksums, seq, count)
+
+    def _table(self, table: memoryview, seq: int, count: int) -> list[int]:
+        slot = seq % self.slots
+        until = slot + count
+        if until <= self.slots:
+            return table[slot:until].tolist()
+        return table[slot:].tolist() + table[: until - self.slots].tolist()
+
+    def read_into(self, view: memoryview, seq: int) -> None:
+        """Copy whole slots from ``seq`` on by system calls, so that a reader's memory does not grow by the ring."""
+        size, slot = self.block_bytes, seq % self.slots
+        head = min(len(view), (self.slots - slot) * size)
+        self._files.read_into(self.file.fd, [view[:head]], self._data_offset + slot * size)
+        if head < len(view):
+            self._files.read_into(self.file.fd, [view[head:]], self._data_offset)
+
+    def close(self) -> None:
+        self._tags.release()
+        self._checksums.release()
+        self._data.release()
+        self.file.close()

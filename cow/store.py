@@ -1,0 +1,186 @@
+"""The store as a directory: its names, its lock, its open files.
+
+    header          what the store is for (the commit point)
+    control         the numbers the processes share
+    staging         the ring
+    lock            held with flock while the store is in use; the holder's process number in it
+    cut-00000001/   settled, changed, released, free, index, segments/; intact, which an overflow renames to
+                    overflowed; and seal after a clean end
+
+Only these names are ever removed: whatever else a user put there stays, and the directory with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cow.bitmaps import Bitmap
+from cow.control import Control
+from cow.errors import StoreBusy, StoreError
+from cow.files import Files
+from cow.geometry import Geometry
+from cow.header import HEADER_NAME, Header, read_header
+from cow.index import Index
+from cow.staging import Staging
+
+CONTROL_NAME, STAGING_NAME, LOCK_NAME, SEAL_NAME = "control", "staging", "lock", "seal"
+SOCKET_NAME, LOG_NAME = "socket", "log"
+_PLAIN_NAMES = frozenset(
+    {HEADER_NAME, HEADER_NAME + ".new", CONTROL_NAME, STAGING_NAME, LOCK_NAME, SOCKET_NAME, LOG_NAME}
+)
+_CUT_PREFIX = "cut-"
+BITMAP_NAMES = ("settled", "changed", "released", "free")
+INDEX_NAME, SEGMENTS_NAME = "index", "segments"
+INTACT_NAME, OVERFLOWED_NAME = "intact", "overflowed"
+
+
+def cut_path(store: Path, generation: int) -> Path:
+    return store / f"{_CUT_PREFIX}{generation:08d}"
+
+
+@dataclass(slots=True)
+class Cut:
+    """The open files of one cut."""
+
+    generation: int
+    path: Path
+    settled: Bitmap
+    changed: Bitmap
+    released: Bitmap
+    free: Bitmap
+    index: Index
+
+    @property
+    def segments(self) -> Path:
+        return self.path / SEGMENTS_NAME
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the disk, too, knows of no overflow."""
+        return (self.path / INTACT_NAME).exists()
+
+    def note_overflow(self, files: Files) -> None:
+        """Without this a power loss would make an overflowed snapshot look whole. Needs no space on disk."""
+        (self.path / INTACT_NAME).rename(self.path / OVERFLOWED_NAME)
+        files.sync_directory(self.path)
+
+    @property
+    def bitmaps(self) -> tuple[Bitmap, ...]:
+        return self.settled, self.changed, self.released, self.free
+
+    def trim(self) -> None:
+        """Give back resident memory of the mappings; nothing is lost."""
+        for bitmap in self.bitmaps:
+            bitmap.file.trim()
+        self.index.file.trim()
+
+    def close(self) -> None:
+        for bitmap in self.bitmaps:
+            bitmap.close()
+        self.index.close()
+
+
+def open_cut(
+    store: Path, generation: int, geometry: Geometry, files: Files, *, writable: bool, create: bool = False
+) -> Cut:
+    """The files of a cut; with ``create`` new ones, in time and space that do not depend on the image."""
+    path = cut_path(store, generation)
+    if create:
+        path.mkdir(0o700)
+        (path / SEGMENTS_NAME).mkdir(0o700)
+        (path / INTACT_NAME).touch(0o600)
+    count = geometry.block_count
+    settled, changed, released, free = (
+        Bitmap(path / name, count, files, writable=writable, create=create) for name in BITMAP_NAMES
+    )
+    index = Index(path / INDEX_NAME, count, files, writable=writable, create=create)
+    return Cut(generation, path, settled, changed, released, free, index)
+
+
+@dataclass(slots=True)
+class Store:
+    """An open store. ``lock_fd`` is -1 for a reader."""
+
+    path: Path
+    header: Header
+    control: Control
+    staging: Staging
+    cut: Cut
+    files: Files
+    lock_fd: int = -1
+
+    @property
+    def geometry(self) -> Geometry:
+        return self.header.geometry
+
+    def close(self) -> None:
+        self.cut.close()
+        self.staging.close()
+        self.control.close()
+        if self.lock_fd >= 0:
+            os.close(self.lock_fd)
+            self.lock_fd = -1
+
+
+def open_parts(path: Path, header: Header, files: Files, *, writable: bool, lock_fd: int = -1) -> Store:
+    """Open all files that ``header`` promises; OSError or ValueError when one is missing or too short."""
+    control = Control(path / CONTROL_NAME, files, writable=writable)
+    staging = Staging(path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=writable)
+    cut = open_cut(path, header.generation, header.geometry, files, writable=writable)
+    return Store(path, header, control, staging, cut, files, lock_fd)
+
+
+def open_reader(path: Path, files: Files) -> Store:
+    """The store for looking only: another process may be writing it."""
+    header = read_header(path)
+    if header is None:
+        raise StoreError(str(path), "holds no snapshot")
+    return open_parts(path, header, files, writable=False)
+
+
+def lock_store(path: Path) -> int:
+    """Take the store for this process and its children; StoreBusy when another has it."""
+    fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise StoreBusy(str(path), int(text) if text.isdecimal() else None) from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def foreign_names(path: Path) -> list[str]:
+    """Names in the directory that no store has: a sign that it is the user's, not ours."""
+    return sorted(name for name in os.listdir(path) if name not in _PLAIN_NAMES and not _is_cut(name))
+
+
+def _is_cut(name: str) -> bool:
+    return name.startswith(_CUT_PREFIX) and name[len(_CUT_PREFIX) :].isdecimal()
+
+
+def remove_cuts(path: Path, keep: int | None = None) -> None:
+    """Remove the directories of all cuts but generation ``keep``."""
+    kept = "" if keep is None else cut_path(path, keep).name
+    for name in os.listdir(path):
+        if _is_cut(name) and name != kept:
+            shutil.rmtree(path / name)
+
+
+def remove_store(path: Path) -> None:
+    """Remove what is ours, header first: a store half removed is one that was never finished."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path / HEADER_NAME)
+    remove_cuts(path)
+    for name in sorted(_PLAIN_NAMES):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path / name)
+    with contextlib.suppress(OSError):
+        path.rmdir()
