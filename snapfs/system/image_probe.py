@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from snapfs.errors import BusyError, PermissionDeniedError, SnapfsError
-from snapfs.system.holders import describe, holders_of_image
+from snapfs.system.holders import Holder, describe, holders_of_image
 
 _BLKGETSIZE64: Final = 0x80081272
+_BLKROGET: Final = 0x125E
 _PROBED_BYTES: Final = 4096
 
 
@@ -40,12 +41,22 @@ def open_image(path: Path | str) -> OpenImage:
     except OSError as error:
         raise _open_error(path, error) from error
     try:
+        if is_device and _is_read_only_device(fd):
+            raise _read_only(path)
         size_bytes = _size_bytes(fd, is_device)
         _check_content(path, fd, size_bytes)
     except BaseException:
         os.close(fd)
         raise
     return OpenImage(fd, size_bytes, is_device)
+
+
+def check_image_unused(path: Path | str) -> None:
+    """`BusyError` names who else uses the image: snapfs, a loop device, a mount, swap, QEMU. A file can be opened
+    all the same, so ask this too; locks that this process has itself do not count."""
+    holders = holders_of_image(path)
+    if holders:
+        raise _busy(path, holders)
 
 
 def _checked_kind(path: Path | str) -> bool:
@@ -72,21 +83,27 @@ def _open_error(path: Path | str, error: OSError) -> SnapfsError:
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         return SnapfsError(f"{path} does not exist; name a raw image file or a block device.", path=path)
     if number in (errno.EBUSY, errno.ETXTBSY):
-        holders = holders_of_image(path)
-        who = describe(holders) or "the kernel does not say by whom"
-        return BusyError(
-            f"{path} is in use: {who}; end that and try again.",
-            path=path,
-            holders=[holder.description for holder in holders],
-        )
+        return _busy(path, holders_of_image(path))
     if number == errno.EROFS:
-        return SnapfsError(
-            f"{path} is read-only, and the live view must write to it; make it writable or use a copy.",
-            path=path,
-        )
+        return _read_only(path)
     if number in (errno.EACCES, errno.EPERM):
         return _permission_error(path)
     return SnapfsError(f"{path} cannot be opened: {error.strerror}; check the disk it is on.", path=path)
+
+
+def _busy(path: Path | str, holders: list[Holder]) -> BusyError:
+    who = describe(holders) or "the kernel does not say by whom"
+    return BusyError(
+        f"{path} is in use: {who}; end that and try again.",
+        path=path,
+        holders=[holder.description for holder in holders],
+    )
+
+
+def _read_only(path: Path | str) -> SnapfsError:
+    return SnapfsError(
+        f"{path} is read-only, and the live view must write to it; make it writable or use a copy.", path=path
+    )
 
 
 def _permission_error(path: Path | str) -> SnapfsError:
@@ -100,6 +117,14 @@ def _permission_error(path: Path | str) -> SnapfsError:
         f"{path} cannot be {missing} by this user; change its permissions or run snapfs as its owner or root.",
         path=path,
     )
+
+
+def _is_read_only_device(fd: int) -> bool:
+    """Asked, because not every kernel refuses to open such a device for writing; the writes would fail."""
+    try:
+        return bool(struct.unpack("=i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))[0])
+    except OSError:
+        return False
 
 
 def _size_bytes(fd: int, is_device: bool) -> int:

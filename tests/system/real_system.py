@@ -124,3 +124,7 @@ def map_file_without_descriptor(path: Path) -> None:
     address = _libc.mmap(None, ctypes.c_size_t(4096), 1, 2, fd, ctypes.c_long(0))
     os.close(fd)
     assert address not in (None, ctypes.c_void_p(-1).value)
+
+
+def libc_prctl(option: int, argument: int) -> None:
+    assert _libc.prctl(option, argument, 0, 0, 0) == 0

@@ -180,14 +180,23 @@ def test_an_image_is_held_under_each_of_its_names(small_ext4: Path) -> None:
         assert describe(holders_of_image(soft_link)) == f"loop device {device}"
 
 
+@contextmanager
+def partition_of(device: Path) -> Iterator[Path]:
+    """The first partition of a device, made known by hand: not every kernel reads partition tables."""
+    run("addpart", device, "1", "2048", "16384")
+    try:
+        partition = Path(f"{device}p1")
+        wait_until(partition.exists)
+        yield partition
+    finally:
+        run("delpart", device, "1")
+
+
 def test_a_mounted_partition_of_a_loop_device_is_named(tmp_path: Path, other_dir: Path) -> None:
     disk = tmp_path / "disk.img"
     with disk.open("wb") as file:
         file.truncate(16 << 20)
-    with loop_device(disk) as device:
-        run("addpart", device, "1", "2048", "16384")  # not every kernel reads partition tables itself
-        partition = Path(f"{device}p1")
-        wait_until(partition.exists)
+    with loop_device(disk) as device, partition_of(device) as partition:
         run("mkfs.ext4", "-q", partition)
         with mounted(partition, other_dir):
             assert describe(holders_of_image(disk)) == f"loop device {device} (mounted on {other_dir})"

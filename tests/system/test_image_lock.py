@@ -64,7 +64,7 @@ def qemu_writes(image: Path) -> subprocess.CompletedProcess[str]:
 
 
 def qemu_copies(image: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    copy = ["qemu-img", "convert", *options, "-f", "raw", "-O", "raw", image, image.with_name("copy")]
+    copy = ["qemu-img", "convert", *options, "-f", "raw", "-O", "raw", str(image), f"{image}.copy"]
     return subprocess.run(copy, capture_output=True, text=True, check=False)
 
 
