@@ -211,6 +211,6 @@ def test_the_mounts_of_another_namespace_are_listed(point: Path) -> None:
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"ready\n"
-        found = [pid for pid, seen in mounts.namespace_mounts() if any(m.source == "elsewhere" for m in seen)]
+        found = [pid for pid, seen in mounts.namespace_mounts() if any(m.mount_point == point for m in seen)]
         other.communicate(b"\n")
     assert found == [other.pid]
