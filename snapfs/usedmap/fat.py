@@ -4,8 +4,8 @@ Rules
 1. Clean: the state byte and the bits of FAT entry 1 that the kind has say so, in every FAT.
 2. All FATs are equal; entry 0 repeats the medium of the boot sector, so the FAT is where it is thought to be.
 3. A cluster is free when its entry is 0. Anything else, bad clusters too, is used.
-4. Chains make sense: every link points to a cluster of the volume that is not free.
-5. The files in the root directory begin in used clusters, its directories are where it says (`fat_root`).
+4. Chains make sense: every link points to a cluster of the volume that is not free, no two to the same.
+5. Files begin in used clusters and directories are where others say (`fat_tree`).
 6. Boot sectors, FATs, root directory of FAT12/16 and a remainder at the end are outside the map: used.
 
 The FAT is read in pieces and judged by whole-array operations. Most entries are free or point to their
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from snapfs.usedmap import fat_layout as layout
 from snapfs.usedmap.fat_geometry import Geometry, read_geometry
-from snapfs.usedmap.fat_root import check_root
+from snapfs.usedmap.fat_tree import check_tree
 from snapfs.usedmap.result import FreeMap, MapError
 from snapfs.usedmap.source import Source
 
@@ -44,7 +44,7 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
         _check_first_entries(geometry, source.read(fat_offset, 8))
     _check_no_hidden_fat(source, geometry)
     free = _Judge(geometry).judge(_pieces(source, geometry))
-    check_root(source, geometry, free)
+    check_tree(source, geometry, free)
     return FreeMap(geometry.cluster_bytes, geometry.data_offset, free)
 
 
@@ -112,16 +112,16 @@ def _check_equal(fats: list[Any]) -> None:
 
 
 class _Judge:
-    """Collects free clusters and link targets over the pieces of a FAT; bit 0 is cluster 2 in both."""
+    """Collects free clusters, and those that links point to, over the pieces; bit 0 is cluster 2 in both."""
 
     def __init__(self, geometry: Geometry) -> None:
         self._geometry = geometry
         self._special = geometry.kind.mask - layout.SPECIAL_BELOW_MASK
         self._free = np.zeros((geometry.cluster_count + 7) // 8, dtype=np.uint8)
-        # Clusters that jumps point to: known free or not only when the whole FAT has been read.
-        self._targets: NDArray[np.uint8] | None = None
+        self._linked = np.zeros_like(self._free)
+        self._link_count = 0
         # Whether the entry before this piece points to the first of this piece.
-        self._expects_first = False
+        self._links_first = False
 
     def judge(self, pieces: Iterator[Entries | None]) -> bitarray:
         """All pieces in their order; the map of free clusters."""
@@ -133,40 +133,39 @@ class _Judge:
             else:
                 self._judge_piece(entries, first)
                 first += len(entries)
-        if self._expects_first:
+        if self._links_first:
             raise MapError("has a chain of clusters that leaves the volume")
-        if self._targets is not None and (self._targets & self._free).any():
-            raise self._broken_chain()
+        if (self._linked & self._free).any():
+            raise MapError("has a chain of clusters that runs into a free one")
+        if int(np.bitwise_count(self._linked).sum()) != self._link_count:
+            raise MapError("has chains of clusters that run into each other")
         free = bitarray(endian="little")
         free.frombytes(self._free.tobytes())
         del free[self._geometry.cluster_count :]
         return free
 
     def _all_free(self, first: int) -> None:
-        if self._expects_first:
-            raise self._broken_chain()
         self._free[first // 8 : (first + _PIECE_ENTRIES) // 8] = 0xFF
+        self._linked[first // 8] |= self._links_first
+        self._links_first = False
 
     def _judge_piece(self, entries: Entries, first: int) -> None:
         is_free = entries == layout.FREE
         next_cluster = first + layout.FIRST_CLUSTER + 1
         in_row = entries == np.arange(next_cluster, next_cluster + len(entries), dtype=np.uint32)
-        if (self._expects_first and is_free[0]) or (in_row[:-1] & is_free[1:]).any():
-            raise self._broken_chain()
-        self._expects_first = bool(in_row[-1])
-        self._note_jumps(entries[~(is_free | in_row)])
-        self._free[first // 8 : (first + len(entries) + 7) // 8] = np.packbits(is_free, bitorder="little")
+        jumps = entries[~(is_free | in_row)]
+        piece = slice(first // 8, (first + len(entries) + 7) // 8)
+        self._free[piece] = np.packbits(is_free, bitorder="little")
+        self._link_count += int(np.count_nonzero(in_row))
+        self._linked[piece] |= np.packbits(np.concatenate(([self._links_first], in_row[:-1])), bitorder="little")
+        self._links_first = bool(in_row[-1])
+        self._note_jumps(jumps[jumps < self._special])
 
-    def _note_jumps(self, values: Entries) -> None:
-        links = values[values < self._special]
-        if not len(links):
+    def _note_jumps(self, clusters: Entries) -> None:
+        if not len(clusters):
             return
-        if links.min() < layout.FIRST_CLUSTER or links.max() > self._geometry.last_cluster:
+        if clusters.min() < layout.FIRST_CLUSTER or clusters.max() > self._geometry.last_cluster:
             raise MapError("has a chain of clusters that leaves the volume")
-        if self._targets is None:
-            self._targets = np.zeros_like(self._free)
-        bits = links - layout.FIRST_CLUSTER
-        np.bitwise_or.at(self._targets, bits >> 3, np.left_shift(1, bits & 7).astype(np.uint8))
-
-    def _broken_chain(self) -> MapError:
-        return MapError("has a chain of clusters that runs into a free one")
+        bits = clusters - layout.FIRST_CLUSTER
+        np.bitwise_or.at(self._linked, bits >> 3, np.left_shift(1, bits & 7).astype(np.uint8))
+        self._link_count += len(clusters)

@@ -11,6 +11,8 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
 # 11 bytes per sector, 13 sectors per cluster, 14 reserved sectors, 16 number of FATs, 17 entries of the
 # root directory, 19 sectors (16 bits), 21 medium, 22 sectors per FAT (16 bits), 32 sectors (32 bits),
 # 36 sectors per FAT (FAT32), 40 flags, 42 version, 44 first cluster of the root directory, 50 backup boot
@@ -63,8 +65,15 @@ FREE: Final = 0
 SPECIAL_BELOW_MASK: Final = 8
 
 # --- directory entries -------------------------------------------------------------------------------
-# 0 name, 11 attributes, 20 upper half (FAT32 only) and 26 lower half of the first cluster.
-DIRECTORY_ENTRY: Final = struct.Struct("<11sB8xH4xH4x")
+# `cluster_high` and `cluster_low` are the first cluster; the upper half counts on FAT32 only.
+DIRECTORY_ENTRY: Final = np.dtype(
+    {
+        "names": ["name", "attributes", "cluster_high", "cluster_low"],
+        "formats": ["S11", "u1", "<u2", "<u2"],
+        "offsets": [0, 11, 20, 26],
+        "itemsize": DIRECTORY_ENTRY_BYTES,
+    }
+)
 DIRECTORY_END: Final = 0x00
 ENTRY_DELETED: Final = 0xE5
 # A volume label, or with all of read-only, hidden and system a piece of a long name.

@@ -240,6 +240,16 @@ def test_jump_into_a_free_cluster_is_refused(name: str, work: Path, tmp_path: Pa
     assert refusal(copy) == "has a chain of clusters that runs into a free one"
 
 
+def test_chains_that_meet_are_refused(work: Path, tmp_path: Path) -> None:
+    copy = copy_image(made("fat32-clusters-512", work), tmp_path / "meet.img")
+    free_map = read_map(read_free_map, copy)
+    cluster = free_map.free.find(1) + 2
+    # A new chain of one cluster ends in the middle of the first long file.
+    for fat in fat_offsets(copy):
+        write_at(copy, fat + 4 * cluster, (cluster - 3).to_bytes(4, "little"))
+    assert refusal(copy) == "has chains of clusters that run into each other"
+
+
 @pytest.mark.parametrize("target", [1, "behind the end"])
 def test_chain_out_of_the_volume_is_refused(target: int | str, work: Path, tmp_path: Path) -> None:
     copy = copy_image(made("fat32-clusters-512", work), tmp_path / "outside.img")
@@ -291,7 +301,7 @@ def test_forgotten_second_fat_is_refused(work: Path, tmp_path: Path) -> None:
 def test_clusters_moved_by_a_wrong_root_size_are_noticed(work: Path, tmp_path: Path) -> None:
     copy = copy_image(made("fat16-clusters-512", work), tmp_path / "moved.img")
     write_at(copy, 17, struct.pack("<H", 256))
-    assert refusal(copy) == "has directories that are not where its root directory says"
+    assert refusal(copy) == "has directories that are not where others say"
 
 
 def test_volume_larger_than_its_place_is_refused(work: Path, tmp_path: Path) -> None:
