@@ -49,6 +49,7 @@ class _Record:
     operations: int
     header_blocks: int
     payload: bytes
+    has_checksum: bool
 
     @property
     def blocks(self) -> int:
@@ -123,7 +124,7 @@ class _Log:
         block, cycle = last.tail_block, last.tail_cycle
         for _ in range(_MAX_RECORDS):
             record = self._read_record(block)
-            if record.cycle != cycle:
+            if record.cycle != cycle or not record.has_checksum:
                 raise _DirtyError("its tail is not where its head says")
             _check_operations(record)
             block += record.blocks
@@ -157,10 +158,10 @@ class _Log:
             raise _DirtyError("a record is longer than its header allows")
         headers = header + self._read(block + 1, header_blocks - 1)
         payload = self._read(block + header_blocks, length // _SECTOR_BYTES)
-        _check_record_checksum(headers, payload)
+        has_checksum = _check_record_checksum(headers, payload)
         restored = _with_saved_words(headers, payload)
         tail_cycle, tail_block = tail >> 32, tail & 0xFFFFFFFF
-        return _Record(block, cycle, tail_block, tail_cycle, operations, header_blocks, restored)
+        return _Record(block, cycle, tail_block, tail_cycle, operations, header_blocks, restored, has_checksum)
 
     def _cycle(self, block: int) -> int:
         return int(self._cycles(block, 1)[0])
@@ -186,14 +187,18 @@ class _Log:
         return data
 
 
-def _check_record_checksum(headers: bytes, payload: bytes) -> None:
+def _check_record_checksum(headers: bytes, payload: bytes) -> bool:
+    """False when the record has none: mkfs and repair write their unmount record so."""
     at = layout.LOG_HEADER_CRC_OFFSET
     expected = int.from_bytes(headers[at : at + 4], "little")
+    if expected == 0:
+        return False
     covered = headers[:at] + bytes(4) + headers[at + 4 : layout.LOG_HEADER_CHECKED_BYTES]
     for start in range(_SECTOR_BYTES, len(headers), _SECTOR_BYTES):
         covered += headers[start : start + layout.LOG_EXTENDED_HEADER_CHECKED_BYTES]
     if crc32c(covered + payload) != expected:
         raise _DirtyError("a record has a wrong checksum")
+    return True
 
 
 def _with_saved_words(headers: bytes, payload: bytes) -> bytes:

@@ -1,0 +1,188 @@
+"""Images of ext2/3/4, XFS and btrfs for tests: made by the real mkfs, filled by the kernel, poisoned, damaged."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bitarray import bitarray
+from bitarray.util import intervals
+from foreign_images import Reader, copy_image, damage, digests, make_image, poison, run
+
+from snapfs.usedmap import btrfs, ext, xfs
+from snapfs.usedmap.result import FreeMap, ImageMap, MapError
+from snapfs.usedmap.scan import scan
+from snapfs.usedmap.source import Source
+
+MIB = 1 << 20
+
+READERS: dict[str, Reader] = {
+    "ext2": ext.read_free_map,
+    "ext3": ext.read_free_map,
+    "ext4": ext.read_free_map,
+    "xfs": xfs.read_free_map,
+    "btrfs": btrfs.read_free_map,
+}
+
+# Mount a copy for comparing: nothing is replayed, and another filesystem of the same uuid does not matter.
+READ_ONLY = {"ext2": "ro", "ext3": "ro,noload", "ext4": "ro,noload", "xfs": "ro,norecovery,nouuid", "btrfs": "ro"}
+
+
+def make_directory(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def make_filesystem(kind: str, path: Path, size: int, *options: str) -> Path:
+    make_image(path, size)
+    quiet = () if kind == "xfs" else ("-q",)
+    run(f"mkfs.{kind}", *quiet, *options, path)
+    return path
+
+
+@contextmanager
+def mounted(image: Path, directory: Path, options: str = "rw") -> Iterator[Path]:
+    """The image mounted by the kernel; unmounted and its loop device gone afterwards, also on failure."""
+    directory.mkdir(exist_ok=True)
+    run("mount", "-o", f"loop,{options}", image, directory)
+    try:
+        yield directory
+    finally:
+        run("umount", directory)
+
+
+@contextmanager
+def frozen(directory: Path) -> Iterator[None]:
+    run("fsfreeze", "--freeze", directory)
+    try:
+        yield
+    finally:
+        run("fsfreeze", "--unfreeze", directory)
+
+
+def scatter(directory: Path, count: int, file_bytes: int, seed: int = 7) -> None:
+    """Many files of one size, every second deleted: free space in many pieces, trees of several levels."""
+    dice = random.Random(seed)
+    (directory / "scattered").mkdir(exist_ok=True)
+    paths = [directory / "scattered" / f"{number:05}" for number in range(count)]
+    for path in paths:
+        path.write_bytes(dice.randbytes(file_bytes))
+    os.sync()
+    for path in paths[::2]:
+        path.unlink()
+
+
+def fsck(kind: str, image: Path) -> None:
+    """The filesystem's own check, read-only, finds nothing."""
+    if kind == "xfs":
+        run("xfs_repair", "-n", image)
+    elif kind == "btrfs":
+        run("btrfs", "check", "--check-data-csum", image)
+    else:
+        run("e2fsck", "-fn", image)
+
+
+def check_poisoned(
+    kind: str, image: Path, work: Path, free_map: FreeMap, expected: dict[str, str], *, recovers: bool = False
+) -> None:
+    """Everything called free may be overwritten: the filesystem checks clean and all its files are the same.
+
+    A frozen XFS (`recovers`) is mounted for writing: its counters stand right only after its log has been read.
+    """
+    copy = copy_image(image, work / "poisoned.img")
+    try:
+        assert poison(copy, free_map) > 0
+        with mounted(copy, work / "poisoned", "rw,nouuid" if recovers else READ_ONLY[kind]) as directory:
+            assert digests(directory) == expected
+        fsck(kind, copy)
+    finally:
+        copy.unlink()
+
+
+def scan_image(path: Path, block_bytes: int = 4096, **options: object) -> ImageMap:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return scan(fd, os.fstat(fd).st_size, block_bytes, **options)  # type: ignore[arg-type]
+    finally:
+        os.close(fd)
+
+
+def only_region_reason(path: Path, **options: object) -> str:
+    """Why the image, a bare filesystem, counts as wholly used."""
+    image_map = scan_image(path, **options)
+    (region,) = image_map.regions
+    assert region.state == "all-used"
+    assert image_map.used.all()
+    return region.reason
+
+
+def poison_image(path: Path, image_map: ImageMap) -> int:
+    """Overwrite every free block of an image; returns how many bytes that were."""
+    free = FreeMap(image_map.block_bytes, 0, ~image_map.used)
+    return poison(path, free) if free.free.any() else 0
+
+
+def units(free_ranges: list[tuple[int, int]], length: int) -> bitarray:
+    """A bitarray of `length` with the (first, count) ranges set."""
+    bits = bitarray(length, endian="little")
+    bits.setall(0)
+    for first, count in free_ranges:
+        bits[first : first + count] = 1
+    return bits
+
+
+class DamagedImage:
+    """A private mapping of an image, to damage it and put it right again many times a second."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.reads: set[tuple[int, int]] = set()
+
+    def preadv_into(self, buffer: memoryview, offset: int) -> int:
+        part = self.content[offset : offset + len(buffer)]
+        buffer[: len(part)] = part
+        self.reads.add((offset, len(part)))
+        return len(part)
+
+    def source(self) -> Source:
+        return Source(self, len(self.content))
+
+    @contextmanager
+    def damaged(self, ranges: list[range], seed: int) -> Iterator[None]:
+        before = {part: self.content[part.start : part.stop + 4] for part in ranges}
+        try:
+            damage(self.content, ranges, random.Random(seed))  # type: ignore[arg-type]
+            yield
+        finally:
+            for part, content in before.items():
+                self.content[part.start : part.start + len(content)] = content
+
+
+def survive_damage(reader: Reader, path: Path, seeds: range) -> Iterator[FreeMap]:
+    """Damage what the reader reads, by each seed; yields the maps that were not refused.
+
+    Any exception but `MapError` comes through and fails the test.
+    """
+    image = DamagedImage(path)
+    reader(image.source())
+    # Places of at most 512 bytes at a time, so that headers are hit as often as large tables.
+    ranges = [range(offset, offset + min(length, 512)) for offset, length in sorted(image.reads)]
+    ranges += [range(offset, offset + length) for offset, length in sorted(image.reads) if length > 512]
+    for seed in seeds:
+        chosen = random.Random(seed).sample(ranges, min(3, len(ranges)))
+        with image.damaged(chosen, seed):
+            try:
+                free_map = reader(image.source())
+            except MapError:
+                continue
+            yield free_map
+
+
+def free_runs(free_map: FreeMap) -> list[tuple[int, int]]:
+    """(first, count) of the free units."""
+    return [(first, end - first) for value, first, end in intervals(free_map.free) if value]
