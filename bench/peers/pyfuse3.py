@@ -1,4 +1,5 @@
-"""A bare pyfuse3 pass-through (pyfuse3_server.py): what Python and pyfuse3 cost before snapfs adds anything."""
+"""A bare pyfuse3 pass-through (pyfuse3_server.py): what Python and pyfuse3 cost, before snapfs adds anything,
+with the request loop of snapfs."""
 
 from __future__ import annotations
 

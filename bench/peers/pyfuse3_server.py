@@ -1,4 +1,7 @@
-"""pyfuse3_server FILE MOUNTPOINT: one directory with one file, every request handed on to FILE."""
+"""pyfuse3_server FILE MOUNTPOINT: one directory with one file, every request handed on to FILE.
+
+It receives requests as snapfs does, so the difference between the two is what snapfs itself adds.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import sys
 
 import pyfuse3
 import trio
+
+from snapfs.fuse.receive import hurry_receive
 
 FILE_INODE = pyfuse3.InodeT(2)
 FILE_HANDLE = pyfuse3.FileHandleT(1)
@@ -62,10 +67,20 @@ class Passthrough(pyfuse3.Operations):
 
 async def serve() -> None:
     """Until it is unmounted or told to stop."""
+    hurry_receive(session_fd())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
+
+
+def session_fd() -> int:
+    """The descriptor that pyfuse3 has open on /dev/fuse."""
+    for name in os.listdir("/proc/self/fd"):
+        path = f"/proc/self/fd/{name}"
+        if os.path.islink(path) and os.readlink(path) == "/dev/fuse":
+            return int(name)
+    raise RuntimeError("pyfuse3 has nothing open on /dev/fuse")
 
 
 async def stop_on_signal() -> None:
