@@ -1,0 +1,37 @@
+"""scripts/bench works; how fast anything is, is not asked here."""
+
+import json
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_bench(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(ROOT / "scripts/bench"), "--quick", "--out", str(out), "--dir", str(out), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300, check=False)
+
+
+def leftovers(folder: Path) -> list[str]:
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    lines += subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if str(folder) in line] + [str(path) for path in folder.glob("snapfs-bench*")]
+
+
+def test_quick_bench_measures_snapfs_and_its_peers(tmp_path: Path) -> None:
+    rows = ("seq-burst", "rand-qd16", "fsync-p50", "memory")
+    done = run_bench(tmp_path, *(word for row in rows for word in ("--only", row)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert not [line for line in result["voided"] if "snapfs:" in line]
+    assert set(result["rows"]) == set(rows)
+    assert set(result["rows"]["rand-qd16"]["peers"]) == {"snapfs", "qemu", "xfs", "btrfs"}
+    assert set(result["rows"]["fsync-p50"]["peers"]) >= {"pyfuse3", "libfuse", "raw"}
+
+
+def test_quick_bench_draws_a_plot_and_leaves_nothing_else(tmp_path: Path) -> None:
+    done = run_bench(tmp_path, "--only", "seq-burst", "--peer", "snapfs", "--peer", "xfs")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (plot,) = tmp_path.glob("*.png")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert leftovers(tmp_path) == []
