@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from snapfs.usedmap import btrfs, ext, xfs
+from snapfs.usedmap import btrfs, exfat, ext, fat, ntfs, swap, xfs
 from snapfs.usedmap.result import FreeMap
 from snapfs.usedmap.source import Source
 
@@ -23,6 +23,10 @@ READERS: dict[str, Reader] = {
     "ext4": ext.read_free_map,
     "xfs": xfs.read_free_map,
     "btrfs": btrfs.read_free_map,
+    "ntfs": ntfs.read_free_map,
+    "vfat": fat.read_free_map,
+    "exfat": exfat.read_free_map,
+    SWAP_KIND: swap.read_free_map,
 }
 
 # Kinds whose content is somebody else's business, with the sentence for status.

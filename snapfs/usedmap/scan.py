@@ -82,25 +82,21 @@ class _Scan:
 
     def _read_table(self) -> partitions.PartitionTable | None:
         """The partition table, None without one; `MapError` when there is one that makes no sense."""
-        tables = [table for table in map(self._read_table_of_sectors, self._sector_sizes) if table is not None]
-        kinds = {table.kind for table in tables}
+        found = [(size, probe.probe_table(self._fd, 0, self._map.size_bytes, size)) for size in self._sector_sizes]
+        kinds = {kind for _, kind in found if kind}
         if "gpt" in kinds:
-            tables = [table for table in tables if table.kind == "gpt"]
-            if len(tables) > 1:
-                raise MapError("has partition tables for two sector sizes")
+            return self._only_gpt([size for size, kind in found if kind == "gpt"])
+        if kinds - {"dos"}:
+            raise MapError(f"has a partition table of kind {min(kinds - {'dos'})}, which is not looked into")
+        tables = [partitions.read_mbr(self._source, size) for size, kind in found if kind]
         if len(tables) > 1:
             return self._likelier_table(tables)
         return tables[0] if tables else None
 
-    def _read_table_of_sectors(self, sector_bytes: int) -> partitions.PartitionTable | None:
-        kind = probe.probe_table(self._fd, 0, self._map.size_bytes, sector_bytes)
-        if not kind:
-            return None
-        if kind == "dos":
-            return partitions.read_mbr(self._source, sector_bytes)
-        if kind == "gpt":
-            return partitions.read_gpt(self._source, sector_bytes)
-        raise MapError(f"has a partition table of kind {kind}, which is not looked into")
+    def _only_gpt(self, sector_sizes: list[int]) -> partitions.PartitionTable:
+        if len(sector_sizes) > 1:
+            raise MapError("has partition tables for two sector sizes")
+        return partitions.read_gpt(self._source, sector_sizes[0])
 
     def _likelier_table(self, tables: list[partitions.PartitionTable]) -> partitions.PartitionTable:
         """An MBR does not tell its sector size: it is the one by which something is where a partition starts."""
