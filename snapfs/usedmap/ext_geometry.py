@@ -15,9 +15,14 @@ from snapfs.usedmap.checksums import crc32c_raw
 from snapfs.usedmap.result import MapError
 from snapfs.usedmap.source import Source
 
+# 256 TiB of the usual 128 MiB groups. What claims more would only make us fill the memory with descriptors.
+_MAX_GROUPS = 1 << 21
+
 
 @dataclass(frozen=True)
 class Geometry:
+    """Sizes in the units of their names; flags as they stand in the superblock."""
+
     block_bytes: int
     cluster_blocks: int
     blocks_count: int
@@ -119,7 +124,10 @@ def read_geometry(source: Source) -> Geometry:
         raise MapError("has no superblock")
     _check_features(fields)
     _check_superblock_checksum(fields, raw)
-    return _build(fields, raw, source.size_bytes)
+    _check_sizes(fields)
+    geometry = _build(fields, raw)
+    _check_fit(geometry, fields, source.size_bytes)
+    return geometry
 
 
 def _check_features(fields: dict[str, int]) -> None:
@@ -147,56 +155,56 @@ def _check_superblock_checksum(fields: dict[str, int], raw: bytes) -> None:
         raise MapError("has a superblock with a wrong checksum")
 
 
-def _build(fields: dict[str, int], raw: bytes, size_bytes: int) -> Geometry:
-    is_64bit = bool(fields["incompat"] & layout.INCOMPAT_64BIT)
-    is_bigalloc = bool(fields["ro_compat"] & layout.RO_COMPAT_BIGALLOC)
+def _check_sizes(fields: dict[str, int]) -> None:
+    """Blocks, clusters, groups and inodes have sizes that go together."""
     log_block, log_cluster = fields["log_block_size"], fields["log_cluster_size"]
-    if (
-        log_block > layout.MAX_LOG_BLOCK_BYTES
-        or log_cluster > layout.MAX_LOG_CLUSTER_BYTES
-        or log_cluster < log_block
-    ):
+    if log_block > layout.MAX_LOG_BLOCK_BYTES or not log_block <= log_cluster <= layout.MAX_LOG_CLUSTER_BYTES:
         raise MapError("has a senseless block size")
-    if log_cluster != log_block and not is_bigalloc:
+    if log_cluster != log_block and not _is_bigalloc(fields):
         raise MapError("has clusters without the feature for them")
     block_bytes = layout.MIN_BLOCK_BYTES << log_block
-    cluster_blocks = 1 << (log_cluster - log_block)
-    bits_per_block = block_bytes * 8
-    blocks_count = fields["blocks_count_lo"] | (fields["blocks_count_hi"] << 32 if is_64bit else 0)
-    clusters_per_group = fields["clusters_per_group"] if is_bigalloc else fields["blocks_per_group"]
-    if not 0 < clusters_per_group <= bits_per_block or clusters_per_group % 8:
+    clusters = _clusters_per_group(fields)
+    if not 0 < clusters <= block_bytes * 8 or clusters % 8:
         raise MapError("has senseless groups")
-    if fields["blocks_per_group"] != clusters_per_group * cluster_blocks:
+    if fields["blocks_per_group"] != clusters << (log_cluster - log_block):
         raise MapError("has groups that do not fit its clusters")
-    first_data_block = fields["first_data_block"]
-    if first_data_block != int(block_bytes == layout.MIN_BLOCK_BYTES and not is_bigalloc):
+    if fields["first_data_block"] != int(block_bytes == layout.MIN_BLOCK_BYTES and not _is_bigalloc(fields)):
         raise MapError("starts at a senseless block")
-    if not first_data_block < blocks_count or blocks_count * block_bytes > size_bytes:
-        raise MapError(f"claims {blocks_count * block_bytes} bytes but has a place of {size_bytes}")
-    desc_size = fields["desc_size"] if is_64bit else layout.DESCRIPTOR_BYTES
-    if is_64bit and (
-        desc_size < layout.DESCRIPTOR_64_BYTES or desc_size > block_bytes or desc_size & (desc_size - 1)
-    ):
+    desc_size = _desc_size(fields)
+    smallest = layout.DESCRIPTOR_64_BYTES if fields["incompat"] & layout.INCOMPAT_64BIT else layout.DESCRIPTOR_BYTES
+    if not smallest <= desc_size <= block_bytes or desc_size & (desc_size - 1):
         raise MapError("has group descriptors of a senseless size")
-    group_count = -(-(blocks_count - first_data_block) // fields["blocks_per_group"])
-    inode_bytes = fields["inode_size"] if fields["rev_level"] else layout.REV_0_INODE_BYTES
-    inodes_per_group = fields["inodes_per_group"]
-    if not 0 < inodes_per_group <= bits_per_block or not 128 <= inode_bytes <= block_bytes:
+    if not 0 < fields["inodes_per_group"] <= block_bytes * 8 or not 128 <= _inode_bytes(fields) <= block_bytes:
         raise MapError("has senseless inodes")
-    if inodes_per_group * group_count != fields["inodes_count"]:
+
+
+def _check_fit(geometry: Geometry, fields: dict[str, int], size_bytes: int) -> None:
+    """The whole goes into its place and is divided as its superblock says."""
+    total_bytes = geometry.blocks_count * geometry.block_bytes
+    if geometry.first_data_block >= geometry.blocks_count or total_bytes > size_bytes:
+        raise MapError(f"claims {total_bytes} bytes but has a place of {size_bytes}")
+    if geometry.group_count > _MAX_GROUPS:
+        raise MapError("has senselessly many groups")
+    if fields["inodes_per_group"] * geometry.group_count != fields["inodes_count"]:
         raise MapError("has a number of inodes that does not fit its groups")
+
+
+def _build(fields: dict[str, int], raw: bytes) -> Geometry:
+    block_bytes = layout.MIN_BLOCK_BYTES << fields["log_block_size"]
+    high = fields["blocks_count_hi"] if fields["incompat"] & layout.INCOMPAT_64BIT else 0
+    blocks_count = fields["blocks_count_lo"] | high << 32
     uuid = raw[layout.UUID_OFFSET : layout.UUID_OFFSET + layout.UUID_BYTES]
     has_seed = fields["incompat"] & layout.INCOMPAT_CSUM_SEED
     return Geometry(
         block_bytes=block_bytes,
-        cluster_blocks=cluster_blocks,
+        cluster_blocks=1 << (fields["log_cluster_size"] - fields["log_block_size"]),
         blocks_count=blocks_count,
-        first_data_block=first_data_block,
+        first_data_block=fields["first_data_block"],
         blocks_per_group=fields["blocks_per_group"],
-        clusters_per_group=clusters_per_group,
-        inode_table_blocks=-(-inodes_per_group * inode_bytes // block_bytes),
-        group_count=group_count,
-        desc_size=desc_size,
+        clusters_per_group=_clusters_per_group(fields),
+        inode_table_blocks=-(-fields["inodes_per_group"] * _inode_bytes(fields) // block_bytes),
+        group_count=-(-(blocks_count - fields["first_data_block"]) // fields["blocks_per_group"]),
+        desc_size=_desc_size(fields),
         reserved_gdt_blocks=fields["reserved_gdt_blocks"],
         first_meta_bg=fields["first_meta_bg"],
         mmp_block=fields["mmp_block"],
@@ -208,6 +216,24 @@ def _build(fields: dict[str, int], raw: bytes, size_bytes: int) -> Geometry:
         uuid=uuid,
         seed=fields["checksum_seed"] if has_seed else crc32c_raw(0xFFFFFFFF, uuid),
     )
+
+
+def _is_bigalloc(fields: dict[str, int]) -> bool:
+    return bool(fields["ro_compat"] & layout.RO_COMPAT_BIGALLOC)
+
+
+def _clusters_per_group(fields: dict[str, int]) -> int:
+    return fields["clusters_per_group"] if _is_bigalloc(fields) else fields["blocks_per_group"]
+
+
+def _desc_size(fields: dict[str, int]) -> int:
+    if not fields["incompat"] & layout.INCOMPAT_64BIT:
+        return layout.DESCRIPTOR_BYTES
+    return fields["desc_size"]
+
+
+def _inode_bytes(fields: dict[str, int]) -> int:
+    return fields["inode_size"] if fields["rev_level"] else layout.REV_0_INODE_BYTES
 
 
 def _is_power(number: int, base: int) -> bool:
