@@ -3,7 +3,8 @@
 Rules
 1. Hibernated Windows goes on from its memory, not from the disk: allocations may exist only there.
 2. hiberfil.sys counts when its first bytes say so; switched off or awake they are zero or different.
-3. Every record of the directory index is searched, unused ones too: an old entry can only refuse.
+3. Every record of the directory index is searched, unused ones too; an entry whose file is gone is old and
+   says nothing.
 4. A directory or file in a form that is not understood is refused.
 
 Layout and its sources: `ntfs_layout`.
@@ -15,12 +16,14 @@ from collections.abc import Iterator
 
 from snapfs.usedmap import ntfs_layout as layout
 from snapfs.usedmap.ntfs_records import (
+    RecordHeader,
     Stream,
     Volume,
     find_attribute,
     resident_value,
     stream_of,
     undo_sequence,
+    whole_record,
 )
 from snapfs.usedmap.result import MapError
 
@@ -33,8 +36,8 @@ _NAME = layout.HIBERNATION_FILE.encode("utf-16-le")
 def check_not_hibernated(volume: Volume, mft: Stream) -> None:
     """Raise `MapError` when a hibernation image is on the volume."""
     for block in _index_blocks(volume, volume.record(mft, layout.ROOT_NO)):
-        for file_no in _entries_named(block):
-            _check_file(volume, volume.record(mft, file_no))
+        for reference in _references_named(block):
+            _check_file(volume, mft, reference)
 
 
 def _index_blocks(volume: Volume, root: bytes) -> Iterator[bytes]:
@@ -66,23 +69,30 @@ def _index_block(raw: bytes) -> bytes:
     mark, sequence_offset, sequence_count = layout.INDEX_RECORD.unpack_from(raw)
     if mark != layout.INDEX_MARK:
         return b""  # never written: no entries
-    return undo_sequence(raw, sequence_offset, sequence_count, "root directory")
+    block = undo_sequence(raw, sequence_offset, sequence_count, "root directory")
+    _, entries_bytes = layout.INDEX_NODE.unpack_from(block, layout.INDEX_RECORD.size)
+    # What lies behind the last entry is left over from deleted ones, perhaps in part.
+    return block[: layout.INDEX_RECORD.size + entries_bytes]
 
 
-def _entries_named(block: bytes) -> Iterator[int]:
-    """File numbers of entries of that name, in any case of its letters."""
+def _references_named(block: bytes) -> Iterator[int]:
+    """File references of entries of that name, in any case of its letters."""
     folded = block.lower()
     at = folded.find(_NAME)
     while at >= 0:
         entry = at - layout.NAME_OFFSET - layout.INDEX_ENTRY.size
         name_length = block[at - layout.NAME_OFFSET + layout.NAME_LENGTH_OFFSET] if entry >= 0 else 0
         if name_length == len(layout.HIBERNATION_FILE):
-            reference = layout.INDEX_ENTRY.unpack_from(block, entry)[0]
-            yield reference & layout.FILE_NO_MASK
+            yield layout.INDEX_ENTRY.unpack_from(block, entry)[0]
         at = folded.find(_NAME, at + 1)
 
 
-def _check_file(volume: Volume, record: bytes) -> None:
+def _check_file(volume: Volume, mft: Stream, reference: int) -> None:
+    file_no = reference & layout.FILE_NO_MASK
+    record = whole_record(volume.raw_record(mft, file_no), f"MFT record {file_no}")
+    header = RecordHeader(*layout.RECORD.unpack_from(record))
+    if not header.in_use or header.use_count != reference >> layout.USE_COUNT_SHIFT:
+        return  # deleted, its record free or given to another file
     data = find_attribute(record, layout.DATA)
     if data is None:
         raise MapError("has a hiberfil.sys in a form that is not supported")

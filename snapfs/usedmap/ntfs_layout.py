@@ -29,13 +29,13 @@ LOG_FILE_NO: Final = 2
 VOLUME_NO: Final = 3
 ROOT_NO: Final = 5
 BITMAP_NO: Final = 6
-# Their record segments carry their own number as sequence number (record 0 carries 1).
+# $MFTMirr holds copies of these first records.
 MIRRORED_RECORDS: Final = 4
 
 # --- MFT record --------------------------------------------------------------------------------------
-# 0 mark, 4 offset and 6 count of the update sequence, 20 first attribute, 22 flags, 24 bytes in use,
-# 28 bytes allocated, 32 base record.
-RECORD: Final = struct.Struct("<4sHH12xHHIIQ")
+# 0 mark, 4 offset and 6 count of the update sequence, 16 how often the record was used, 20 first attribute,
+# 22 flags, 24 bytes in use, 28 bytes allocated, 32 base record.
+RECORD: Final = struct.Struct("<4sHH8xHxxHHIIQ")
 RECORD_MARK: Final = b"FILE"
 RECORD_IN_USE: Final = 0x0001
 # Every sector-sized stretch of 512 bytes ends in two bytes of the update sequence, whatever the sector size.
@@ -93,7 +93,9 @@ INDEX_ENTRY_LAST: Final = 0x0002
 # In $FILE_NAME: 64 characters of the name, 66 the name in UTF-16.
 NAME_LENGTH_OFFSET: Final = 64
 NAME_OFFSET: Final = 66
+# A file reference: the number of its record, and above it how often that record had been used.
 FILE_NO_MASK: Final = (1 << 48) - 1
+USE_COUNT_SHIFT: Final = 48
 
 # hiberfil.sys starts with this while Windows is hibernated (not when it is switched off or awake).
 HIBERNATION_FILE: Final = "hiberfil.sys"

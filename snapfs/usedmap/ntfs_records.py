@@ -28,6 +28,24 @@ class Run(NamedTuple):
     length: int
 
 
+class RecordHeader(NamedTuple):
+    """The head of an MFT record, its fields in their order."""
+
+    mark: bytes
+    sequence_offset: int
+    sequence_count: int
+    use_count: int
+    first_attribute: int
+    flags: int
+    used_bytes: int
+    allocated_bytes: int
+    base: int
+
+    @property
+    def in_use(self) -> bool:
+        return bool(self.flags & layout.RECORD_IN_USE)
+
+
 class Attribute(NamedTuple):
     """One attribute of a record, its header included in `body`."""
 
@@ -60,8 +78,11 @@ class Volume:
 
     def record(self, mft: Stream, number: int) -> bytes:
         """MFT record `number`, verified, with its update sequence undone."""
-        raw = self.read(mft, number * self.record_bytes, self.record_bytes)
-        return checked_record(raw, f"MFT record {number}")
+        return checked_record(self.raw_record(mft, number), f"MFT record {number}")
+
+    def raw_record(self, mft: Stream, number: int) -> bytes:
+        """MFT record `number` as it is on the disk."""
+        return self.read(mft, number * self.record_bytes, self.record_bytes)
 
     def read(self, stream: Stream, offset: int, length: int) -> bytes:
         """`length` bytes of a stream at `offset`; refused beyond what was ever written to it."""
@@ -85,8 +106,8 @@ class Volume:
 
 def open_volume(source: Source) -> Volume:
     """Geometry from the boot sector, every field within what NTFS allows and inside the source."""
-    name, sector_bytes, per_cluster, sectors, mft_cluster, mirror_cluster, record_code, mark = (
-        layout.BOOT.unpack(source.read(0, layout.BOOT.size))
+    name, sector_bytes, per_cluster, sectors, mft_cluster, mirror_cluster, record_code, mark = layout.BOOT.unpack(
+        source.read(0, layout.BOOT.size)
     )
     if name != layout.BOOT_NAME or mark != layout.BOOT_MARK:
         raise MapError("has no valid boot sector")
@@ -121,16 +142,21 @@ def open_mft(volume: Volume) -> Stream:
 
 def checked_record(raw: bytes, what: str) -> bytes:
     """A record that is in use and a base record, with its update sequence undone."""
-    mark, sequence_offset, sequence_count, _, flags, used_bytes, allocated_bytes, base = (
-        layout.RECORD.unpack_from(raw)
-    )
-    if mark != layout.RECORD_MARK:
-        raise MapError(f"has no valid {what}")
-    if not flags & layout.RECORD_IN_USE or base & layout.FILE_NO_MASK:
+    record = whole_record(raw, what)
+    header = RecordHeader(*layout.RECORD.unpack_from(record))
+    if not header.in_use or header.base & layout.FILE_NO_MASK:
         raise MapError(f"has a {what} that is not in use")
-    if allocated_bytes != len(raw) or not layout.RECORD.size < used_bytes <= len(raw):
+    return record
+
+
+def whole_record(raw: bytes, what: str) -> bytes:
+    """A record of the right shape, in use or not, with its update sequence undone."""
+    header = RecordHeader(*layout.RECORD.unpack_from(raw))
+    if header.mark != layout.RECORD_MARK:
+        raise MapError(f"has no valid {what}")
+    if header.allocated_bytes != len(raw) or not layout.RECORD.size < header.used_bytes <= len(raw):
         raise MapError(f"has a {what} of a wrong size")
-    return undo_sequence(raw, sequence_offset, sequence_count, what)
+    return undo_sequence(raw, header.sequence_offset, header.sequence_count, what)
 
 
 def undo_sequence(raw: bytes, offset: int, count: int, what: str) -> bytes:
@@ -149,21 +175,19 @@ def undo_sequence(raw: bytes, offset: int, count: int, what: str) -> bytes:
 
 def record_used(record: bytes) -> bytes:
     """The bytes of a verified record that count."""
-    return record[: layout.RECORD.unpack_from(record)[5]]
+    return record[: RecordHeader(*layout.RECORD.unpack_from(record)).used_bytes]
 
 
 def attributes(record: bytes) -> Iterator[Attribute]:
     """Attributes of a verified record in their order; a list without an end is refused."""
     used = record_used(record)
-    at = layout.RECORD.unpack_from(used)[3]
+    at = RecordHeader(*layout.RECORD.unpack_from(used)).first_attribute
     while at + 4 <= len(used):
         if int.from_bytes(used[at : at + 4], "little") == layout.ATTRIBUTES_END:
             return
         if at + layout.ATTRIBUTE.size > len(used):
             break
-        type_code, length, non_resident, name_length, name_offset, flags = layout.ATTRIBUTE.unpack_from(
-            used, at
-        )
+        type_code, length, non_resident, name_length, name_offset, flags = layout.ATTRIBUTE.unpack_from(used, at)
         if length < 24 or length % 8 or at + length > len(used) or non_resident > 1:
             break
         body = used[at : at + length]

@@ -256,6 +256,62 @@ def test_windows_that_is_off_is_trusted(work: Path, tmp_path: Path) -> None:
     assert read_map(read_free_map, path).free.any()
 
 
+def offset_of_record_named(path: Path, name: str) -> int:
+    """Where the MFT record of a file is, by its name."""
+    content = path.read_bytes()
+    mft = system_file_offset(path, layout.MFT_NO)
+    records = range(mft, mft + 400 * RECORD_BYTES, RECORD_BYTES)
+    return next(at for at in records if name.encode("utf-16-le") in content[at : at + RECORD_BYTES])
+
+
+@pytest.mark.parametrize(
+    ("offset", "change"), [(22, b"\0\0"), (16, b"\x63\0")], ids=["record free", "record given to another file"]
+)
+def test_old_entry_of_a_deleted_hibernation_file_says_nothing(
+    work: Path, tmp_path: Path, offset: int, change: bytes
+) -> None:
+    path = make_ntfs(tmp_path / "deleted.img", 16 * MIB)
+    with mounted(path, "ntfs-3g", work / "mnt") as directory:
+        (directory / "hiberfil.sys").write_bytes(b"hibr" + bytes(100_000))
+    assert refusal(path) == "holds a hibernated Windows"
+    with path.open("r+b") as file:
+        file.seek(offset_of_record_named(path, "hiberfil.sys") + offset)
+        file.write(change)
+    assert read_map(read_free_map, path).free.any()
+
+
+def test_bitmap_in_two_pieces(tmp_path: Path) -> None:
+    """The second half of $Bitmap moved by hand, its run list changed to two runs."""
+    path = make_ntfs(tmp_path / "pieces.img", 48 * MIB, "-c", "512")
+    expected = read_map(read_free_map, path).free
+    start, half = system_file_offset(path, layout.BITMAP_NO) // 512, 12
+    target = next(iter(expected.search(bitarray("1" * half), start + half)))
+    content = path.read_bytes()
+    record = system_file_offset(path, layout.MFT_NO) + layout.BITMAP_NO * RECORD_BYTES
+    one_run = b"\x21" + struct.pack("<BH", 2 * half, start)
+    runs = content.index(one_run, record)
+    # The run list grows by 8 bytes, its attribute and the record with it; the attribute is the last one.
+    two_runs = b"\x21" + struct.pack("<BH", half, start) + b"\x21" + struct.pack("<Bh", half, target - start)
+    (used_bytes,) = struct.unpack_from("<I", content, record + 24)
+    assert content[runs + 8 : runs + 12] == b"\xff\xff\xff\xff"
+    with path.open("r+b") as file:
+        file.seek(runs)
+        file.write(two_runs.ljust(16, b"\0") + b"\xff\xff\xff\xff")
+        file.seek(runs - 64 + 4)
+        file.write(struct.pack("<I", 64 + 16))
+        file.seek(record + 24)
+        file.write(struct.pack("<I", used_bytes + 8))
+        file.seek(target * 512)
+        file.write(content[(start + half) * 512 : (start + 2 * half) * 512])
+        # The new place is used now; the bits of it are in the first half.
+        assert target + half < half * 512 * 8
+        expected[target : target + half] = 0
+        file.seek(start * 512)
+        file.write((~expected).tobytes()[: half * 512])
+    free_map = read_map(read_free_map, path)
+    assert free_map.free == expected == bits_of_ntfscat(path, len(expected))
+
+
 def test_volume_larger_than_its_place_is_refused(plain: Path, tmp_path: Path) -> None:
     copy = copy_image(plain, tmp_path / "cut.img")
     with copy.open("r+b") as file:
