@@ -66,6 +66,11 @@ def encode(block_no: int, block_count: int, generation: int, raw: Data, accelera
     return b"".join((header[:RECORD_CHECKSUM_OFFSET], _CHECKSUM.pack(digest.intdigest()), payload, padding))
 
 
+def payload_bytes(record: bytes, raw: Data) -> int:
+    """What a record counts for against the limit: never more than the blocks in it."""
+    return min(len(record) - RECORD.size, len(raw))
+
+
 def parse_header(data: Data) -> RecordHeader:
     """The header at the start of ``data``; Damaged when it is none. The checksum is not looked at."""
     if len(data) < RECORD.size:

@@ -12,12 +12,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from cow.codec import STORE_RAW, encode, slot_checksums, slot_seed
-from cow.files import Data, Files
+from cow.codec import STORE_RAW, encode, payload_bytes, slot_checksums, slot_seed
+from cow.files import Files
 from cow.layout import (
     KEPT_STATES,
     LOST_ENTRY,
-    RECORD,
     RECORD_RAW_BYTES,
     STAGED,
     Counter,
@@ -40,11 +39,6 @@ def acceleration_for(share: float) -> int:
         if share >= from_share:
             chosen = acceleration
     return chosen
-
-
-def payload_bytes(record: bytes, raw: Data) -> int:
-    """What a record counts for against the limit: never more than the blocks in it."""
-    return min(len(record) - RECORD.size, len(raw))
 
 
 @dataclass(slots=True)
@@ -95,13 +89,13 @@ class Compactor:
                 control[Counter.STORE_ERRNO] = error.errno or 5
                 raise
             control[Counter.STORE_ERRNO] = 0
-        elif control[Counter.STATE] not in KEPT_STATES:
-            self._discard()
         control[Counter.FREED_SEQ] = seq + count
         return count
 
-    def _discard(self) -> None:
+    def tidy(self) -> None:
         """Give the space of a snapshot that nobody can read any more back to the disk that it filled."""
+        if self._control[Counter.STATE] in KEPT_STATES:
+            return
         self._writer.close()
         remove_segments(self._cut.segments)
         self._writer = SegmentWriter(self._cut.segments, self._files)

@@ -102,12 +102,16 @@ class LiveEngine:
         wake_compactor: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._image, self._policy = store, image, policy
+        # Called, in any thread, when the first write comes after a pause; ``note_quiet`` ends it.
+        self.on_writing: Callable[[], None] = lambda: None
         self._on_event, self._wake_compactor = on_event, wake_compactor
         self.geometry = store.geometry
         self._control, self._cut = store.control, store.cut
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._claims: list[Ticket] = []
+        # The offsets of writes to the image that have not returned yet.
+        self._under_way: list[int] = []
         self._pace = Pace()
         self._closed = False
         self._warned_percent = 0
@@ -146,7 +150,7 @@ class LiveEngine:
     def try_write(self, offset: int, data: Data) -> bool:
         """Write all of ``data``, or nothing and return False when that might wait.
 
-        OSError: the image refused. OutOfRange: the write is not inside the image.
+        OSError: the image refused. OutOfRange: the write is empty or not inside the image.
         """
         first, end = self.geometry.span(offset, len(data))
         now_ns = time.monotonic_ns()
@@ -159,9 +163,10 @@ class LiveEngine:
         """Write all of ``data``; waits for the disk, for room and for other writes where it must.
 
         OSError: the image refused. BufferFull: policy ``break-write``, nothing of the piece that did not fit
-        was written. EngineClosed: the engine was closed while this waited.
+        was written. OutOfRange: as for ``try_write``. EngineClosed: the engine was closed while this waited.
         """
         view = memoryview(data)
+        self.geometry.span(offset, len(view))
         start = offset
         for at, length in self.geometry.pieces(offset, len(view), self._max_blocks):
             first, end = self.geometry.span(at, length)
@@ -175,26 +180,46 @@ class LiveEngine:
         return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._keeps
 
     def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
-        if now_ns - self._beat_ns > _BEAT_NS:
-            self._beat(now_ns)
-        self._image.write(data, offset)
+        # Appending and popping are whole steps for all threads, which adding to a number is not.
+        self._under_way.append(offset)
+        try:
+            if now_ns - self._beat_ns > _BEAT_NS:
+                self._beat(now_ns)
+            self._image.write(data, offset)
+        finally:
+            self._under_way.pop()
         self._pace.note(now_ns)
 
     def _beat(self, now_ns: int) -> None:
         """Lets a later mount tell our own last write from somebody else's."""
         self._beat_ns = now_ns
         self._control[Counter.HEARTBEAT_NS] = time.time_ns()
-        self._control[Counter.WRITING] = 1
+        if not self._control[Counter.WRITING]:
+            self._control[Counter.WRITING] = 1
+            self.on_writing()
 
     def note_quiet(self) -> bool:
         """Record the image's modification time if no write came lately; False while writes go on."""
-        if not self._control[Counter.WRITING]:
+        control, beat_ns = self._control, self._beat_ns
+        if not control[Counter.WRITING]:
             return True
-        if time.monotonic_ns() - self._beat_ns <= 2 * _BEAT_NS:
+        if self._under_way:
+            # A write that hangs may set the image's time whenever it goes on.
+            control[Counter.HEARTBEAT_NS] = time.time_ns()
             return False
-        self._control[Counter.IMAGE_MTIME_NS] = self._image.identity().mtime_ns
-        self._control[Counter.WRITING] = 0
+        if time.monotonic_ns() - beat_ns <= 2 * _BEAT_NS:
+            return False
+        control[Counter.IMAGE_MTIME_NS] = self._image.identity().mtime_ns
+        control[Counter.WRITING] = 0
+        if self._under_way or self._beat_ns != beat_ns:
+            # A write began meanwhile; it may have found the flag still set.
+            control[Counter.WRITING] = 1
+            return False
         return True
+
+    def note_times(self, mtime_ns: int) -> None:
+        """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
+        self._control[Counter.IMAGE_MTIME_NS] = mtime_ns
 
     # --- preserving ------------------------------------------------------------------------------------------
 
@@ -239,7 +264,8 @@ class LiveEngine:
         while (ticket := self._claim(first, end)) is not None:
             filled = False
             try:
-                self._preserver.fill(ticket)
+                if ticket.runs:
+                    self._preserver.fill(ticket)
                 filled = True
             except StoreRefused as refused:
                 with self._changed:
@@ -395,6 +421,8 @@ class LiveEngine:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+            while self._claims:
+                self._changed.wait()
         self._preserver.close()
         self._image.sync()
 

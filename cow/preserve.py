@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from cow.codec import encode
+from cow.codec import encode, payload_bytes
 from cow.errors import CowError
 from cow.image import Image
-from cow.layout import RECORD, RECORD_RAW_BYTES, Counter, pack_place
+from cow.layout import RECORD_RAW_BYTES, Counter, Place, pack_place
 from cow.segments import SegmentWriter, remove_segments
 from cow.store import Store
 
@@ -175,41 +175,48 @@ class StagedPreserver:
         """Nothing is open."""
 
 
+class _Turn:
+    """One flush that some wait for; ``errno`` is 0 once it succeeded."""
+
+    def __init__(self) -> None:
+        self.is_over = False
+        self.errno = errno.EIO
+
+
 class GroupFlush:
     """One flush for all who wait: whoever comes while one runs is served by the next."""
 
     def __init__(self, flush: Callable[[], None]) -> None:
         self._flush = flush
-        self._turn = threading.Condition()
+        self._changed = threading.Condition()
         self._running = False
-        self._begun = self._done = 0
-        self._failed: dict[int, OSError] = {}
+        self._next = _Turn()
 
     def wait(self) -> None:
         """Return when a flush that began after this call has ended; OSError when it failed."""
-        with self._turn:
-            mine = self._begun + 1
-            while self._done < mine and self._running:
-                self._turn.wait()
-            if self._done < mine:
-                self._run(mine)
-            if mine in self._failed:
-                raise self._failed[mine]
+        with self._changed:
+            turn = self._next
+            while not turn.is_over and self._running:
+                self._changed.wait()
+            if not turn.is_over:
+                self._run(turn)
+        if turn.errno:
+            raise OSError(turn.errno, os.strerror(turn.errno))
 
-    def _run(self, number: int) -> None:
-        self._running, self._begun = True, number
-        self._turn.release()
-        error: OSError | None = None
+    def _run(self, turn: _Turn) -> None:
+        self._running, self._next = True, _Turn()
+        self._changed.release()
+        code = errno.EIO
         try:
             self._flush()
-        except OSError as caught:
-            error = caught
+            code = 0
+        except OSError as error:
+            code = error.errno or code
         finally:
-            self._turn.acquire()
-            self._running, self._done = False, number
-            if error:
-                self._failed[number] = error
-            self._turn.notify_all()
+            self._changed.acquire()
+            self._running = False
+            turn.is_over, turn.errno = True, code
+            self._changed.notify_all()
 
 
 class DurablePreserver:
@@ -239,7 +246,7 @@ class DurablePreserver:
 
     def fill(self, ticket: Ticket) -> None:
         size = self._geometry.block_bytes
-        parts, records, raw_bytes = [], [], 0
+        parts, records, stored_bytes, raw_bytes = [], [], 0, 0
         for run_first, run_end in ticket.runs:
             for first in range(run_first, run_end, self._run_blocks):
                 end = min(first + self._run_blocks, run_end)
@@ -247,26 +254,36 @@ class DurablePreserver:
                 self._image.read_into([raw], self._geometry.extent(first, end)[0])
                 parts.append((first, end))
                 records.append(encode(first, end - first, self._store.cut.generation, raw))
+                stored_bytes += payload_bytes(records[-1], raw)
                 raw_bytes += len(raw)
-        with store_errors():
-            with self._write_lock:
-                places = self._writer.append(records)
-            self._flush.wait()
+        places = self._append(records)
         ticket.entries = [(*part, pack_place(place)) for part, place in zip(parts, places, strict=True)]
         with self._write_lock:
-            stored_bytes = sum(map(len, records)) - len(records) * RECORD.size
-            self._control[Counter.STORED_BYTES] += min(stored_bytes, raw_bytes)
+            self._control[Counter.STORED_BYTES] += stored_bytes
             self._control[Counter.STORED_RAW_BYTES] += raw_bytes
+
+    def _append(self, records: list[bytes]) -> list[Place]:
+        """Write the records and wait until they are durable."""
+        with store_errors():
+            with self._write_lock:
+                writer = self._writer
+                failed_flushes = writer.failed_flushes
+                places = writer.append(records)
+            self._flush.wait()
+            if writer.failed_flushes != failed_flushes:
+                # A flush for others failed, and it may have been our record that it lost.
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return places
 
     def _sync(self) -> None:
         with self._write_lock:
             # A descriptor of its own: the writer may go on to the next segment and close this one meanwhile.
-            fd = os.dup(self._writer.fd)
+            writer, fd = self._writer, os.dup(self._writer.fd)
         try:
             self._store.files.sync_data(fd)
         except OSError:
             with self._write_lock:
-                self._writer.begin_segment()
+                writer.distrust()
             raise
         finally:
             os.close(fd)
@@ -286,4 +303,5 @@ class DurablePreserver:
             self._writer = SegmentWriter(self._store.cut.segments, self._store.files, durable=True)
 
     def close(self) -> None:
-        self._writer.close()
+        with self._write_lock:
+            self._writer.close()

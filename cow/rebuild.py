@@ -7,11 +7,14 @@ if these hold:
 *   every block with a preserved copy is settled (else the image's newer bytes would be taken for old ones);
 *   every settled block has a copy, or is free, or is released (else it is damaged, and reads say so);
 *   an entry names only what exists.
+
+Which maps may be believed is decided in repair; here it is carried out.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from cow.codec import slot_checksums, slot_seed
 from cow.layout import (
@@ -28,15 +31,32 @@ from cow.layout import (
     unpack_place,
 )
 from cow.segments import ScanProblem, scan_segment, segment_numbers, segment_path
-from cow.store import Store
+from cow.store import Cut, Store
+
+# Entries are looked at in pieces of this many, so that memory stays bounded.
+_PIECE_BLOCKS = 1 << 16
 
 
-def live_slots(store: Store) -> dict[int, int]:
-    """Sequence number by block, of every slot of the ring that holds a whole block of this cut."""
-    staging, control = store.staging, store.control
-    until = control[Counter.RESERVED_SEQ]
-    start = max(until - staging.slots, 0)
-    size, found = store.header.block_bytes, {}
+# --- staging -------------------------------------------------------------------------------------------------
+
+
+def adopt_staging(store: Store) -> dict[int, int]:
+    """Take over the ring as the killed server left it: sequence number by block, of every slot that holds one."""
+    control, slots = store.control, store.staging.slots
+    freed, committed, reserved = (
+        control[counter] for counter in (Counter.FREED_SEQ, Counter.COMMITTED_SEQ, Counter.RESERVED_SEQ)
+    )
+    if not freed <= committed <= reserved <= freed + slots:
+        # One of the numbers is damaged: no slot can be told from one of another lap.
+        return forget_staging(store)
+    # Whoever died between indexing and committing left slots that are as good as committed.
+    control[Counter.COMMITTED_SEQ] = reserved
+    return _live_slots(store, freed, reserved)
+
+
+def _live_slots(store: Store, start: int, until: int) -> dict[int, int]:
+    staging, size = store.staging, store.header.block_bytes
+    found: dict[int, int] = {}
     buffer = memoryview(bytearray(size))
     tags, noted = staging.tags(start, until - start), staging.checksums(start, until - start)
     for seq, tag, checksum in zip(range(start, until), tags, noted, strict=True):
@@ -48,60 +68,49 @@ def live_slots(store: Store) -> dict[int, int]:
     return found
 
 
-def adopt_staging(store: Store) -> dict[int, int]:
-    """Take over the ring as the killed server left it; the slots that hold blocks, as ``live_slots``."""
-    control, slots = store.control, store.staging.slots
-    freed, committed, reserved = (
-        control[counter] for counter in (Counter.FREED_SEQ, Counter.COMMITTED_SEQ, Counter.RESERVED_SEQ)
-    )
-    if not freed <= committed <= reserved <= freed + slots:
-        # One of the numbers is damaged. No sequence number may repeat, so go on far above all of them.
-        reserved = (max(freed, committed, reserved) & (SEQ_MASK >> 8)) + slots
-        control[Counter.RESERVED_SEQ] = control[Counter.FREED_SEQ] = reserved
-        control[Counter.COMMITTED_SEQ] = reserved
-        return {}
-    found = live_slots(store)
-    # Whoever died between indexing and committing left slots that are as good as committed.
-    control[Counter.COMMITTED_SEQ] = reserved
-    return found
-
-
 def forget_staging(store: Store) -> dict[int, int]:
-    """Nothing in the ring counts (after a power loss, or a clean end that drained it)."""
+    """Nothing in the ring counts: after a power loss, or a clean end that emptied it."""
     control = store.control
     top = max(control[Counter.RESERVED_SEQ], control[Counter.FREED_SEQ], control[Counter.COMMITTED_SEQ])
+    # No sequence number may repeat, so go on above all of them; damaged ones must not use them up.
     top = (top & (SEQ_MASK >> 8)) + store.staging.slots
     for counter in (Counter.RESERVED_SEQ, Counter.COMMITTED_SEQ, Counter.FREED_SEQ):
         control[counter] = top
     return {}
 
 
-def segment_sizes(store: Store) -> dict[int, int]:
-    """Bytes of each segment present, by number."""
+# --- index ---------------------------------------------------------------------------------------------------
+
+
+def drop_doubtful(store: Store, staged: dict[int, int], *, settled_is_known: bool) -> int:
+    """Drop entries that name what cannot be; how many of them are lost unless ``mend_index`` finds them.
+
+    An entry whose block is not settled was never finished: the image still holds the block, nothing is lost.
+    """
+    cut, lost_blocks = store.cut, 0
+    for block_no, _ in _doubtful(store, staged):
+        is_lost = cut.settled.get(block_no) or not settled_is_known
+        cut.index.set_stored(block_no, block_no + 1, LOST_ENTRY if is_lost else 0)
+        lost_blocks += is_lost
+    return lost_blocks
+
+
+def _doubtful(store: Store, staged: dict[int, int]) -> Iterator[tuple[int, int]]:
+    sizes = _segment_sizes(store)
+    sane = LOST_ENTRY
+    for first, entries in store.cut.index.filled_runs():
+        for block_no, entry in enumerate(entries, first):
+            if entry in (0, sane):
+                continue
+            if not _is_sane(block_no, entry, staged, sizes):
+                yield block_no, entry
+            elif entry & KIND_MASK == STORED:
+                sane = entry  # the blocks of one record share their entry
+
+
+def _segment_sizes(store: Store) -> dict[int, int]:
     directory = store.cut.segments
     return {number: os.stat(segment_path(directory, number)).st_size for number in segment_numbers(directory)}
-
-
-def settle_preserved(store: Store) -> None:
-    """Settle whatever has a copy or needs none: stopping between index and settled must not lose a block."""
-    cut = store.cut
-    for first, entries in cut.index.filled_runs():
-        for block_no, entry in enumerate(entries, first):
-            if entry and not cut.settled.get(block_no):
-                cut.settled.set_range(block_no, block_no + 1)
-    for given in (cut.free, cut.released):
-        for first, end in given.set_runs():
-            cut.settled.set_range(first, end)
-
-
-def doubtful_blocks(store: Store, staged: dict[int, int], sizes: dict[int, int]) -> list[int]:
-    """Blocks whose entry names something that cannot be."""
-    return [
-        block_no
-        for first, entries in store.cut.index.filled_runs()
-        for block_no, entry in enumerate(entries, first)
-        if entry and entry != LOST_ENTRY and not _is_sane(block_no, entry, staged, sizes)
-    ]
 
 
 def _is_sane(block_no: int, entry: int, staged: dict[int, int], sizes: dict[int, int]) -> bool:
@@ -112,11 +121,9 @@ def _is_sane(block_no: int, entry: int, staged: dict[int, int], sizes: dict[int,
     return kind == STORED and place.offset + RECORD.size < sizes.get(place.segment_no, 0)
 
 
-def mend_index(store: Store, staged: dict[int, int], doubtful: list[int]) -> int:
-    """Fill entries that are missing or doubtful from records and slots; how many stay lost."""
+def mend_index(store: Store, staged: dict[int, int]) -> None:
+    """Fill entries that are missing or lost from the records and slots that hold their blocks."""
     cut, count = store.cut, store.geometry.block_count
-    for block_no in doubtful:
-        cut.index.set_stored(block_no, block_no + 1, LOST_ENTRY)
     for number in segment_numbers(cut.segments):
         for found in scan_segment(cut.segments, number, store.files, verify=True):
             if isinstance(found, ScanProblem):
@@ -124,31 +131,76 @@ def mend_index(store: Store, staged: dict[int, int], doubtful: list[int]) -> int
             place, record = found
             first, end = record.block_no, record.block_no + record.block_count
             if record.generation == cut.generation and end <= count:
-                _mend_entries(store, first, end, pack_place(place))
+                _fill_entries(cut, first, end, pack_place(place))
     for block_no, seq in staged.items():
-        _mend_entries(store, block_no, block_no + 1, STAGED | seq)
-    return sum(entries.count(LOST_ENTRY) for _, entries in cut.index.filled_runs())
+        _fill_entries(cut, block_no, block_no + 1, STAGED | seq)
 
 
-def _mend_entries(store: Store, first: int, end: int, entry: int) -> None:
-    cut = store.cut
+def _fill_entries(cut: Cut, first: int, end: int, entry: int) -> None:
     cut.index.allocate(first, end)
-    cut.settled.set_range(first, end)
-    cut.changed.set_range(first, end)
     for block_no, present in enumerate(cut.index.get_range(first, end), first):
         if present in (0, LOST_ENTRY):
             cut.index.set_stored(block_no, block_no + 1, entry)
 
 
-def recount(store: Store, *, records: bool = True) -> None:
+def count_preserved(store: Store) -> int:
+    """Blocks that have an entry, lost ones included."""
+    return sum(len(entries) - entries.count(0) for _, entries in store.cut.index.filled_runs())
+
+
+def count_lost(store: Store) -> int:
+    """Blocks whose old content is gone: their entry says so, or nothing says why they are settled."""
+    marked = sum(entries.count(LOST_ENTRY) for _, entries in store.cut.index.filled_runs())
+    return marked + sum(_count_unexplained(store.cut, first, end) for first, end in store.cut.settled.set_runs())
+
+
+def _count_unexplained(cut: Cut, first: int, end: int) -> int:
+    count = 0
+    for is_free, free_first, free_end in cut.free.runs(first, end):
+        if is_free:
+            continue
+        for is_released, low, high in cut.released.runs(free_first, free_end):
+            if not is_released:
+                count += _count_empty(cut, low, high)
+    return count
+
+
+def _count_empty(cut: Cut, first: int, end: int) -> int:
+    starts = range(first, end, _PIECE_BLOCKS)
+    return sum(cut.index.get_range(start, min(start + _PIECE_BLOCKS, end)).count(0) for start in starts)
+
+
+# --- bitmaps and numbers -------------------------------------------------------------------------------------
+
+
+def settle_preserved(store: Store) -> None:
+    """Settle whatever has a copy or needs none: stopping between index and settled must not lose a block."""
+    cut = store.cut
+    for first, entries in cut.index.filled_runs():
+        if cut.settled.all_set(first, first + len(entries)):
+            continue
+        for block_no, entry in enumerate(entries, first):
+            if entry and not cut.settled.get(block_no):
+                cut.settled.set_range(block_no, block_no + 1)
+    for given in (cut.free, cut.released):
+        for first, end in given.set_runs():
+            if not cut.settled.all_set(first, end):
+                cut.settled.set_range(first, end)
+
+
+def assume_changed(store: Store) -> None:
+    """Take every settled block for changed: an incremental backup may copy too much, never too little."""
+    for first, end in store.cut.settled.set_runs():
+        store.cut.changed.set_range(first, end)
+
+
+def recount(store: Store, *, records: bool) -> None:
     """Take the numbers of status from the maps, and with ``records`` from the segments themselves."""
     cut, control = store.cut, store.control
     control[Counter.SETTLED_BLOCKS] = cut.settled.count()
     control[Counter.CHANGED_BLOCKS] = cut.changed.count()
     control[Counter.RELEASED_BLOCKS] = cut.released.count()
-    control[Counter.PRESERVED_BLOCKS] = sum(
-        sum(1 for entry in entries if entry) for _, entries in cut.index.filled_runs()
-    )
+    control[Counter.PRESERVED_BLOCKS] = count_preserved(store)
     if not records:
         return
     stored = raw = 0
@@ -160,9 +212,14 @@ def recount(store: Store, *, records: bool = True) -> None:
     control[Counter.STORED_BYTES], control[Counter.STORED_RAW_BYTES] = stored, raw
 
 
-def mark_damaged(store: Store, *, unreadable: bool = False) -> None:
-    """The snapshot goes on for what is provably right; with ``unreadable`` nothing is."""
+def mark_damaged(store: Store) -> None:
+    """The snapshot goes on for what is provably right."""
     if store.control.state is State.ACTIVE:
         store.control[Counter.STATE] = State.DAMAGED
-    if unreadable:
-        store.control[Counter.UNREADABLE] = 1
+
+
+def mark_unreadable(store: Store) -> None:
+    """Nothing of the snapshot can be proven right; said on the disk too, or a power loss would undo it."""
+    mark_damaged(store)
+    store.control[Counter.UNREADABLE] = 1
+    store.cut.note_unreadable(store.files)

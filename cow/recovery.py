@@ -24,35 +24,22 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
-from cow.bitmaps import bitmap_bytes
 from cow.control import Control
-from cow.errors import CowError, ImageChanged, StoreError
-from cow.files import Files, MappedFile
+from cow.errors import ImageChanged, StoreError
+from cow.files import Files
 from cow.geometry import Geometry
 from cow.header import Header, read_header, write_header
 from cow.image import Image
-from cow.layout import CONTROL_BYTES, ENTRY_BYTES, STAGING_BYTES, Counter, Durability, Protect, State
-from cow.rebuild import (
-    adopt_staging,
-    doubtful_blocks,
-    forget_staging,
-    mark_damaged,
-    mend_index,
-    recount,
-    segment_sizes,
-    settle_preserved,
-)
-from cow.seal import Seal, break_seal, broken_maps, read_seal
-from cow.staging import Staging, file_bytes, slot_count
+from cow.layout import STAGING_BYTES, Counter, Durability, Protect, State
+from cow.repair import End, is_control, repair, replace_unusable
+from cow.seal import break_seal, read_seal
+from cow.staging import Staging, slot_count
 from cow.store import (
-    BITMAP_NAMES,
     CONTROL_NAME,
-    INDEX_NAME,
-    SEGMENTS_NAME,
     STAGING_NAME,
     Store,
-    cut_path,
     foreign_names,
+    holds_preserved,
     lock_store,
     open_cut,
     open_parts,
@@ -98,12 +85,14 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
 
     StoreError (StoreBusy, ImageChanged): the store is as it was. OSError: the disk refused.
     """
-    made = _make_directory(path)
+    made = _make_directory(path, files)
     lock_fd = -1
     try:
         lock_fd = lock_store(path)
         header = read_header(path)
         if header is None:
+            if holds_preserved(path):
+                raise StoreError(str(path), "has lost its header: remove it to begin a new snapshot")
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
         return _carry_on(path, header, image, request, files, lock_fd)
     except BaseException:
@@ -114,9 +103,10 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
         raise
 
 
-def _make_directory(path: Path) -> bool:
+def _make_directory(path: Path, files: Files) -> bool:
     try:
         path.mkdir(0o700)
+        files.sync_directory(path.parent)
     except FileExistsError:
         if not path.is_dir():
             raise StoreError(str(path), "is not a directory") from None
@@ -180,30 +170,22 @@ def _new_header(image: Image, request: Request, generation: int = 1) -> Header:
 # --- the snapshot that was left behind -----------------------------------------------------------------------
 
 
-class _End(Enum):
-    """How the last use of the store ended."""
-
-    SEALED = "cleanly"
-    KILLED = "by the death of its processes"
-    POWER_LOST = "with the machine"
-
-
 def _carry_on(path: Path, header: Header, image: Image, request: Request, files: Files, lock_fd: int) -> Opened:
     _check_image(path, header, image, request)
     seal = read_seal(path, header.generation)
-    end = _End.SEALED if seal else _End.KILLED if header.boot_id == request.boot_id else _End.POWER_LOST
-    if end is _End.POWER_LOST and header.durability is Durability.PROCESS:
+    end = End.SEALED if seal else End.KILLED if header.boot_id == request.boot_id else End.POWER_LOST
+    if end is End.POWER_LOST and header.durability is Durability.PROCESS:
         store = _begin(path, image, request, files, lock_fd)
         return Opened(store, Outcome.LOST, ["the snapshot did not survive the restart of the machine"])
     if seal and not header.is_device and seal.image_mtime_ns != image.identity().mtime_ns:
         raise _changed(path)
-    if end is _End.KILLED:
+    if end is End.KILLED:
         _check_killed_mtime(path, header, image, files)
     remove_cuts(path, keep=header.generation)
-    replaced = _replace_unusable(path, header, files)
+    replaced = replace_unusable(path, header, files)
     store = open_parts(path, header, files, writable=True, lock_fd=lock_fd)
     try:
-        notes = _repair(store, end, seal, replaced)
+        notes = repair(store, end, seal, replaced)
         store.header = replace(header, boot_id=request.boot_id, durability=request.durability)
         write_header(path, store.header, files)
         store.control[Counter.IMAGE_MTIME_NS] = image.identity().mtime_ns
@@ -218,9 +200,10 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
 
 def _check_image(path: Path, header: Header, image: Image, request: Request) -> None:
     identity = image.identity()
-    same_boot = header.boot_id == request.boot_id
-    same_file = identity.ino == header.image_ino and (identity.dev == header.image_dev or not same_boot)
-    if identity.is_device != header.is_device or (not same_file and not identity.is_device):
+    # Device numbers may be given out anew at every boot.
+    same_dev = identity.dev == header.image_dev or header.boot_id != request.boot_id
+    same_file = identity.ino == header.image_ino and same_dev and identity.is_device == header.is_device
+    if not same_file:
         raise StoreError(str(path), f"belongs to another image ({header.image_path})")
     if image.size_bytes != header.image_bytes:
         raise _changed(path)
@@ -240,110 +223,12 @@ def _check_killed_mtime(path: Path, header: Header, image: Image, files: Files) 
     """Processes died: the last write of theirs may be a little newer than what they noted."""
     if header.is_device:
         return
-    try:
-        control = Control(path / CONTROL_NAME, files)
-    except (OSError, ValueError, CowError):
+    if not is_control(path, files):
         return  # its loss makes the snapshot unreadable anyway
+    control = Control(path / CONTROL_NAME, files)
     mtime_ns = image.identity().mtime_ns
     noted_ns, beat_ns = control[Counter.IMAGE_MTIME_NS], control[Counter.HEARTBEAT_NS]
     writing = control[Counter.WRITING]
     control.close()
     if mtime_ns != noted_ns and not (writing and mtime_ns <= beat_ns + _HEARTBEAT_SLACK_NS):
         raise _changed(path)
-
-
-def _replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
-    """Put an empty file in the place of each that is missing or has the wrong size; their names."""
-    size = header.geometry.block_count
-    cut = cut_path(path, header.generation)
-    wanted = {CONTROL_NAME: (path / CONTROL_NAME, CONTROL_BYTES)}
-    staging_bytes = file_bytes(header.block_bytes, header.staging_slots)
-    wanted[STAGING_NAME] = (path / STAGING_NAME, staging_bytes)
-    for name in BITMAP_NAMES:
-        wanted[name] = (cut / name, bitmap_bytes(size))
-    wanted[INDEX_NAME] = (cut / INDEX_NAME, size * ENTRY_BYTES)
-    (cut / SEGMENTS_NAME).mkdir(0o700, parents=True, exist_ok=True)
-    replaced = {name for name, (file, size_bytes) in wanted.items() if not _has_size(file, size_bytes)}
-    if CONTROL_NAME not in replaced and not _is_control(path, files):
-        replaced.add(CONTROL_NAME)
-    for name in replaced:
-        file, size_bytes = wanted[name]
-        file.unlink(missing_ok=True)
-        if name == CONTROL_NAME:
-            Control(file, files, writable=True, create=True).close()
-        else:
-            MappedFile(file, size_bytes, files, writable=True, create=True).close()
-    return replaced
-
-
-def _has_size(file: Path, size_bytes: int) -> bool:
-    try:
-        return file.is_file() and file.stat().st_size == size_bytes
-    except OSError:
-        return False
-
-
-def _is_control(path: Path, files: Files) -> bool:
-    try:
-        Control(path / CONTROL_NAME, files).close()
-    except (OSError, ValueError, CowError):
-        return False
-    return True
-
-
-def _repair(store: Store, end: _End, seal: Seal | None, replaced: set[str]) -> list[str]:
-    """Make the store's maps agree with what it holds; sentences on what is lost."""
-    control, cut = store.control, store.cut
-    broken = replaced | set(broken_maps(store, seal) if seal else ())
-    if seal:
-        seal.restore(control)
-    elif end is _End.POWER_LOST:
-        control[Counter.STATE] = State.ACTIVE if cut.is_intact else State.OVERFLOWED
-        broken |= {"index", "settled"}
-    control[Counter.GENERATION] = cut.generation
-    staged = adopt_staging(store) if end is _End.KILLED else forget_staging(store)
-    if seal and not broken - {CONTROL_NAME, STAGING_NAME}:
-        recount(store, records=False)
-        return []
-    lost = _mend(store, end, broken, staged)
-    recount(store)
-    return lost
-
-
-def _mend(store: Store, end: _End, broken: set[str], staged: dict[int, int]) -> list[str]:
-    control, cut = store.control, store.cut
-    preserved = control[Counter.PRESERVED_BLOCKS]
-    for name, file in (("index", cut.index.file), ("settled", cut.settled.file)):
-        if name in broken:
-            file.clear()
-    doubtful = doubtful_blocks(store, staged, segment_sizes(store))
-    lost_blocks = mend_index(store, staged, doubtful) if doubtful or broken or _lacks_entries(store) else 0
-    settle_preserved(store)
-    if end is _End.POWER_LOST:
-        return []
-    notes = []
-    if _cannot_prove(store, end, broken, preserved):
-        mark_damaged(store, unreadable=True)
-        notes.append(f"the snapshot cannot be read any more: {', '.join(sorted(broken))} of the store is damaged")
-    elif lost_blocks or _lacks_entries(store):
-        mark_damaged(store)
-        notes.append("the store is damaged: some blocks of the snapshot are lost and read as errors")
-    elif broken:
-        notes.append(f"damaged maps of the store were rebuilt: {', '.join(sorted(broken))}")
-    return notes
-
-
-def _lacks_entries(store: Store) -> bool:
-    """Whether there are settled blocks for which nothing says why."""
-    cut = store.cut
-    preserved = sum(sum(1 for entry in entries if entry) for _, entries in cut.index.filled_runs())
-    return cut.settled.count() > preserved + cut.free.count() + cut.released.count()
-
-
-def _cannot_prove(store: Store, end: _End, broken: set[str], preserved: int) -> bool:
-    """Whether a block that was overwritten might pass for one that is still owed."""
-    given = {"free", "released"} & broken and (store.header.protect is Protect.USED or "settled" in broken)
-    state_unknown = end is _End.KILLED and CONTROL_NAME in broken
-    recovered = sum(sum(1 for entry in entries if entry) for _, entries in store.cut.index.filled_runs())
-    both = {"index", "settled"} <= broken and (CONTROL_NAME in broken or recovered < preserved)
-    return bool(given or state_unknown or both)

@@ -15,14 +15,21 @@ from cow.codec import checksum, checksum_stream
 from cow.control import Control
 from cow.files import Files, MappedFile
 from cow.layout import Counter
-from cow.store import BITMAP_NAMES, INDEX_NAME, SEAL_NAME, Store, cut_path
+from cow.segments import segment_numbers, segment_path
+from cow.store import BITMAP_NAMES, FREE_SEAL_NAME, INDEX_NAME, SEAL_NAME, Cut, Store, cut_path
 
 MAP_NAMES = (*BITMAP_NAMES, INDEX_NAME)
 _PIECE_BYTES = 1 << 20
 
-
 # Numbers of the control page that the next process takes from here instead.
-_COUNTERS = (Counter.STATE, Counter.UNREADABLE, Counter.STORED_BYTES, Counter.STORED_RAW_BYTES, Counter.RESERVED_SEQ)
+_COUNTERS = (
+    Counter.STATE,
+    Counter.UNREADABLE,
+    Counter.STORED_BYTES,
+    Counter.STORED_RAW_BYTES,
+    Counter.RESERVED_SEQ,
+    Counter.PRESERVED_BLOCKS,
+)
 _MTIME = "image_mtime_ns"
 
 
@@ -71,9 +78,7 @@ def write_seal(store: Store, image_mtime_ns: int) -> None:
     for name, file in map_files(store).items():
         files.sync(file.fd)
         lines.append(f"map {name} {digest_of(file)}")
-    for segment in sorted(cut.segments.iterdir()):
-        _sync_path(segment, files)
-    files.sync_directory(cut.segments)
+    sync_segments(store)
     lines += [f"number {counter.name.lower()} {store.control[counter]}" for counter in _COUNTERS]
     lines.append(f"number {_MTIME} {image_mtime_ns}")
     text = "\n".join(lines) + "\n"
@@ -86,9 +91,32 @@ def map_files(store: Store) -> dict[str, MappedFile]:
     return dict(zip(MAP_NAMES, (*(bitmap.file for bitmap in cut.bitmaps), cut.index.file), strict=True))
 
 
-def _sync_path(path: Path, files: Files) -> None:
-    with path.open("rb") as segment:
-        files.sync(segment.fileno())
+def sync_segments(store: Store) -> None:
+    """Make all records durable."""
+    directory = store.cut.segments
+    for number in segment_numbers(directory):
+        with segment_path(directory, number).open("rb") as segment:
+            store.files.sync(segment.fileno())
+    store.files.sync_directory(directory)
+
+
+def seal_free(cut: Cut, files: Files) -> None:
+    """Note what the map of free blocks holds, durably: after its last change, before any of them is settled.
+
+    A block wrongly taken for free reads as zeros, so the map counts only while it is what was noted.
+    """
+    files.sync(cut.free.file.fd)
+    files.replace(cut.path / FREE_SEAL_NAME, digest_of(cut.free.file).encode())
+
+
+def free_is_proven(store: Store) -> bool:
+    """Whether the map of free blocks is what ``seal_free`` noted; or empty, where it never did."""
+    cut = store.cut
+    try:
+        noted = (cut.path / FREE_SEAL_NAME).read_bytes()
+    except OSError:
+        return not cut.free.count()
+    return noted == digest_of(cut.free.file).encode()
 
 
 def read_seal(store: Path, generation: int) -> Seal | None:

@@ -17,7 +17,16 @@ from pathlib import Path
 from cow.codec import RecordHeader, decode, parse_header
 from cow.errors import CowError, Damaged
 from cow.files import Data, Files
-from cow.layout import MAX_SEGMENT_NO, RECORD, RECORD_ALIGN, RECORD_MAGIC, SEGMENT_BYTES, Place, unpack_place
+from cow.layout import (
+    LOST_ENTRY,
+    MAX_SEGMENT_NO,
+    RECORD,
+    RECORD_ALIGN,
+    RECORD_MAGIC,
+    SEGMENT_BYTES,
+    Place,
+    unpack_place,
+)
 
 _OPEN_SEGMENTS = 32
 _MAGIC = RECORD_MAGIC.to_bytes(4, "little")
@@ -46,6 +55,8 @@ class SegmentWriter:
         self._segment_no = max(segment_numbers(directory), default=0)
         self._offset = SEGMENT_BYTES
         self.fd = -1
+        # Counts the flushes that failed: what was appended before such a one may never reach the disk.
+        self.failed_flushes = 0
 
     def append(self, records: list[bytes]) -> list[Place]:
         """Write ``records`` (padded, each at most 2 MiB) and tell where each lies. OSError: none counts."""
@@ -75,25 +86,32 @@ class SegmentWriter:
     def _next_segment(self) -> None:
         if self._segment_no >= MAX_SEGMENT_NO:
             raise OSError(errno.ENOSPC, "the store has no segment numbers left")
-        if self._durable:
+        if self._durable and self.fd >= 0:
             # The flush that the old segment's writers are about to wait for goes to the new one.
-            self.sync()
+            try:
+                self._files.sync_data(self.fd)
+            except OSError:
+                self.distrust()
+                raise
         path = segment_path(self._directory, self._segment_no + 1)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            if self._durable:
+                # Records are only as durable as the name of their file.
+                self._files.sync_directory(self._directory)
+        except BaseException:
+            os.close(fd)
+            raise
         self.close()
         self.fd, self._offset = fd, 0
         self._segment_no += 1
-        if self._durable:
-            # Records are only as durable as the name of their file.
-            self._files.sync_directory(self._directory)
 
-    def sync(self) -> None:
-        """Make all records appended so far durable."""
-        if self.fd >= 0:
-            self._files.sync_data(self.fd)
+    def distrust(self) -> None:
+        """A flush failed: of all records since the last one nothing is known, and none may follow them.
 
-    def begin_segment(self) -> None:
-        """Append no more to the segment whose last flush failed: what is in it is not known."""
+        The kernel reports a lost page once; another flush of the same segment would seem to succeed.
+        """
+        self.failed_flushes += 1
         self._offset = SEGMENT_BYTES
 
     def close(self) -> None:
@@ -112,6 +130,8 @@ class SegmentReader:
 
     def read(self, entry: int, block_no: int, generation: int) -> tuple[RecordHeader, Data]:
         """Header and raw blocks of the record that holds ``block_no``; Damaged when it does not."""
+        if entry == LOST_ENTRY:
+            raise Damaged("its preserved content is lost", block_no)
         place = unpack_place(entry)
         with self._lock:
             # Read under the lock: another thread may close the least recently used descriptor.

@@ -4,8 +4,8 @@
     control         the numbers the processes share
     staging         the ring
     lock            held with flock while the store is in use; the holder's process number in it
-    cut-00000001/   settled, changed, released, free, index, segments/; intact, which an overflow renames to
-                    overflowed; and seal after a clean end
+    cut-00000001/   settled, changed, released, free, index, segments/; free.seal once the map of free blocks is
+                    known; intact, which the end of the snapshot renames; and seal after a clean end
 
 Only these names are ever removed: whatever else a user put there stays, and the directory with it.
 """
@@ -30,13 +30,14 @@ from cow.staging import Staging
 
 CONTROL_NAME, STAGING_NAME, LOCK_NAME, SEAL_NAME = "control", "staging", "lock", "seal"
 SOCKET_NAME, LOG_NAME = "socket", "log"
-_PLAIN_NAMES = frozenset(
-    {HEADER_NAME, HEADER_NAME + ".new", CONTROL_NAME, STAGING_NAME, LOCK_NAME, SOCKET_NAME, LOG_NAME}
-)
+UNFINISHED_NAME = HEADER_NAME + ".new"
+_PLAIN_NAMES = frozenset({HEADER_NAME, UNFINISHED_NAME, CONTROL_NAME, STAGING_NAME, LOCK_NAME, SOCKET_NAME, LOG_NAME})
 _CUT_PREFIX = "cut-"
 BITMAP_NAMES = ("settled", "changed", "released", "free")
 INDEX_NAME, SEGMENTS_NAME = "index", "segments"
-INTACT_NAME, OVERFLOWED_NAME = "intact", "overflowed"
+FREE_SEAL_NAME = "free.seal"
+# An empty file under one of these names says what the disk knows of the snapshot's end; no name: overflowed.
+INTACT_NAME, OVERFLOWED_NAME, UNREADABLE_NAME = "intact", "overflowed", "unreadable"
 
 
 def cut_path(store: Path, generation: int) -> Path:
@@ -61,13 +62,26 @@ class Cut:
 
     @property
     def is_intact(self) -> bool:
-        """Whether the disk, too, knows of no overflow."""
+        """Whether the disk, too, knows of no end."""
         return (self.path / INTACT_NAME).exists()
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether the snapshot was found to be unreadable."""
+        return (self.path / UNREADABLE_NAME).exists()
 
     def note_overflow(self, files: Files) -> None:
         """Without this a power loss would make an overflowed snapshot look whole. Needs no space on disk."""
-        (self.path / INTACT_NAME).rename(self.path / OVERFLOWED_NAME)
-        files.sync_directory(self.path)
+        self._rename_intact(OVERFLOWED_NAME, files)
+
+    def note_unreadable(self, files: Files) -> None:
+        """The same for one of which nothing can be proven right."""
+        self._rename_intact(UNREADABLE_NAME, files)
+
+    def _rename_intact(self, name: str, files: Files) -> None:
+        if self.is_intact:
+            (self.path / INTACT_NAME).rename(self.path / name)
+            files.sync_directory(self.path)
 
     @property
     def bitmaps(self) -> tuple[Bitmap, ...]:
@@ -99,6 +113,10 @@ def open_cut(
         Bitmap(path / name, count, files, writable=writable, create=create) for name in BITMAP_NAMES
     )
     index = Index(path / INDEX_NAME, count, files, writable=writable, create=create)
+    if create:
+        # The header's commit makes the cut's own name durable, not the names in it.
+        files.sync_directory(path / SEGMENTS_NAME)
+        files.sync_directory(path)
     return Cut(generation, path, settled, changed, released, free, index)
 
 
@@ -157,6 +175,20 @@ def lock_store(path: Path) -> int:
     return fd
 
 
+def holds_preserved(path: Path) -> bool:
+    """Whether a cut in the store ever preserved anything: then a missing header is damage, not a new store."""
+    if (path / UNFINISHED_NAME).exists():
+        return False
+    return any(_takes_space(path / name / INDEX_NAME) for name in os.listdir(path) if _is_cut(name))
+
+
+def _takes_space(path: Path) -> bool:
+    try:
+        return path.stat().st_blocks > 0
+    except OSError:
+        return False
+
+
 def foreign_names(path: Path) -> list[str]:
     """Names in the directory that no store has: a sign that it is the user's, not ours."""
     return sorted(name for name in os.listdir(path) if name not in _PLAIN_NAMES and not _is_cut(name))
@@ -177,7 +209,8 @@ def remove_cuts(path: Path, keep: int | None = None) -> None:
 def remove_store(path: Path) -> None:
     """Remove what is ours, header first: a store half removed is one that was never finished."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(path / HEADER_NAME)
+        # A header that goes missing in any other way leaves no such name behind.
+        os.rename(path / HEADER_NAME, path / UNFINISHED_NAME)
     remove_cuts(path)
     for name in sorted(_PLAIN_NAMES):
         with contextlib.suppress(FileNotFoundError):

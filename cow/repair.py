@@ -1,0 +1,177 @@
+"""Deciding what a store that was left behind still proves, and making it whole again.
+
+====================  ==================  ==================  ===================  =============================
+how it ended          index               settled             free                 numbers of the control page
+====================  ==================  ==================  ===================  =============================
+SEALED                by its digest       by its digest       by its digest        from the seal
+KILLED                each entry checked  believed            by its own digest    believed
+POWER_LOST (power)    from the records    ones believed       by its own digest    from the maps
+====================  ==================  ==================  ===================  =============================
+
+A map that is missing or not what its digest says is *broken*: it begins anew, empty, and is filled from the
+others. A block that then is settled for no reason any more is lost: reads of it fail. A block that might have
+been overwritten and passes for owed would be read wrong, so where that cannot be excluded nothing is read.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+from cow.bitmaps import bitmap_bytes
+from cow.control import Control
+from cow.errors import CowError
+from cow.files import Files, MappedFile
+from cow.header import Header
+from cow.layout import CONTROL_BYTES, ENTRY_BYTES, KEPT_STATES, Counter, Durability, State
+from cow.rebuild import (
+    adopt_staging,
+    assume_changed,
+    count_lost,
+    count_preserved,
+    drop_doubtful,
+    forget_staging,
+    mark_damaged,
+    mark_unreadable,
+    mend_index,
+    recount,
+    settle_preserved,
+)
+from cow.seal import Seal, broken_maps, free_is_proven, map_files, sync_segments
+from cow.staging import file_bytes
+from cow.store import BITMAP_NAMES, CONTROL_NAME, INDEX_NAME, SEGMENTS_NAME, STAGING_NAME, Store, cut_path
+
+# Numbers that mean something only while the processes that stored them live.
+_PASSING_COUNTERS = (
+    Counter.CUT_COUNT,
+    Counter.STORE_ERRNO,
+    Counter.LIMIT_BYTES,
+    Counter.PRESSED,
+    Counter.COMPACTOR_IDLE,
+)
+
+
+class End(Enum):
+    """How the last use of the store ended."""
+
+    SEALED = "cleanly"
+    KILLED = "with its processes"
+    POWER_LOST = "with the machine"
+
+
+def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
+    """Put an empty file in the place of each that is missing or cannot be the right one; their names."""
+    (cut_path(path, header.generation) / SEGMENTS_NAME).mkdir(0o700, parents=True, exist_ok=True)
+    replaced = set()
+    for name, (file, size_bytes) in _wanted_files(path, header).items():
+        if _has_size(file, size_bytes) and (name != CONTROL_NAME or is_control(path, files)):
+            continue
+        file.unlink(missing_ok=True)
+        if name == CONTROL_NAME:
+            Control(file, files, writable=True, create=True).close()
+        else:
+            MappedFile(file, size_bytes, files, writable=True, create=True).close()
+        replaced.add(name)
+    return replaced
+
+
+def _wanted_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
+    cut, count = cut_path(path, header.generation), header.geometry.block_count
+    wanted = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
+    wanted[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
+    wanted[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
+    wanted[CONTROL_NAME] = path / CONTROL_NAME, CONTROL_BYTES
+    return wanted
+
+
+def _has_size(file: Path, size_bytes: int) -> bool:
+    try:
+        return file.is_file() and file.stat().st_size == size_bytes
+    except OSError:
+        return False
+
+
+def is_control(path: Path, files: Files) -> bool:
+    """Whether the store has a control page that can be read."""
+    try:
+        Control(path / CONTROL_NAME, files).close()
+    except (OSError, ValueError, CowError):
+        return False
+    return True
+
+
+def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> list[str]:
+    """Make the store's maps agree with what it holds; sentences on what is lost."""
+    control = store.control
+    _restore_numbers(store, seal, numbers_are_known=end is End.KILLED and CONTROL_NAME not in replaced)
+    if control[Counter.STATE] not in KEPT_STATES:
+        # Nobody can read it any more, and its records may be gone already.
+        forget_staging(store)
+        return []
+    broken = (replaced | _broken_maps(store, seal)) - {STAGING_NAME}
+    if end is End.KILLED and CONTROL_NAME in broken:
+        mark_unreadable(store)
+        return ["the snapshot cannot be read any more: the store lost its control page"]
+    staged = adopt_staging(store) if end is End.KILLED else forget_staging(store)
+    broken.discard(CONTROL_NAME)
+    notes = _mend(store, end, broken, staged) if end is not End.SEALED or broken else []
+    recount(store, records=end is End.POWER_LOST)
+    if end is End.KILLED and store.header.durability is Durability.POWER:
+        # A record that was written and not flushed may have been found and indexed: nothing would flush it later.
+        sync_segments(store)
+    return notes
+
+
+def _restore_numbers(store: Store, seal: Seal | None, *, numbers_are_known: bool) -> None:
+    control, cut = store.control, store.cut
+    control[Counter.GENERATION] = cut.generation
+    for counter in _PASSING_COUNTERS:
+        control[counter] = 0
+    if seal:
+        seal.restore(control)
+    elif not numbers_are_known:
+        control[Counter.STATE] = State.ACTIVE
+    elif control[Counter.STATE] not in State.__members__.values():
+        mark_unreadable(store)
+        control[Counter.STATE] = State.DAMAGED
+    if not cut.is_intact:
+        # What was said on the disk holds, whatever the page says.
+        control[Counter.STATE] = State.DAMAGED if cut.is_unreadable else State.OVERFLOWED
+        control[Counter.UNREADABLE] = int(cut.is_unreadable)
+
+
+def _broken_maps(store: Store, seal: Seal | None) -> set[str]:
+    broken = set(broken_maps(store, seal)) if seal else set()
+    return broken if free_is_proven(store) else broken | {"free"}
+
+
+def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> list[str]:
+    power_lost = end is End.POWER_LOST
+    preserved = store.control[Counter.PRESERVED_BLOCKS]
+    maps = map_files(store)
+    for name in broken | ({INDEX_NAME} if power_lost else set()):
+        maps[name].clear()
+    lost_blocks = drop_doubtful(store, staged, settled_is_known="settled" not in broken)
+    if power_lost or lost_blocks or INDEX_NAME in broken or count_lost(store):
+        mend_index(store, staged)
+    settle_preserved(store)
+    if power_lost or "changed" in broken:
+        assume_changed(store)
+    named = ", ".join(sorted(broken))
+    if not power_lost and _may_pass_for_owed(store, end, broken, preserved):
+        mark_unreadable(store)
+        return [f"the snapshot cannot be read any more: the store is damaged ({named})"]
+    lost_blocks = count_lost(store)
+    if lost_blocks:
+        mark_damaged(store)
+        return [f"the store is damaged: {lost_blocks} blocks of the snapshot are lost and read as errors"]
+    return [f"the store was damaged ({named}) and has been made whole again"] if broken else []
+
+
+def _may_pass_for_owed(store: Store, end: End, broken: set[str], preserved: int) -> bool:
+    """Whether a block that was overwritten may be neither settled nor known as preserved, free or released."""
+    if "settled" not in broken:
+        return False
+    if broken & {"free", "released"}:
+        return True
+    return INDEX_NAME in broken and (end is End.KILLED or count_preserved(store) != preserved)
