@@ -33,6 +33,8 @@ Entries = NDArray[np.uint32]
 
 # Entries judged at once: a piece of both FATs and the arrays made from it stay in the processor's cache.
 _PIECE_ENTRIES = 1 << 18
+# How much of the unused end of an only FAT is looked at: more than a wrong number of sectors brings in.
+_REST_BYTES = 1 << 16
 
 
 def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
@@ -42,7 +44,7 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
         raise MapError("is marked as mounted or damaged in its boot sector")
     for fat_offset in geometry.fat_offsets:
         _check_first_entries(geometry, source.read(fat_offset, 8))
-    _check_no_hidden_fat(source, geometry)
+    _check_only_fat(source, geometry)
     free = _Judge(geometry).judge(_pieces(source, geometry))
     check_tree(source, geometry, free)
     return FreeMap(geometry.cluster_bytes, geometry.data_offset, free)
@@ -60,14 +62,20 @@ def _check_first_entries(geometry: Geometry, head: bytes) -> None:
         raise MapError("is marked as damaged")
 
 
-def _check_no_hidden_fat(source: Source, geometry: Geometry) -> None:
-    """A second FAT behind an only one means that the number of FATs is wrong, and every cluster's place with it."""
+def _check_only_fat(source: Source, geometry: Geometry) -> None:
+    """An only FAT that is followed by a second one, or ends in something else than zeros, is not what it seems.
+
+    Its size or number would be wrong, and with it the place of every cluster.
+    """
     if len(geometry.fat_offsets) > 1:
         return
     first = geometry.fat_offsets[0]
-    second = first + geometry.fat_bytes
-    if source.read(first, layout.BOOT_BYTES) == source.read(second, layout.BOOT_BYTES):
+    end = first + geometry.fat_bytes
+    if source.read(first, layout.BOOT_BYTES) == source.read(end, layout.BOOT_BYTES):
         raise MapError("has more FATs than its boot sector says")
+    entries_end = first + -(-(geometry.last_cluster + 1) * geometry.kind.bits // 8)
+    if any(source.read(entries_end, min(_REST_BYTES, end - entries_end))):
+        raise MapError("has a FAT that goes on behind its last cluster")
 
 
 def _pieces(source: Source, geometry: Geometry) -> Iterator[Entries | None]:

@@ -298,6 +298,14 @@ def test_forgotten_second_fat_is_refused(work: Path, tmp_path: Path) -> None:
     assert refusal(copy) == "has more FATs than its boot sector says"
 
 
+def test_only_fat_that_reaches_into_the_root_directory_is_refused(work: Path, tmp_path: Path) -> None:
+    copy = copy_image(made("fat12-one-fat", work), tmp_path / "longer.img")
+    with copy.open("rb") as file:
+        (sectors,) = struct.unpack_from("<H", file.read(512), 22)
+    write_at(copy, 22, struct.pack("<H", sectors + 1))
+    assert refusal(copy) == "has a FAT that goes on behind its last cluster"
+
+
 def test_clusters_moved_by_a_wrong_root_size_are_noticed(work: Path, tmp_path: Path) -> None:
     copy = copy_image(made("fat16-clusters-512", work), tmp_path / "moved.img")
     write_at(copy, 17, struct.pack("<H", 256))
