@@ -70,9 +70,7 @@ def fold_bits(bits: bitarray, factor: int) -> bitarray:
     data = _as_bytes(bits)
     data = np.concatenate((data, np.zeros(-len(data) % max(factor, 8), np.uint8)))
     if factor < 8:
-        parts = _fold_table(factor)[data].reshape(-1, factor) << (
-            np.arange(factor, dtype=np.uint8) * (8 // factor)
-        )
+        parts = _fold_table(factor)[data].reshape(-1, factor) << (np.arange(factor, dtype=np.uint8) * (8 // factor))
         folded: Bytes = np.bitwise_or.reduce(parts, axis=1)
     else:
         whole = (data.reshape(-1, factor // 8) == 0xFF).all(axis=1)

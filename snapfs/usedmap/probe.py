@@ -36,9 +36,7 @@ def probe_filesystem(fd: int, offset: int, length: int) -> Signature:
     with _new_probe(fd, offset, length) as probe:
         library = _library()
         library.blkid_probe_enable_superblocks(probe, 1)
-        library.blkid_probe_set_superblocks_flags(
-            probe, _SUPERBLOCK_LABEL | _SUPERBLOCK_UUID | _SUPERBLOCK_TYPE
-        )
+        library.blkid_probe_set_superblocks_flags(probe, _SUPERBLOCK_LABEL | _SUPERBLOCK_UUID | _SUPERBLOCK_TYPE)
         if not _found(library.blkid_do_safeprobe(probe)):
             return Signature()
         return Signature(_value(probe, b"TYPE"), _value(probe, b"LABEL"), _value(probe, b"UUID"))
