@@ -73,8 +73,8 @@ def _page_bytes(head: bytes) -> int:
 
 
 def _restart(raw: bytes) -> _Restart:
-    mark, sequence_offset, sequence_count, page_bytes, _, area_offset, minor, major = (
-        layout.RESTART_PAGE.unpack_from(raw)
+    mark, sequence_offset, sequence_count, page_bytes, _, area_offset, minor, major = layout.RESTART_PAGE.unpack_from(
+        raw
     )
     if mark not in layout.RESTART_MARKS or page_bytes != len(raw):
         raise MapError("has only one restart page in its $LogFile")
