@@ -20,13 +20,10 @@ from functools import cache
 
 import numpy as np
 from bitarray import bitarray
-from bitarray.util import intervals, zeros
+from bitarray.util import zeros
 from numpy.typing import NDArray
 
 from snapfs.usedmap.result import FreeMap, ImageMap, MapError
-
-# (start, length, data) in bytes, as `qemu-img map` gives them.
-Extent = tuple[int, int, bool]
 
 Bytes = NDArray[np.uint8]
 
@@ -76,15 +73,6 @@ def fold_bits(bits: bitarray, factor: int) -> bitarray:
         whole = (data.reshape(-1, factor // 8) == 0xFF).all(axis=1)
         folded = np.packbits(whole, bitorder="little")
     return bitarray(folded.tobytes(), endian="little")[:count]
-
-
-def extents(image_map: ImageMap) -> list[Extent]:
-    """The image as runs of used (`data` true) and free bytes, in order and without a gap."""
-    block_bytes, size_bytes = image_map.block_bytes, image_map.size_bytes
-    return [
-        (start * block_bytes, min(stop * block_bytes, size_bytes) - start * block_bytes, bool(value))
-        for value, start, stop in intervals(image_map.used)
-    ]
 
 
 def _as_bytes(bits: bitarray) -> Bytes:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitarray import bitarray
-from bitarray.util import intervals
 from foreign_images import Reader, copy_image, damage, digests, make_image, poison, run
 
 from snapfs.usedmap import btrfs, ext, xfs
+from snapfs.usedmap.domain import extents
 from snapfs.usedmap.result import FreeMap, ImageMap, MapError
 from snapfs.usedmap.scan import scan
 from snapfs.usedmap.source import Source
@@ -39,7 +39,7 @@ def make_directory(path: Path) -> Path:
 
 def make_filesystem(kind: str, path: Path, size: int, *options: str) -> Path:
     make_image(path, size)
-    quiet = () if kind == "xfs" else ("-q",)
+    quiet = ("-q",) if kind in ("ext2", "ext3", "ext4", "btrfs") else ()
     run(f"mkfs.{kind}", *quiet, *options, path)
     return path
 
@@ -183,6 +183,6 @@ def survive_damage(reader: Reader, path: Path, seeds: range) -> Iterator[FreeMap
             yield free_map
 
 
-def free_runs(free_map: FreeMap) -> list[tuple[int, int]]:
-    """(first, count) of the free units."""
-    return [(first, end - first) for value, first, end in intervals(free_map.free) if value]
+def stretches(image_map: ImageMap) -> list[tuple[int, int, bool]]:
+    """(start, length, used) of the image in turn."""
+    return [(extent["start"], extent["length"], extent["data"]) for extent in extents(image_map)]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from foreign_images import copy_image, digests, fill, make_image, run
+from foreign_images import copy_image, damage, digests, fill, frees_only, make_image, run
+from foreign_images import mounted as mounted_by_driver
 from linux_images import (
     MIB,
     READ_ONLY,
@@ -20,7 +24,14 @@ from linux_images import (
     scan_image,
 )
 
+from snapfs.usedmap.result import FreeMap, ImageMap
+
 SECTOR = 512
+
+
+UNCHECKED = {"MTOOLS_SKIP_CHECK": "1"}
+FOREIGN_DRIVERS = {"ntfs": "ntfs-3g", "exfat": "mount.exfat-fuse"}
+FOREIGN_CHECKS = {"vfat": ("fsck.fat", "-n"), "ntfs": ("ntfsfix", "-n"), "exfat": ("fsck.exfat", "-n")}
 
 
 @dataclass
@@ -56,7 +67,24 @@ start=2049, size=131072
 start=140002, size=655360
 start=900100, size=49152, name="third"
 """
-LAYOUTS = {"mbr": (MBR, MBR_SCRIPT, 320 * MIB), "gpt": (GPT, GPT_SCRIPT, 480 * MIB)}
+FOREIGN = [
+    Part("vfat", 35, 33 * MIB, ("-F", "32", "-s", "1")),
+    Part("ntfs", 70_001, 24 * MIB, ("-F", "-Q")),
+    Part("exfat", 130_003, 24 * MIB),
+    Part("ext4", 200_001, 24 * MIB),
+]
+FOREIGN_SCRIPT = """label: gpt
+first-lba: 34
+start=35, size=67584
+start=70001, size=49152
+start=130003, size=49152
+start=200001, size=49152
+"""
+LAYOUTS = {
+    "mbr": (MBR, MBR_SCRIPT, 320 * MIB),
+    "gpt": (GPT, GPT_SCRIPT, 480 * MIB),
+    "foreign": (FOREIGN, FOREIGN_SCRIPT, 160 * MIB),
+}
 
 
 @pytest.fixture(scope="module", params=LAYOUTS)
@@ -69,7 +97,7 @@ def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     expected = []
     for part in parts:
         filesystem = make_filesystem(part.kind, work / "part", part.size, *part.options)
-        with mounted(filesystem, work / "mnt") as directory:
+        with opened(part.kind, filesystem, work / "mnt") as directory:
             fill(directory, seed=part.start)
             expected.append(digests(directory))
         put(filesystem, path, part.start * SECTOR)
@@ -78,9 +106,35 @@ def disk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     path.unlink()
 
 
+@contextmanager
+def opened(kind: str, image: Path, directory: Path, *, read_only: bool = False) -> Iterator[Path]:
+    """The files of a filesystem: mounted, or for FAT copied by mtools, as the kernel may not know it."""
+    if kind == "vfat":
+        directory.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=directory) as copy:
+            if read_only:
+                run("mcopy", "-s", "-i", image, "::*", copy, env=UNCHECKED)
+            yield Path(copy)
+            if not read_only:
+                run("sh", "-c", f"mcopy -s -i {image} {copy}/* ::", env=UNCHECKED)
+    elif kind in FOREIGN_DRIVERS:
+        with mounted_by_driver(image, FOREIGN_DRIVERS[kind], directory):
+            yield directory
+    else:
+        with mounted(image, directory, READ_ONLY[kind] if read_only else "rw"):
+            yield directory
+
+
+def check(kind: str, image: Path) -> None:
+    if kind in FOREIGN_CHECKS:
+        run(*FOREIGN_CHECKS[kind], image)
+    else:
+        fsck(kind, image)
+
+
 def run_sfdisk(path: Path, script: str, work: Path) -> None:
     (work / "script").write_text(script)
-    run("sh", "-c", f"sfdisk --quiet --no-reread --no-tell-kernel --wipe never {path} < {work / 'script'}")
+    run("sh", "-c", f"sfdisk --force --quiet --no-reread --no-tell-kernel --wipe never {path} < {work / 'script'}")
 
 
 def put(part: Path, disk: Path, offset: int) -> None:
@@ -110,8 +164,8 @@ def test_everything_called_free_may_be_overwritten(disk, block_bytes: int, tmp_p
     ]
     for part, files in zip(parts, expected, strict=True):
         filesystem = take(copy, part.start * SECTOR, part.size, tmp_path / "part")
-        fsck(part.kind, filesystem)
-        with mounted(filesystem, tmp_path / "mnt", READ_ONLY[part.kind]) as directory:
+        check(part.kind, filesystem)
+        with opened(part.kind, filesystem, tmp_path / "mnt", read_only=True) as directory:
             assert digests(directory) == files
         filesystem.unlink()
     copy.unlink()
@@ -172,3 +226,38 @@ def test_a_frozen_partition_is_known_by_its_offset(tmp_path: Path) -> None:
     put(filesystem, path, 50_000 * SECTOR)
     regions = scan_image(path, frozen_by_us={MIB}).regions
     assert [r.state for r in regions if r.partition_number] == ["trusted", "all-used"]
+
+
+def test_damage_of_a_gpt_never_frees_a_used_block(tmp_path: Path) -> None:
+    path = make_image(tmp_path / "disk", 64 * MIB)
+    run_sfdisk(path, "label: gpt\nstart=2049, size=40000\nstart=50000, size=40000\n", tmp_path)
+    filesystem = make_filesystem("ext4", tmp_path / "part", 16 * MIB)
+    put(filesystem, path, 2049 * SECTOR)
+    put(filesystem, path, 50_000 * SECTOR)
+    truth = as_free_map(scan_image(path))
+    table_bytes = 34 * SECTOR
+    with path.open("r+b") as file:
+        tables = {offset: read_at(file, offset, table_bytes) for offset in (0, 64 * MIB - table_bytes)}
+        for seed in range(200):
+            dice = random.Random(seed)
+            for offset, table in tables.items():
+                broken = bytearray(table)
+                # Mostly within the boot record, the header and the first entries.
+                damage(broken, [range(440, 512), range(512, 604), range(1024, 1280), range(table_bytes)], dice)
+                write_at(file, offset, broken if dice.random() < 0.7 else table)
+            assert frees_only(as_free_map(scan_image(path)), truth)
+
+
+def as_free_map(image_map: ImageMap) -> FreeMap:
+    return FreeMap(image_map.block_bytes, 0, ~image_map.used)
+
+
+def read_at(file: BufferedRandom, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
+
+
+def write_at(file: BufferedRandom, offset: int, data: bytes) -> None:
+    file.seek(offset)
+    file.write(data)
+    file.flush()

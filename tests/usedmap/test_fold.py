@@ -7,8 +7,9 @@ from bitarray import bitarray
 from bitarray.util import ones
 from hypothesis import given
 from hypothesis import strategies as st
+from linux_images import stretches
 
-from snapfs.usedmap.fold import clear_free_blocks, expand_bits, extents, fold_bits
+from snapfs.usedmap.fold import clear_free_blocks, expand_bits, fold_bits
 from snapfs.usedmap.result import FreeMap, ImageMap, MapError
 
 SECTOR = 512
@@ -62,7 +63,7 @@ def test_large_units(block_bytes: int, unit_bytes: int) -> None:
     free = bitarray("0110", endian="little")
     image_map = empty_map(5 * unit_bytes, block_bytes)
     clear_free_blocks(image_map, FreeMap(unit_bytes, 0, free), unit_bytes, 4 * unit_bytes)
-    assert extents(image_map) == [
+    assert stretches(image_map) == [
         (0, 2 * unit_bytes, True),
         (2 * unit_bytes, 2 * unit_bytes, False),
         (4 * unit_bytes, unit_bytes, True),
@@ -86,7 +87,7 @@ def test_units_beyond_the_filesystem_are_refused() -> None:
 def test_the_last_partial_block_stays_used() -> None:
     image_map = empty_map(3 * 4096 + 512, 4096)
     clear_free_blocks(image_map, FreeMap(512, 0, ones(25, "little")), 0, 25 * 512)
-    assert extents(image_map) == [(0, 3 * 4096, False), (3 * 4096, 512, True)]
+    assert stretches(image_map) == [(0, 3 * 4096, False), (3 * 4096, 512, True)]
 
 
 def test_units_must_be_powers_of_two() -> None:

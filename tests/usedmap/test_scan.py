@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 from foreign_images import make_image, run
-from linux_images import MIB, make_filesystem, only_region_reason, scan_image
+from linux_images import MIB, make_filesystem, only_region_reason, scan_image, stretches
 
 from snapfs.usedmap import readers
-from snapfs.usedmap.fold import extents
 from snapfs.usedmap.result import FreeMap
 from snapfs.usedmap.source import Source
 
@@ -100,7 +99,7 @@ def test_swap_counts_as_used_unless_it_is_skipped(tmp_path: Path) -> None:
     image.chmod(0o600)
     run("mkswap", image)
     assert "swap space counts as used" in only_region_reason(image)
-    assert extents(scan_image(image, skip_swap=True)) == [(0, 4096, True), (4096, SIZE - 4096, False)]
+    assert stretches(scan_image(image, skip_swap=True)) == [(0, 4096, True), (4096, SIZE - 4096, False)]
 
 
 def test_a_bug_in_a_parser_costs_space_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
