@@ -11,7 +11,9 @@ How, for units that start at byte D of the image:
     D % unit != 0         f[i] & f[i+1] instead of f[i]: units that start at the next multiple
     unit < block          fold: one bit per block, the AND of its units
 
-Everything works on whole arrays of bytes: 2^28 bits take about a tenth of a second.
+Everything works on whole arrays of bytes, a piece of the image at a time: 2^28 bits take about a tenth of a second.
+A piece begins and ends at blocks and gets every unit that it touches; what it says about blocks beyond its ends
+is true as well, only incomplete.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from numpy.typing import NDArray
 
 from snapfs.usedmap.result import FreeMap, ImageMap, MapError
 
+# Units or blocks, whichever are more, that are worked on at once: some MiB of memory, used again and again.
+_PIECE_BITS = 1 << 24
+
 Bytes = NDArray[np.uint8]
 
 
@@ -33,11 +38,21 @@ def clear_free_blocks(image_map: ImageMap, free_map: FreeMap, offset: int, lengt
 
     The filesystem lies at `offset` bytes of the image and may use `length` bytes.
     """
-    block_bytes, unit_bytes = image_map.block_bytes, free_map.unit_bytes
-    start = offset + free_map.data_offset
-    if free_map.data_offset + len(free_map.free) * unit_bytes > length:
+    unit_bytes, free = free_map.unit_bytes, free_map.free
+    if free_map.data_offset + len(free) * unit_bytes > length:
         raise MapError("has allocation units beyond its end")
-    free = free_map.free
+    start = offset + free_map.data_offset
+    piece_bytes = _PIECE_BITS * min(unit_bytes, image_map.block_bytes)
+    end = start + len(free) * unit_bytes
+    for piece_start in range(start - start % image_map.block_bytes, end, piece_bytes):
+        first_unit = max(piece_start - start, 0) // unit_bytes
+        end_unit = -(-(piece_start + piece_bytes - start) // unit_bytes)
+        _clear_piece(image_map, free[first_unit:end_unit], unit_bytes, start + first_unit * unit_bytes)
+
+
+def _clear_piece(image_map: ImageMap, free: bitarray, unit_bytes: int, start: int) -> None:
+    """Clear the blocks that are proven free by units from byte `start` of the image on."""
+    block_bytes = image_map.block_bytes
     if unit_bytes > block_bytes:
         free = expand_bits(free, unit_bytes // block_bytes)
         unit_bytes = block_bytes

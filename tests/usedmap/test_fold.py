@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from linux_images import stretches
 
+from snapfs.usedmap import fold
 from snapfs.usedmap.fold import clear_free_blocks, expand_bits, fold_bits
 from snapfs.usedmap.result import FreeMap, ImageMap, MapError
 
@@ -54,6 +55,24 @@ def test_a_block_is_free_only_when_all_its_bytes_are(
     length = free_map.data_offset + len(free) * free_map.unit_bytes
     image_map = empty_map(offset + length + tail_sectors * SECTOR, 1 << block_log)
     clear_free_blocks(image_map, free_map, offset, length)
+    assert image_map.used == used_by_model(image_map, free_map, offset)
+
+
+@given(
+    block_log=st.integers(9, 13),
+    unit_log=st.integers(9, 13),
+    offset_sectors=st.integers(0, 40),
+    bits=st.lists(st.booleans(), min_size=1, max_size=300),
+)
+def test_working_in_pieces_makes_no_difference(
+    block_log: int, unit_log: int, offset_sectors: int, bits: list[bool]
+) -> None:
+    free_map = FreeMap(1 << unit_log, 0, bitarray(bits, endian="little"))
+    offset, length = offset_sectors * SECTOR, len(bits) << unit_log
+    image_map = empty_map(offset + length, 1 << block_log)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold, "_PIECE_BITS", 32)
+        clear_free_blocks(image_map, free_map, offset, length)
     assert image_map.used == used_by_model(image_map, free_map, offset)
 
 
