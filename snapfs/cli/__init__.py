@@ -1,1 +1,47 @@
-""""""
+"""The command line: one module a command for parsing and printing; what is done is in ``snapfs.commands``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from snapfs import __version__
+from snapfs.cli.limit import limit_command
+from snapfs.cli.mount import mount_command
+from snapfs.cli.status import status_command
+from snapfs.cli.umount import umount_command
+from snapfs.errors import SnapfsError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="snapfs")
+def cli() -> None:
+    """A live and a frozen view of one disk image.
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 the snapshot is overflowed, lost or damaged.
+    """
+
+
+for _command in (mount_command, umount_command, status_command, limit_command):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run a command; errors are one sentence on stderr, and an exit code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except SnapfsError as error:
+        print(f"snapfs: {error.sentence}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(130)
+    except (BrokenPipeError, KeyboardInterrupt):
+        sys.exit(130)
+    except OSError as error:
+        print(f"snapfs: {error.filename or 'the system'}: {error.strerror}.", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(code if isinstance(code, int) else 0)

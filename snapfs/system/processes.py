@@ -89,3 +89,11 @@ def process_start_time(pid: int) -> int | None:
     after_name = line.rpartition(b")")[2].split()  # the name may hold blanks and parentheses
     state, start_time = after_name[0], after_name[19]
     return None if state in (b"Z", b"X") else int(start_time)
+
+
+def detach_streams(*, stderr_too: bool = True) -> None:
+    """Let go of the caller's terminal and pipes, so that nobody waits for a daemon to close them."""
+    null_fd = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2) if stderr_too else (0, 1):
+        os.dup2(null_fd, fd)
+    os.close(null_fd)

@@ -1,0 +1,72 @@
+"""``snapfs mount``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cow.recovery import Outcome
+from snapfs.cli.types import SIZE
+from snapfs.options import MountOptions, split_fuse_options
+
+
+@click.command("mount", short_help="Show IMAGE live at LIVE and frozen at SNAP.")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("live", type=click.Path(path_type=Path))
+@click.argument("snap", type=click.Path(path_type=Path))
+@click.option(
+    "--store", type=click.Path(path_type=Path), help="Keep the store in DIR, and at the end too.", metavar="DIR"
+)
+@click.option("--block-size", type=SIZE, default="4K", show_default=True, help="What is preserved at a time.")
+@click.option("--protect", type=click.Choice(["all"]), default="all", show_default=True, help="Blocks to protect.")
+@click.option("--buffer-limit", type=SIZE, default=None, help="The most the side buffer may take on disk.")
+@click.option(
+    "--on-overflow",
+    type=click.Choice(["break-snapshot", "break-write", "wait"]),
+    default="break-snapshot",
+    show_default=True,
+    help="Who gives way when the side buffer is full.",
+)
+@click.option(
+    "--durability",
+    type=click.Choice(["process", "power"]),
+    default="process",
+    show_default=True,
+    help="What the snapshot survives.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["writeback", "writethrough"]),
+    default="writeback",
+    show_default=True,
+    help="Whether the kernel may hold live writes back until they are synced.",
+)
+@click.option("-o", "fuse_options", multiple=True, metavar="OPT,...", help="FUSE mount options, e.g. allow_other.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in front; log to stderr.")
+def mount_command(block_size: int, buffer_limit: int | None, fuse_options: tuple[str, ...], **facts: Any) -> int:
+    """Show the raw disk IMAGE twice: live and writable in the directory LIVE, frozen at this instant in SNAP.
+
+    Returns when both views can be used, and leaves a daemon. End it with snapfs umount.
+    """
+    options = MountOptions(
+        block_bytes=block_size,
+        buffer_limit_bytes=buffer_limit,
+        fuse_options=split_fuse_options(fuse_options),
+        **facts,
+    )
+    # Only mounting needs FUSE, so the other commands do not wait for it.
+    from snapfs.commands.mount import Mounted, mount
+
+    def announce(mounted: Mounted) -> None:
+        for note in mounted.notes:
+            click.echo(f"snapfs: {note}", err=True)
+        if mounted.outcome is Outcome.CARRIED_ON:
+            click.echo("Carrying on with the same snapshot.")
+        click.echo(f"live      {mounted.live_file}")
+        state = "" if mounted.state == "active" else f", {mounted.state}"
+        click.echo(f"snapshot  {mounted.snap_file}  (taken {mounted.taken_at}{state})")
+        click.echo(f"store     {mounted.store}")
+
+    return mount(options, announce)

@@ -1,0 +1,21 @@
+"""Parameter types that several commands share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from snapfs.options import parse_size
+
+
+class Size(click.ParamType[int]):
+    """A size with K, M, G or T (powers of 1024); a wrong one is a UsageError with the way out."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else parse_size(value)
+
+
+SIZE = Size()

@@ -1,0 +1,16 @@
+"""``snapfs umount``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("umount", short_help="End both views.")
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+def umount_command(path: Path) -> None:
+    """Unmount both views, whichever is named, and end the snapshot. When somebody uses one, nothing changes."""
+    from snapfs.commands.umount import umount
+
+    umount(path)

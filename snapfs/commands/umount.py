@@ -1,0 +1,74 @@
+"""``snapfs umount``: both views go, whichever is named; or, when somebody uses one, neither."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from cow.store import LOCK_NAME
+from snapfs.commands.status import read_status
+from snapfs.errors import BusyError, NotMountedError, SnapfsError
+from snapfs.system.discovery import find_store
+from snapfs.system.holders import describe, holders_of_mount
+from snapfs.system.mounts import SNAPFS_TYPE, find_mount, is_mount_point, is_stale, unmount
+
+_END_S = 600.0
+_LOOK_S = 0.02
+
+
+def umount(path: Path) -> None:
+    """Unmount the instance behind ``path`` and wait until it has ended. BusyError: nothing was changed."""
+    if _clear_if_stale(path):
+        return
+    store = find_store(path)
+    status = read_status(store)
+    points = [Path(status["snap"]), Path(status["live"])]
+    for point in points:
+        _check_unused(point)
+    lock_fd = os.open(store / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for point in points:
+            with contextlib.suppress(NotMountedError):
+                unmount(point)
+        _await_end(lock_fd, store)
+    finally:
+        os.close(lock_fd)
+
+
+def _clear_if_stale(path: Path) -> bool:
+    mount = find_mount(path)
+    if mount is None or mount.fstype != SNAPFS_TYPE or not is_stale(mount):
+        return False
+    unmount(mount.mount_point, lazy=True)
+    return True
+
+
+def _check_unused(point: Path) -> None:
+    if not is_mount_point(point):
+        return
+    mount = find_mount(point)
+    holders = holders_of_mount(mount) if mount else []
+    if holders:
+        raise BusyError(
+            f"{point} is in use: {describe(holders)}; end that and try again (nothing was unmounted).",
+            path=point,
+            holders=[holder.description for holder in holders],
+        )
+
+
+def _await_end(lock_fd: int, store: Path) -> None:
+    """The lock is free when the last process of the instance has ended, with the image synced."""
+    until = time.monotonic() + _END_S
+    while True:
+        try:
+            fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise SnapfsError(
+                    f"The views are unmounted, but snapfs has not ended yet; see {store / 'log'}.", path=store
+                ) from None
+        time.sleep(_LOOK_S)

@@ -1,0 +1,180 @@
+"""What both views have in common: one directory, one file named as the image, and nothing else.
+
+A hidden name in the directory, a symbolic link that is never listed, leads from a view to its store: the other
+commands find the instance by it, also when the store lies elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Final
+
+import pyfuse3
+
+IMAGE_INODE: Final = pyfuse3.InodeT(2)
+_LINK_INODE: Final = pyfuse3.InodeT(3)
+STORE_LINK: Final = ".snapfs"
+# The directory never changes; the file's attributes are told to the kernel when they do.
+LASTING_S: Final = 3600.0
+MAX_REQUEST_BYTES: Final = 1 << 20
+
+
+class View(pyfuse3.Operations):
+    """Names, attributes and refusals; reading and writing are the two views' own."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = False
+    # What changing the view's directory or names fails with.
+    refusal = errno.EPERM
+
+    def __init__(self, name: bytes, store: bytes, image_bytes: int, block_bytes: int) -> None:
+        super().__init__()
+        self._name, self._store = name, store
+        self._image_bytes, self._block_bytes = image_bytes, block_bytes
+        self._scratch = memoryview(bytearray(MAX_REQUEST_BYTES))
+
+    def image_attributes(self) -> pyfuse3.EntryAttributes:
+        """The attributes of the view's file."""
+        raise NotImplementedError
+
+    def _directory_attributes(self) -> pyfuse3.EntryAttributes:
+        image = self.image_attributes()
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.ROOT_INODE
+        entry.st_mode = stat.S_IFDIR | 0o555
+        entry.st_nlink = 2
+        entry.st_uid, entry.st_gid = image.st_uid, image.st_gid
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = image.st_mtime_ns
+        entry.attr_timeout = entry.entry_timeout = LASTING_S
+        return entry
+
+    def _link_attributes(self) -> pyfuse3.EntryAttributes:
+        entry = self._directory_attributes()
+        entry.st_ino = _LINK_INODE
+        entry.st_mode = stat.S_IFLNK | 0o777
+        entry.st_nlink = 1
+        entry.st_size = len(self._store)
+        return entry
+
+    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        if inode == IMAGE_INODE:
+            return self.image_attributes()
+        if inode == pyfuse3.ROOT_INODE:
+            return self._directory_attributes()
+        if inode == _LINK_INODE:
+            return self._link_attributes()
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
+    async def getattr(
+        self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None
+    ) -> pyfuse3.EntryAttributes:
+        return self._attributes(inode)
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if parent_inode == pyfuse3.ROOT_INODE:
+            if name == self._name:
+                return self.image_attributes()
+            if name == STORE_LINK.encode():
+                return self._link_attributes()
+            if name in (b".", b".."):
+                return self._directory_attributes()
+        raise pyfuse3.FUSEError(errno.ENOENT)
+
+    async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
+        """Inodes are fixed: there is nothing to forget."""
+
+    async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> bytes:
+        if inode != _LINK_INODE:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        return self._store
+
+    async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
+        return pyfuse3.FileHandleT(inode)
+
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if start_id == 0:
+            pyfuse3.readdir_reply(token, self._name, self.image_attributes(), 1)
+
+    async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
+        """Nothing was opened."""
+
+    async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
+        """The directory never changes."""
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = self._block_bytes
+        data.f_blocks = -(-self._image_bytes // self._block_bytes)
+        data.f_bfree = data.f_bavail = 0
+        data.f_files, data.f_ffree, data.f_favail = 1, 0, 0
+        data.f_namemax = 255
+        return data
+
+    async def access(self, inode: pyfuse3.InodeT, mode: int, ctx: pyfuse3.RequestContext) -> bool:
+        return True
+
+    async def flush(self, fh: pyfuse3.FileHandleT) -> None:
+        """Closing a descriptor promises nothing; fsync does."""
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        """Handles hold nothing."""
+
+    def _refused(self) -> pyfuse3.FUSEError:
+        return pyfuse3.FUSEError(self.refusal)
+
+    async def create(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        raise self._refused()
+
+    async def mknod(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise self._refused()
+
+    async def mkdir(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise self._refused()
+
+    async def symlink(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise self._refused()
+
+    async def link(
+        self,
+        inode: pyfuse3.InodeT,
+        new_parent_inode: pyfuse3.InodeT,
+        new_name: bytes,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        raise self._refused()
+
+    async def unlink(self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        raise self._refused()
+
+    async def rmdir(self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        raise self._refused()
+
+    async def rename(
+        self,
+        parent_inode_old: pyfuse3.InodeT,
+        name_old: bytes,
+        parent_inode_new: pyfuse3.InodeT,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        raise self._refused()
+
+
+def wants_write(flags: int) -> bool:
+    """Whether open flags ask for more than reading."""
+    return flags & os.O_ACCMODE != os.O_RDONLY

@@ -1,0 +1,93 @@
+"""The compactor process: moves staged blocks to segments when it disturbs least.
+
+Nothing is gained by hurrying while the ring has room: a burst that ends soon is compacted after it. So the
+compactor waits until the ring is half full or the writes pause, unless a write already waits for room.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+from cow.compactor import Compactor
+from cow.layout import Counter
+from snapfs.servers.instance import Instance
+from snapfs.servers.session import become_server
+from snapfs.system.processes import detach_streams
+
+_LOG = logging.getLogger(__name__)
+_HURRY_SHARE = 0.5
+_PAUSE_S = 0.02
+_SETTLE_S = 0.05
+_RETRY_S = 0.2
+_NICENESS = 5
+
+
+def run_compactor(instance: Instance) -> int:
+    """Compact until SIGTERM; then, if the store is kept, empty the ring. The process's exit code."""
+    become_server("compactor", instance.supervisor_pid)
+    os.nice(_NICENESS)
+    if not instance.options.foreground:
+        detach_streams()
+    loop = _Loop(instance)
+    signal.signal(signal.SIGTERM, loop.on_stop)
+    loop.run()
+    return 0
+
+
+class _Loop:
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._compactor = Compactor(instance.store)
+        self._control = instance.store.control
+        self._stopped = self._complained = False
+
+    def on_stop(self, signal_no: int, frame: object) -> None:
+        self._stopped = True
+        # Wakes a wait that would begin right after this handler.
+        self._instance.work.ring()
+
+    def run(self) -> None:
+        while not self._stopped:
+            if not self._compactor.backlog_slots:
+                self._compactor.tidy()
+                self._idle()
+            elif self._control[Counter.PRESSED] or self._compactor.backlog_share >= _HURRY_SHARE or self._paused():
+                self._step()
+        if self._instance.keeps_store:
+            self._drain()
+        self._compactor.close()
+
+    def _idle(self) -> None:
+        work, control = self._instance.work, self._control
+        control[Counter.COMPACTOR_IDLE] = 1
+        # A short wait first: a commit that did not see the flag yet is visible after it, and needs no bell.
+        if not work.wait(_SETTLE_S) and not self._compactor.backlog_slots and not self._stopped:
+            work.wait(None)
+        control[Counter.COMPACTOR_IDLE] = 0
+
+    def _paused(self) -> bool:
+        before = self._control[Counter.COMMITTED_SEQ]
+        self._instance.work.wait(_PAUSE_S)
+        return self._control[Counter.COMMITTED_SEQ] == before
+
+    def _step(self) -> None:
+        try:
+            self._compactor.step()
+        except OSError as error:
+            if not self._complained:
+                _LOG.warning("the store cannot be written: %s", error.strerror)
+            self._complained = True
+            self._instance.room.ring()
+            self._instance.work.wait(_RETRY_S)
+            return
+        self._complained = False
+        if self._control[Counter.PRESSED]:
+            self._instance.room.ring()
+
+    def _drain(self) -> None:
+        try:
+            self._compactor.drain()
+        except OSError as error:
+            _LOG.warning("the ring could not be emptied: %s", error.strerror)

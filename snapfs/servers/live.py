@@ -1,0 +1,123 @@
+"""The live server: FUSE on LIVE, the engine, and the control socket. It owns and writes all state."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import pyfuse3
+import trio
+
+from cow.engine import Event, EventKind, LiveEngine, OverflowPolicy
+from snapfs.control import Message, listen, serve
+from snapfs.fuse.live_view import LiveView
+from snapfs.servers.instance import Instance
+from snapfs.servers.report import status_of
+from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
+
+_LOG = logging.getLogger(__name__)
+_QUIET_LOOK_S = 0.05
+
+
+def run_live_server(instance: Instance, pipe_fd: int) -> int:
+    """Serve until SIGTERM; the process's exit code."""
+    become_server("live", instance.supervisor_pid)
+    return trio.run(LiveServer(instance, pipe_fd).run)
+
+
+class LiveServer:
+    """The tasks: requests, control socket, the compactor's bell, and what is done when writes pause."""
+
+    def __init__(self, instance: Instance, pipe_fd: int) -> None:
+        self._instance, self._pipe_fd = instance, pipe_fd
+        policy = OverflowPolicy(instance.options.on_overflow)
+        self.engine = LiveEngine(instance.store, instance.image, policy, self._on_event, instance.work.ring)
+        self.engine.on_writing = self._on_writing
+        self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._last_error: str | None = None
+        self._view_gone = False
+
+    async def run(self) -> int:
+        instance, options = self._instance, self._instance.options
+        view = LiveView(
+            self.engine,
+            instance.image,
+            os.fsencode(instance.view_name),
+            os.fsencode(instance.store.path),
+            writeback=options.cache == "writeback",
+        )
+        mount_view(view, instance.live, instance.image_path, options.fuse_options)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve, listen(instance.store.path), self._answer)
+                nursery.start_soon(self._watch_room)
+                nursery.start_soon(self._watch_writing)
+                nursery.start_soon(self._serve_view)
+                await until_stopped()
+                self.engine.stop_waiting()
+                nursery.cancel_scope.cancel()
+        finally:
+            pyfuse3.close(unmount=False)
+            self._close()
+        return 0
+
+    async def _serve_view(self) -> None:
+        await serve_view(self._instance.live, self._pipe_fd, foreground=self._instance.options.foreground)
+        self._view_gone = True
+
+    def _close(self) -> None:
+        self.engine.close()
+        if self._instance.keeps_store and not self.engine.seal():
+            _LOG.warning("the side buffer could not be written out; the snapshot lasts until the machine restarts")
+
+    # --- tasks -----------------------------------------------------------------------------------------------
+
+    async def _watch_room(self) -> None:
+        room = self._instance.room
+        while True:
+            await trio.lowlevel.wait_readable(room.fd)
+            room.hush()
+            self.engine.room_made()
+
+    def _on_writing(self) -> None:
+        os.eventfd_write(self._writing, 1)
+
+    async def _watch_writing(self) -> None:
+        """Sleeps without a timer until somebody writes; then looks now and then until nobody does."""
+        while True:
+            await trio.lowlevel.wait_readable(self._writing)
+            os.eventfd_read(self._writing)
+            while not self.engine.note_quiet():
+                await trio.sleep(_QUIET_LOOK_S)
+
+    def _on_event(self, event: Event) -> None:
+        if event.kind is EventKind.BUFFER_FILLING:
+            _LOG.warning("the side buffer has reached %d %% of its limit", event.value)
+        elif event.kind is EventKind.WAITING:
+            _LOG.warning("the side buffer is full (%s): live writes wait", os.strerror(event.value))
+        else:
+            self._last_error = f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost"
+            _LOG.error("%s; the live view goes on", self._last_error)
+
+    # --- control ---------------------------------------------------------------------------------------------
+
+    async def _answer(self, message: Message) -> Message:
+        op = message["op"]
+        if op == "status":
+            return {"status": status_of(self._instance, self.engine, self._last_error)}
+        if op == "limit":
+            self.engine.set_limit(int(message["bytes"]))
+            return {}
+        if op == "ending":
+            self.engine.stop_waiting()
+            return {}
+        if op == "damage":
+            self._note_damage(str(message["what"]))
+            return {}
+        raise ValueError(f"there is no operation {op!r}")
+
+    def _note_damage(self, what: str) -> None:
+        if self._last_error is None:
+            _LOG.error("the store is damaged: %s", what)
+            self._last_error = f"the store is damaged: {what}"
+        self.engine.note_damage()

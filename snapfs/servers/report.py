@@ -1,0 +1,68 @@
+"""What status shows, as data: the keys are stable, programs read them."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from cow.engine import LiveEngine
+from cow.layout import Counter, Protect, State
+from snapfs.servers.instance import Instance
+
+STATUS_VERSION = 1
+
+
+def status_of(instance: Instance, engine: LiveEngine, error: str | None) -> dict[str, Any]:
+    """The status object of a running instance; sizes in bytes, counts in blocks, times in UTC."""
+    header = instance.store.header
+    return {
+        "version": STATUS_VERSION,
+        "image": str(instance.image_path),
+        "image_bytes": header.image_bytes,
+        "block_bytes": header.block_bytes,
+        "live": str(instance.live),
+        "snap": str(instance.snap),
+        "store": str(instance.store.path),
+        "pid": instance.supervisor_pid,
+        "snapshot": _snapshot(instance),
+        "buffer": _buffer(instance, engine),
+        "error": error,
+    }
+
+
+def utc_text(time_ns: int) -> str:
+    """``2026-01-31T12:00:00Z``"""
+    return datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _snapshot(instance: Instance) -> dict[str, Any]:
+    store = instance.store
+    control, header = store.control, store.header
+    count = store.geometry.block_count
+    settled, preserved = control[Counter.SETTLED_BLOCKS], control[Counter.PRESERVED_BLOCKS]
+    state = control.state
+    return {
+        "id": str(uuid.UUID(bytes=header.snapshot_id)),
+        "state": state.name.lower(),
+        "taken_at": utc_text(header.taken_at_ns),
+        "freeze_ms": None,
+        "protect": "used" if header.protect is Protect.USED else "all",
+        "used_blocks": count,
+        "owed_blocks": count - settled if state in (State.ACTIVE, State.DAMAGED) else 0,
+        "preserved_blocks": preserved,
+        "released_blocks": control[Counter.RELEASED_BLOCKS],
+        "changed_blocks": control[Counter.CHANGED_BLOCKS],
+    }
+
+
+def _buffer(instance: Instance, engine: LiveEngine) -> dict[str, Any]:
+    control = instance.store.control
+    staged = engine.staged_bytes()
+    return {
+        "raw_bytes": control[Counter.STORED_RAW_BYTES] + staged,
+        "stored_bytes": control[Counter.STORED_BYTES] + staged,
+        "staged_bytes": staged,
+        "limit_bytes": control[Counter.LIMIT_BYTES] or None,
+        "on_overflow": instance.options.on_overflow,
+    }

@@ -1,0 +1,105 @@
+"""One FUSE mount in one process: mounting, serving, and telling the supervisor how it goes.
+
+A server says ``ready`` when it answers requests and ``gone`` when its view has been unmounted, each a line on
+its pipe to the supervisor. After ``gone`` it stays until it gets SIGTERM: the live server still owns the state.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from snapfs.fuse.receive import hurry_receive
+from snapfs.fuse.view import View
+from snapfs.system.mounts import find_mount, set_read_ahead
+from snapfs.system.processes import (
+    detach_streams,
+    die_with_parent,
+    keep_heap,
+    set_io_flusher,
+    set_oom_score,
+    set_process_name,
+)
+
+_LOG = logging.getLogger(__name__)
+READY, GONE = b"ready\n", b"gone\n"
+_READ_AHEAD_KIB = 4096
+# Enough for a loop device or a deep queue to keep both cores busy; the default is 12.
+_MAX_BACKGROUND = 64
+
+
+def become_server(name: str, supervisor_pid: int) -> None:
+    """What every server does first: end when the supervisor is gone, be spared, keep its memory."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent(signal.SIGTERM, supervisor_pid)
+    set_process_name(f"snapfs-{name}")
+    set_oom_score(-900)
+    keep_heap()
+
+
+def mount_view(view: View, mount_point: Path, image_path: Path, options: Iterable[str]) -> None:
+    """Mount ``view``; RuntimeError when FUSE refuses (it has said why on stderr)."""
+    fuse_options = {"default_permissions", "subtype=snapfs", f"fsname={_escaped(image_path)}", *options}
+    pyfuse3.init(view, str(mount_point), fuse_options)
+    set_io_flusher()
+
+
+def _escaped(path: Path) -> str:
+    """A path as a mount option's value: commas and backslashes would end it."""
+    return str(path).replace("\\", "\\\\").replace(",", "\\,")
+
+
+async def serve_view(mount_point: Path, pipe_fd: int, *, foreground: bool) -> None:
+    """Answer requests until the view is unmounted or the session is told to end."""
+    hurry_receive(_session_fd())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_tell_ready, mount_point, pipe_fd, foreground)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+    os.write(pipe_fd, GONE)
+
+
+async def _tell_ready(mount_point: Path, pipe_fd: int, foreground: bool) -> None:
+    await trio.to_thread.run_sync(_tune, mount_point)
+    if not foreground:
+        # Until here libfuse may have had something to say to the user.
+        detach_streams()
+    os.write(pipe_fd, READY)
+
+
+def _tune(mount_point: Path) -> None:
+    """Let the kernel ask ahead and in parallel; without permission it is only slower."""
+    set_read_ahead(mount_point, _READ_AHEAD_KIB)
+    mount = find_mount(mount_point)
+    if mount is None:
+        return
+    connection = Path(f"/sys/fs/fuse/connections/{mount.device[1]}")
+    for name, value in (("max_background", _MAX_BACKGROUND), ("congestion_threshold", _MAX_BACKGROUND * 3 // 4)):
+        try:
+            (connection / name).write_text(f"{value}\n")
+        except OSError:
+            return
+
+
+def _session_fd() -> int:
+    """The descriptor of the FUSE session: the one of this process that is open on /dev/fuse."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
+                return int(name)
+        except OSError:
+            continue
+    raise RuntimeError("the FUSE session has no descriptor")
+
+
+async def until_stopped() -> None:
+    """Return at SIGTERM."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            return
