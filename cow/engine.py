@@ -45,8 +45,10 @@ _RING_SHARE = 4
 # Waiting writes look again this often even if nobody wakes them.
 _LOOK_AGAIN_S = 0.05
 _BEAT_NS = 20_000_000
-# A call that took longer than this did wait; for a while the next ones get a thread.
-_SLOW_NS = 3_000_000
+# A call that took longer than this did wait for something. One may have waited for the processor; after a
+# second one within the memory the next calls get a thread for a while.
+_SLOW_NS = 8_000_000
+_SLOW_MEMORY_NS = 500_000_000
 _CAUTION_NS = 100_000_000
 _WARN_PERCENT = (80, 90, 95)
 
@@ -80,6 +82,7 @@ class Pace:
 
     def __init__(self) -> None:
         self._cautious_until_ns = 0
+        self._slow_ns = -_SLOW_MEMORY_NS
 
     def is_quick(self, now_ns: int) -> bool:
         return now_ns >= self._cautious_until_ns
@@ -87,7 +90,9 @@ class Pace:
     def note(self, started_ns: int) -> None:
         now_ns = time.monotonic_ns()
         if now_ns - started_ns > _SLOW_NS:
-            self._cautious_until_ns = now_ns + _CAUTION_NS
+            if now_ns - self._slow_ns < _SLOW_MEMORY_NS:
+                self._cautious_until_ns = now_ns + _CAUTION_NS
+            self._slow_ns = now_ns
 
 
 class LiveEngine:
