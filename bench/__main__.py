@@ -129,7 +129,7 @@ def main(
     now = datetime.now(UTC)
     results = Results(now.strftime("%Y-%m-%dT%H:%M:%SZ"), rounds or (1 if quick else 3), quick)
     sizes = QUICK if quick else FULL
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = Console(width=None if sys.stdout.isatty() else 120)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="snapfs-bench.", dir=folder)))
         console.print(f"[dim]making an image of {sizes.image_bytes >> 20} MiB in {scratch}[/dim]", highlight=False)

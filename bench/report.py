@@ -13,46 +13,53 @@ def print_report(results: Results, console: Console) -> None:
     measured = results.measured_rows()
     peers = [peer for peer in PEER_NAMES if any(results.values[row.name].get(peer) for row in measured)]
     console.print(value_table(results, measured, peers))
+    console.print(goal_table(results, measured))
     console.print(cpu_table(results, measured, peers))
     for line in results.voided:
         console.print(f"[red]{line}[/red]", highlight=False)
 
 
 def value_table(results: Results, rows: list[Row], peers: list[str]) -> Table:
-    title = f"Medians of {results.rounds} round{'s' if results.rounds > 1 else ''}"
-    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table = new_table(f"Medians of {results.rounds} round{'s' if results.rounds > 1 else ''}")
     table.add_column("row", no_wrap=True)
     table.add_column("unit")
     for peer in peers:
         table.add_column(peer, justify="right", no_wrap=True)
-    table.add_column("snapfs against its goals", no_wrap=True)
     for row in rows:
         cells = [shown(results.median(row.name, peer)) for peer in peers]
-        table.add_row(row.name, row.unit, *cells, goals_shown(results, row))
+        table.add_row(row.name, row.unit, *cells)
     return table
 
 
-def goals_shown(results: Results, row: Row) -> str:
-    parts = []
-    for goal, reached, met in results.judged(row):
-        colour = "green" if met else "red"
-        parts.append(f"[{colour}]{goal_shown(row, goal, reached)}{'' if met else ' ✗'}[/{colour}]")
-    return ", ".join(parts)
+def goal_table(results: Results, rows: list[Row]) -> Table:
+    table = new_table("snapfs against its goals")
+    for column in ("row", "reached", "asked", "met"):
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        for goal, reached, met in results.judged(row):
+            verdict = "[green]yes[/green]" if met else "[red]no[/red]"
+            table.add_row(row.name, *goal_shown(row, goal, reached), verdict)
+    return table
 
 
-def goal_shown(row: Row, goal: Goal, reached: float) -> str:
+def goal_shown(row: Row, goal: Goal, reached: float) -> tuple[str, str]:
+    """What was reached, and what is asked."""
     bound = "≤" if row.less_is_better else "≥"
     if goal.at_most is not None:
-        return f"≤ {goal.at_most:g} {row.unit}"
+        return f"{reached * goal.at_most:.0f} {row.unit}", f"≤ {goal.at_most:g} {row.unit}"
     if goal.above:
-        return f"{goal.peer} {reached:+.0f} {row.unit} (≤ {goal.above:+g})"
-    return f"{reached:.2f} × {goal.peer} ({bound} {goal.factor:g})"
+        return f"{goal.peer} {reached:+.0f} {row.unit}", f"≤ {goal.above:+g} {row.unit}"
+    return f"{reached:.2f} × {goal.peer}", f"{bound} {goal.factor:g} ×"
+
+
+def new_table(title: str) -> Table:
+    return Table(title=f"\n{title}", title_justify="left", box=None, header_style="bold")
 
 
 def cpu_table(results: Results, rows: list[Row], peers: list[str]) -> Table:
     """Only what has server processes; the kernel's own work is not to be told apart."""
     spending = [peer for peer in peers if any(results.median_cpu(row.name, peer) is not None for row in rows)]
-    table = Table(title="CPU seconds of the servers per GiB", title_justify="left", box=None, header_style="bold")
+    table = new_table("CPU seconds of the servers per GiB")
     table.add_column("row", no_wrap=True)
     for peer in spending:
         table.add_column(peer, justify="right")
