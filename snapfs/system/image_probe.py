@@ -53,7 +53,8 @@ def open_image(path: Path | str) -> OpenImage:
 
 def check_image_unused(path: Path | str) -> None:
     """`BusyError` names who else uses the image: snapfs, a loop device, a mount, swap, QEMU. A file can be opened
-    all the same, so ask this too; locks that this process has itself do not count."""
+    all the same, so ask this too; locks that this process has itself do not count. `SnapfsError`: it is no image."""
+    _checked_kind(path)
     holders = holders_of_image(path)
     if holders:
         raise _busy(path, holders)
