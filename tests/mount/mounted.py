@@ -1,0 +1,319 @@
+"""One snapfs instance under test: the real command, its processes, its log; and what it is torn down with.
+
+Rules:
+- Every command has a time limit. A watchdog kills the servers of an instance that hangs: what waits for them
+  then fails instead of waiting for ever.
+- A process is known by its pidfd, so that nothing else is ever killed or waited for.
+- The log is held open from the start: it can be read after the store is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SNAPFS = Path(sys.executable).with_name("snapfs")
+COMMAND_TIMEOUT_S = 40.0
+WATCHDOG_S = 120.0
+SERVERS = ("supervisor", "live", "snapshot", "compactor")
+MNT_DETACH = 2
+_TROUBLE = re.compile(r" (WARNING|ERROR|CRITICAL) |Traceback|panicked")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 15.0, what: str = "the awaited condition") -> None:
+    """Look until ``condition`` holds; fails when it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come in {timeout_s} s"
+        time.sleep(0.01)
+
+
+def run(*command: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+    """Standard output of a command that must succeed."""
+    words = [os.fspath(word) for word in command]
+    done = subprocess.run(words, capture_output=True, timeout=timeout_s, check=False)
+    assert done.returncode == 0, f"{words}: {done.stderr.decode(errors='replace')}"
+    return done.stdout.decode(errors="replace")
+
+
+def snapfs(*words: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    """Run ``snapfs`` with ``words``; the caller judges the exit code."""
+    command = [os.fspath(SNAPFS), *map(os.fspath, words)]
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="surrogateescape", timeout=timeout_s, check=False
+    )
+
+
+class Process:
+    """One process of an instance, known by a pidfd."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self._fd = pid, os.pidfd_open(pid)
+
+    @property
+    def is_running(self) -> bool:
+        return not select.select([self._fd], [], [], 0)[0]
+
+    def send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, number)
+
+    def await_end(self, timeout_s: float = 20.0) -> None:
+        assert select.select([self._fd], [], [], timeout_s)[0], f"process {self.pid} did not end"
+
+    def cpu_ticks(self) -> int:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def find_processes(supervisor_pid: int) -> dict[str, Process]:
+    """The processes of the instance that is led by ``supervisor_pid``, by their short names."""
+    found = {"supervisor": Process(supervisor_pid)}
+    children = Path(f"/proc/{supervisor_pid}/task/{supervisor_pid}/children").read_text().split()
+    for pid in children:
+        name = Path(f"/proc/{pid}/comm").read_text().strip().removeprefix("snapfs-")
+        # comm holds 15 bytes: the compactor's is cut short.
+        full = next((server for server in SERVERS if name and server.startswith(name)), None)
+        if full is not None:
+            found[full] = Process(int(pid))
+    return found
+
+
+class Mounted:
+    """``IMAGE`` with its two mount points; ``mount`` and ``umount`` as often as a test likes."""
+
+    def __init__(self, image: Path, directory: Path, *options: str | Path) -> None:
+        self.image, self.options = image, options
+        self.live, self.snap = directory / "live", directory / "snap"
+        self.processes: dict[str, Process] = {}
+        self._logs: list[int] = []
+        self._expected: list[re.Pattern[str]] = []
+        self._watchdog: threading.Timer | None = None
+        self._foreground: subprocess.Popen[bytes] | None = None
+        directory.mkdir(parents=True, exist_ok=True)
+        for point in (self.live, self.snap):
+            point.mkdir(exist_ok=True)
+
+    @property
+    def live_file(self) -> Path:
+        return self.live / self.image.name
+
+    @property
+    def snap_file(self) -> Path:
+        return self.snap / self.image.name
+
+    @property
+    def store(self) -> Path:
+        for at, word in enumerate(self.options):
+            if word == "--store":
+                return Path(self.options[at + 1])
+        return self.image.with_name(self.image.name + ".snapfs")
+
+    # --- commands --------------------------------------------------------------------------------------------
+
+    def mount(self, *more: str | Path) -> subprocess.CompletedProcess[str]:
+        """Mount; must succeed."""
+        done = self.try_mount(*more)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    def try_mount(self, *more: str | Path) -> subprocess.CompletedProcess[str]:
+        done = snapfs("mount", self.image, self.live, self.snap, *self.options, *more)
+        if done.returncode == 0:
+            self._adopt()
+        return done
+
+    def mount_in_front(self, log: Path) -> subprocess.Popen[bytes]:
+        """``snapfs mount -f`` with its stderr in ``log``; returns when both views answer."""
+        with log.open("wb") as stderr:
+            words = [SNAPFS, "mount", self.image, self.live, self.snap, *self.options, "-f"]
+            self._foreground = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
+        assert self._foreground.stdout is not None
+        assert select.select([self._foreground.stdout], [], [], COMMAND_TIMEOUT_S)[0], log.read_text()
+        self._adopt(log)
+        return self._foreground
+
+    def _adopt(self, log: Path | None = None) -> None:
+        self._let_go()
+        self.processes = find_processes(self.status()["pid"])
+        assert set(self.processes) == set(SERVERS), self.processes
+        self._logs.append(os.open(log or self.store / "log", os.O_RDONLY | os.O_CLOEXEC))
+        self._watchdog = threading.Timer(WATCHDOG_S, self._end_all)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+    def status(self) -> dict[str, Any]:
+        done = snapfs("status", self.live, "--json")
+        assert done.returncode in (0, 3), done.stderr
+        status: dict[str, Any] = json.loads(done.stdout)
+        return status
+
+    def umount(self, path: Path | None = None) -> None:
+        """``snapfs umount``; must succeed and end every process."""
+        done = snapfs("umount", path or self.live)
+        assert done.returncode == 0, done.stderr + self.log()
+        self.await_end()
+
+    # --- processes -------------------------------------------------------------------------------------------
+
+    def await_end(self, timeout_s: float = 20.0) -> None:
+        """Every process of the instance is gone, and both views with them."""
+        for process in self.processes.values():
+            process.await_end(timeout_s)
+        assert not mount_points_below(self.live.parent), "the instance ended and left a mount behind"
+
+    def kill(self, *names: str) -> None:
+        """SIGKILL some processes (all without names), and wait until every one that is named is gone."""
+        for name in names or SERVERS:
+            self.processes[name].send(signal.SIGKILL)
+        for name in names or SERVERS:
+            self.processes[name].await_end()
+
+    @property
+    def is_running(self) -> bool:
+        return any(process.is_running for process in self.processes.values())
+
+    def _end_all(self) -> None:
+        for process in self.processes.values():
+            process.send(signal.SIGKILL)
+
+    # --- the log ---------------------------------------------------------------------------------------------
+
+    def log(self) -> str:
+        """What all runs of the instance have logged, also when their store is gone."""
+        return b"".join(os.pread(fd, 1 << 20, 0) for fd in self._logs[-1:]).decode(errors="replace")
+
+    def expect_log(self, pattern: str) -> None:
+        """A warning or error that matches ``pattern`` is no failure of this test."""
+        self._expected.append(re.compile(pattern))
+
+    def trouble(self) -> list[str]:
+        """Warnings and errors in the logs that nobody expected."""
+        lines = dict.fromkeys(
+            line for fd in self._logs for line in os.pread(fd, 1 << 20, 0).decode(errors="replace").splitlines()
+        )
+        return [
+            line
+            for line in lines
+            if _TROUBLE.search(line) and not any(pattern.search(line) for pattern in self._expected)
+        ]
+
+    # --- the end ---------------------------------------------------------------------------------------------
+
+    def close(self) -> list[str]:
+        """End whatever is left; sentences about what should not have been."""
+        wrong = []
+        if self.is_running:
+            done = snapfs("umount", self.live)
+            if done.returncode:
+                wrong.append(f"the instance could not be ended: {done.stderr}")
+            self._end_all()
+            for process in self.processes.values():
+                process.await_end()
+        wrong += self.trouble()
+        if self._foreground is not None:
+            self._foreground.wait(COMMAND_TIMEOUT_S)
+            assert self._foreground.stdout is not None
+            self._foreground.stdout.close()
+        self._let_go()
+        for fd in self._logs:
+            os.close(fd)
+        self._logs = []
+        return wrong
+
+    def _let_go(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+            self._watchdog = None
+        for process in self.processes.values():
+            process.close()
+        self.processes = {}
+
+
+class Ground:
+    """A directory of a test's own; everything made on it is undone, newest first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._instances: list[Mounted] = []
+        self._loops: list[Path] = []
+
+    def image(self, content: bytes | int, name: str = "disk.img") -> Path:
+        """An image with these bytes, or a sparse one of that many bytes."""
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            if isinstance(content, int):
+                file.truncate(content)
+            else:
+                file.write(content)
+        return path
+
+    def instance(self, image: Path, *options: str | Path, name: str = "views") -> Mounted:
+        """Not mounted yet."""
+        self._instances.append(Mounted(image, self.path / name, *options))
+        return self._instances[-1]
+
+    def mounted(self, image: Path, *options: str | Path, name: str = "views") -> Mounted:
+        instance = self.instance(image, *options, name=name)
+        instance.mount()
+        return instance
+
+    def loop(self, backing: Path, *options: str) -> Path:
+        """A loop device on ``backing``."""
+        self._loops.append(Path(run("losetup", "--find", "--show", *options, backing).strip()))
+        return self._loops[-1]
+
+    def drop_loop(self, device: Path) -> None:
+        self._loops.remove(device)
+        run("losetup", "-d", device)
+
+    def mount(self, source: Path, *options: str, name: str = "fs") -> Path:
+        """Mount a filesystem on a new directory."""
+        point = self.path / name
+        point.mkdir(exist_ok=True)
+        run("mount", *options, source, point)
+        return point
+
+    def close(self) -> list[str]:
+        """Undo everything; sentences about what should not have been."""
+        views = {str(point) for instance in self._instances for point in (instance.live, instance.snap)}
+        for point in reversed(mount_points_below(self.path)):
+            if str(point) not in views:
+                _libc.umount2(os.fsencode(point), MNT_DETACH)
+        for device in self._loops:
+            subprocess.run(["losetup", "-d", device], capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False)
+        wrong = [sentence for instance in reversed(self._instances) for sentence in instance.close()]
+        for point in reversed(mount_points_below(self.path)):
+            wrong.append(f"{point} was still mounted")
+            _libc.umount2(os.fsencode(point), MNT_DETACH)
+        shutil.rmtree(self.path)
+        return wrong
+
+
+def mount_points_below(directory: Path) -> list[Path]:
+    """In the order in which they were mounted."""
+    found = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        raw = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), line.split()[4])
+        if os.fsdecode(raw).startswith(f"{directory}/"):
+            found.append(Path(os.fsdecode(raw)))
+    return found
