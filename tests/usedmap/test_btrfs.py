@@ -154,6 +154,20 @@ def test_snapshots_and_subvolumes_keep_their_files(image: Path, tmp_path: Path) 
     check_poisoned("btrfs", image, tmp_path, read_map(btrfs.read_free_map, image), expected)
 
 
+def test_shrunk_and_balanced(image: Path, tmp_path: Path) -> None:
+    with mounted(image, tmp_path / "mnt") as directory:
+        fill(directory)
+        run(
+            "btrfs", "balance", "start", "--force", "-dconvert=dup", "-mconvert=single", "-sconvert=single", directory
+        )
+        run("btrfs", "filesystem", "resize", "256M", directory)
+        expected = digests(directory)
+    free_map = read_map(btrfs.read_free_map, image)
+    assert len(free_map.free) == 256 * MIB // 4096
+    assert free_map.free == free_by_dump_tree(image, free_map)
+    check_poisoned("btrfs", image, tmp_path, free_map, expected)
+
+
 @pytest.mark.parametrize("profile", ["raid1", "raid0", "single"])
 def test_several_devices_count_as_used(profile: str, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"

@@ -120,6 +120,22 @@ def test_what_the_kernel_may_not_mount_here(options: tuple[str, ...], tmp_path: 
     assert digests(tmp_path / "back") == digests(tmp_path / "content")
 
 
+@pytest.mark.parametrize("new_size", ["40M", "500M"])
+@pytest.mark.parametrize("options", [(), ("-O", "^resize_inode"), ("-O", "^64bit")])
+def test_a_resized_filesystem(options: tuple[str, ...], new_size: str, tmp_path: Path) -> None:
+    image = make_filesystem("ext4", tmp_path / "image", 200 * MIB, *options)
+    with mounted(image, tmp_path / "mnt") as directory:
+        fill(directory)
+        expected = digests(directory)
+    run("e2fsck", "-f", "-p", image)
+    run("resize2fs", image, new_size)
+    with image.open("r+b") as file:
+        file.truncate(512 * MIB)
+    free_map = read_map(ext.read_free_map, image)
+    assert free_map.free == free_by_dumpe2fs(image, free_map)
+    check_poisoned("ext4", image, tmp_path, free_map, expected)
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     return make_filesystem("ext4", tmp_path / "image", 64 * MIB, "-b", "4096")

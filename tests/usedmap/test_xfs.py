@@ -177,6 +177,19 @@ def churn(directory: Path, count: int) -> None:
                 (directory / f"churn-{other}").rmdir()
 
 
+def test_a_grown_filesystem(image: Path, tmp_path: Path) -> None:
+    with image.open("r+b") as file:
+        file.truncate(SIZE + 50 * MIB)
+    with mounted(image, tmp_path / "mnt") as directory:
+        run("xfs_growfs", directory)
+        fill(directory)
+        expected = digests(directory)
+    free_map = read_map(xfs.read_free_map, image)
+    assert len(free_map.free) > SIZE // 4096
+    assert free_map.free == free_by_xfs_db(image, free_map)
+    check_poisoned("xfs", image, tmp_path, free_map, expected)
+
+
 def test_a_need_for_repair_makes_it_count_as_used(image: Path) -> None:
     run("xfs_db", "-x", "-c", "sb 0", "-c", "write -d features_incompat 0x1b", image)
     assert "in need of repair" in only_region_reason(image)
