@@ -9,6 +9,7 @@ The fuller the ring, the less time goes into compressing: lz4 acceleration first
 
 from __future__ import annotations
 
+import errno
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,7 +57,11 @@ class Compactor:
         self._store, self._control, self._staging = store, store.control, store.staging
         self._files: Files = store.files
         self._cut: Cut = store.cut
-        self._writer = SegmentWriter(store.cut.segments, store.files)
+        if self._control[Counter.GENERATION] != self._cut.generation:
+            self._cut = self._open_present_cut()
+        self._writer = SegmentWriter(self._cut.segments, store.files)
+        self._stored_bytes = self._control[Counter.STORED_BYTES]
+        self._stored_raw_bytes = self._control[Counter.STORED_RAW_BYTES]
         self._step_slots = max(1, _STEP_BYTES // store.header.block_bytes)
         self._run_blocks = max(1, RECORD_RAW_BYTES // store.header.block_bytes)
         self._buffer = memoryview(bytearray(self._step_slots * store.header.block_bytes))
@@ -78,7 +83,8 @@ class Compactor:
         """
         control = self._control
         self._follow_cut()
-        seq = control[Counter.FREED_SEQ]
+        seq = max(control[Counter.FREED_SEQ], control[Counter.CUT_SEQ])
+        control[Counter.FREED_SEQ] = seq
         count = min(control[Counter.COMMITTED_SEQ] - seq, self._step_slots)
         if count <= 0:
             return 0
@@ -86,7 +92,9 @@ class Compactor:
             try:
                 self._move(seq, count)
             except OSError as error:
-                control[Counter.STORE_ERRNO] = error.errno or 5
+                if control[Counter.GENERATION] != self._cut.generation:
+                    return self.step()  # the segments of the cut before are gone
+                control[Counter.STORE_ERRNO] = error.errno or errno.EIO
                 raise
             control[Counter.STORE_ERRNO] = 0
         control[Counter.FREED_SEQ] = seq + count
@@ -101,12 +109,15 @@ class Compactor:
         self._writer = SegmentWriter(self._cut.segments, self._files)
 
     def _follow_cut(self) -> None:
-        generation = self._control[Counter.GENERATION]
-        if generation != self._cut.generation:
-            store = self._store
-            cut = open_cut(store.path, generation, store.geometry, self._files, writable=True)
+        if self._control[Counter.GENERATION] != self._cut.generation:
             self._writer.close()
-            self._cut, self._writer = cut, SegmentWriter(cut.segments, self._files)
+            self._cut = self._open_present_cut()
+            self._writer = SegmentWriter(self._cut.segments, self._files)
+            self._stored_bytes = self._stored_raw_bytes = 0
+
+    def _open_present_cut(self) -> Cut:
+        store, generation = self._store, self._control[Counter.GENERATION]
+        return open_cut(store.path, generation, store.geometry, self._files, writable=True)
 
     def _move(self, seq: int, count: int) -> None:
         runs = self._collect(seq, count)
@@ -119,9 +130,12 @@ class Compactor:
         for run, place in zip(runs, places, strict=True):
             self._cut.index.replace_staged(run.block_no, run.seqs, pack_place(place))
         control = self._control
+        # Sums of our own, not additions: what a cut reset meanwhile must not get the old cut's numbers for long.
+        self._stored_raw_bytes += sum(len(raw) for _, raw, _ in jobs)
+        self._stored_bytes += sum(map(payload_bytes, records, (raw for _, raw, _ in jobs)))
         # Before the slots are freed: a reader of both numbers may count a block twice, never miss one.
-        control[Counter.STORED_RAW_BYTES] += sum(len(raw) for _, raw, _ in jobs)
-        control[Counter.STORED_BYTES] += sum(map(payload_bytes, records, (raw for _, raw, _ in jobs)))
+        control[Counter.STORED_RAW_BYTES] = self._stored_raw_bytes
+        control[Counter.STORED_BYTES] = self._stored_bytes
 
     def _collect(self, seq: int, count: int) -> list[_Run]:
         """Copy the step's slots and find the runs among the live ones."""

@@ -20,12 +20,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from cow.cutting import enter_cut
 from cow.errors import BufferFull, EngineClosed
 from cow.files import Data
+from cow.header import Header
 from cow.image import Image
 from cow.layout import KEPT_STATES, Counter, Durability, State
 from cow.preserve import (
@@ -37,13 +39,14 @@ from cow.preserve import (
     WaitForCompactor,
     store_errors,
 )
-from cow.seal import write_seal
+from cow.seal import seal_free, write_seal
 from cow.store import Cut, Store
 
 # One request never takes more of the ring than this share, or the ring could not hold two at once.
 _RING_SHARE = 4
 # Waiting writes look again this often even if nobody wakes them.
 _LOOK_AGAIN_S = 0.05
+_GATE_LOOK_S = 0.0002
 _BEAT_NS = 20_000_000
 # A call that took longer than this did wait for something. One may have waited for the processor; after a
 # second one within the memory the next calls get a thread for a while.
@@ -115,15 +118,16 @@ class LiveEngine:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._claims: list[Ticket] = []
-        # The offsets of writes to the image that have not returned yet.
+        # The offsets of writes that have not returned yet; while a cut is made, the gate keeps new ones out.
         self._under_way: list[int] = []
+        self._gate_closed = False
         self._pace = Pace()
         self._closed = False
         self._warned_percent = 0
         self._told_waiting = False
         self._beat_ns = 0
         self._is_power = store.header.durability is Durability.POWER
-        self._preserver: Preserver = (DurablePreserver if self._is_power else StagedPreserver)(store, image)
+        self._preserver = self._new_preserver()
         self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
 
     # --- reading ---------------------------------------------------------------------------------------------
@@ -159,9 +163,17 @@ class LiveEngine:
         """
         first, end = self.geometry.span(offset, len(data))
         now_ns = time.monotonic_ns()
-        if not self._pace.is_quick(now_ns) or (self._owes(first, end) and not self._try_preserve(first, end)):
-            return False
-        self._write_image(offset, data, now_ns)
+        # Appending and popping are whole steps for all threads, which adding to a number is not.
+        self._under_way.append(offset)
+        try:
+            # After the append: a cut closes the gate first and then looks who is under way.
+            if self._gate_closed or not self._pace.is_quick(now_ns):
+                return False
+            if self._owes(first, end) and not self._try_preserve(first, end):
+                return False
+            self._write_image(offset, data, now_ns)
+        finally:
+            self._under_way.pop()
         return True
 
     def write(self, offset: int, data: Data) -> None:
@@ -174,10 +186,36 @@ class LiveEngine:
         self.geometry.span(offset, len(view))
         start = offset
         for at, length in self.geometry.pieces(offset, len(view), self._max_blocks):
-            first, end = self.geometry.span(at, length)
-            if self._owes(first, end):
-                self._preserve(first, end)
-            self._write_image(at, view[at - start : at - start + length], time.monotonic_ns())
+            self._enter_gate(at)
+            try:
+                first, end = self.geometry.span(at, length)
+                if self._owes(first, end):
+                    self._preserve(first, end)
+                self._write_image(at, view[at - start : at - start + length], time.monotonic_ns())
+            finally:
+                self._under_way.pop()
+
+    def _enter_gate(self, offset: int) -> None:
+        if self._gate_closed:
+            with self._changed:
+                while self._gate_closed:
+                    self._changed.wait()
+                self._under_way.append(offset)
+            return
+        self._under_way.append(offset)
+        if self._gate_closed:
+            self._under_way.pop()
+            self._enter_gate(offset)
+
+    def _wait_outside(self) -> None:
+        """Wait a little (lock held) without keeping a cut waiting; it may have happened afterwards."""
+        offset = self._under_way.pop()
+        try:
+            self._changed.wait(_LOOK_AGAIN_S)
+            while self._gate_closed:
+                self._changed.wait()
+        finally:
+            self._under_way.append(offset)
 
     def _owes(self, first: int, end: int) -> bool:
         """Whether a write to these blocks has anything to note before the image may change."""
@@ -185,14 +223,9 @@ class LiveEngine:
         return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._keeps
 
     def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
-        # Appending and popping are whole steps for all threads, which adding to a number is not.
-        self._under_way.append(offset)
-        try:
-            if now_ns - self._beat_ns > _BEAT_NS:
-                self._beat(now_ns)
-            self._image.write(data, offset)
-        finally:
-            self._under_way.pop()
+        if now_ns - self._beat_ns > _BEAT_NS:
+            self._beat(now_ns)
+        self._image.write(data, offset)
         self._pace.note(now_ns)
 
     def _beat(self, now_ns: int) -> None:
@@ -273,12 +306,13 @@ class LiveEngine:
                     self._preserver.fill(ticket)
                 filled = True
             except StoreRefused as refused:
-                with self._changed:
-                    self._give_way(refused.errno)
+                refusal_errno = refused.errno
             finally:
                 self._end_claim(ticket, filled)
             if filled:
                 return
+            with self._changed:
+                self._give_way(refusal_errno)
 
     def _claim(self, first: int, end: int) -> Ticket | None:
         """Wait until these blocks are nobody else's and there is room; None when nothing need be preserved."""
@@ -300,7 +334,7 @@ class LiveEngine:
                     else:
                         self._claims.append(ticket)
                         return ticket
-                self._changed.wait(_LOOK_AGAIN_S)
+                self._wait_outside()
 
     def _end_claim(self, ticket: Ticket, filled: bool) -> None:
         with self._changed:
@@ -333,6 +367,69 @@ class LiveEngine:
             cut.changed.set_range(first, end)
             control[Counter.CHANGED_BLOCKS] += unchanged
 
+    # --- the next cut ----------------------------------------------------------------------------------------
+
+    def _new_preserver(self) -> Preserver:
+        return (DurablePreserver if self._is_power else StagedPreserver)(self._store, self._image)
+
+    def begin_cut(self, cut: Cut, header: Header) -> None:
+        """From here on ``cut`` (prepared and empty) is the snapshot; the one before has ended for its readers.
+
+        Waits for the writes under way; its own work takes the same time whatever the size of the image.
+        """
+        with self._changed:
+            self._gate_closed = True
+            try:
+                while self._under_way:
+                    self._changed.wait(_GATE_LOOK_S)
+                if self._is_power:
+                    # What the new snapshot shows must not be undone by a power loss.
+                    self._image.sync()
+                self._preserver.close()
+                enter_cut(self._store, cut, header)
+                self._cut, self._preserver = cut, self._new_preserver()
+                self._warned_percent, self._told_waiting = 0, False
+            finally:
+                self._gate_closed = False
+                self._changed.notify_all()
+        self._wake_compactor()
+
+    def settle_free(self, free_runs: Sequence[tuple[int, int]]) -> int:
+        """The map is known: these blocks hold nothing, so they are owed no more. Returns how many there are.
+
+        OSError(ENOSPC): the blocks not reached yet stay owed, which is safe.
+        """
+        cut, count = self._cut, 0
+        for first, end in free_runs:
+            cut.free.set_range(first, end)
+        # Known and proven to be free before the first is settled: a settled block that nothing explains is damage.
+        seal_free(self._store)
+        for first, end in free_runs:
+            with self._lock:
+                count += self._settle_run(first, end)
+        return count
+
+    def _settle_run(self, first: int, end: int) -> int:
+        cut, control = self._cut, self._control
+        settled = 0
+        for low, high in self._unclaimed(first, end):
+            owed = high - low - cut.settled.count_set(low, high)
+            cut.settled.set_range(low, high)
+            settled += owed
+        control[Counter.SETTLED_BLOCKS] += settled
+        control[Counter.FREE_BLOCKS] += settled
+        return settled
+
+    def _unclaimed(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of a run that no write is about to preserve; those few stay owed."""
+        for ticket in sorted(self._claims, key=lambda ticket: ticket.first):
+            if ticket.first < end and first < ticket.end:
+                if first < ticket.first:
+                    yield first, ticket.first
+                first = max(first, ticket.end)
+        if first < end:
+            yield first, end
+
     # --- overflow --------------------------------------------------------------------------------------------
 
     def _give_way(self, code: int) -> None:
@@ -346,7 +443,7 @@ class LiveEngine:
             self._told_waiting = True
             self._on_event(Event(EventKind.WAITING, code))
         self._press()
-        self._changed.wait(_LOOK_AGAIN_S)
+        self._wait_outside()
 
     def _break_snapshot(self, code: int) -> None:
         if not self._keeps:

@@ -70,17 +70,20 @@ class Files:
         finally:
             os.close(fd)
 
-    def replace(self, path: Path, data: bytes) -> None:
-        """The file holds the old bytes or the new ones after any crash, never a mixture."""
+    def replace(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+        """The file holds the old bytes or the new ones, never a mixture: after the death of this process, and
+        with ``durable`` after a power loss as well."""
         partial = path.with_name(path.name + ".new")
         fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             self.pwrite(fd, data, 0)
-            self.sync(fd)
+            if durable:
+                self.sync(fd)
         finally:
             os.close(fd)
         os.rename(partial, path)
-        self.sync_directory(path.parent)
+        if durable:
+            self.sync_directory(path.parent)
 
 
 def _after(views: Sequence[memoryview], done: int) -> list[memoryview]:

@@ -111,5 +111,6 @@ def read_header(store: Path) -> Header | None:
     return decode_header(data, str(store))
 
 
-def write_header(store: Path, header: Header, files: Files) -> None:
-    files.replace(store / HEADER_NAME, encode_header(header))
+def write_header(store: Path, header: Header, files: Files, *, durable: bool = True) -> None:
+    """Rename the header in; not ``durable``: killed processes leave the old or the new one, a power loss none."""
+    files.replace(store / HEADER_NAME, encode_header(header), durable=durable)

@@ -47,7 +47,7 @@ class Counter(IntEnum):
     MAGIC = 0  # live
     GENERATION = 1  # live
     STATE = 2  # live: a State
-    CUT_COUNT = 3  # live: cuts since the store was opened
+    CUT_SEQ = 3  # live: staged slots below belong to an earlier cut
     RESERVED_SEQ = 4  # live: slots below may hold data
     COMMITTED_SEQ = 5  # live: slots below are indexed, the compactor may move them
     FREED_SEQ = 6  # compactor: slots below are moved, the live server may use them again
@@ -66,6 +66,8 @@ class Counter(IntEnum):
     PRESSED = 19  # live: 1 while writes wait for room
     DAMAGED_READS = 20  # live: reads answered with EIO because of damage
     COMPACTOR_IDLE = 21  # compactor: 1 while it waits to be woken
+    SHOWN_GENERATION = 23  # snapshot server: the cut its view shows
+    FREE_BLOCKS = 24  # live: blocks settled because nothing is in them
     UNREADABLE = 22  # live: 1 when nothing of the snapshot can be proven right
 
 

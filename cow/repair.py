@@ -43,7 +43,7 @@ from cow.store import BITMAP_NAMES, CONTROL_NAME, INDEX_NAME, SEGMENTS_NAME, STA
 
 # Numbers that mean something only while the processes that stored them live.
 _PASSING_COUNTERS = (
-    Counter.CUT_COUNT,
+    Counter.CUT_SEQ,
     Counter.STORE_ERRNO,
     Counter.LIMIT_BYTES,
     Counter.PRESSED,
@@ -124,6 +124,10 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
 
 def _restore_numbers(store: Store, seal: Seal | None, *, numbers_are_known: bool) -> None:
     control, cut = store.control, store.cut
+    if control[Counter.GENERATION] != cut.generation:
+        # Killed between the new cut's header and its first number: the numbers are those of the cut before.
+        numbers_are_known = False
+        control[Counter.UNREADABLE] = 0
     control[Counter.GENERATION] = cut.generation
     for counter in _PASSING_COUNTERS:
         control[counter] = 0
