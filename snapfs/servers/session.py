@@ -46,8 +46,15 @@ def become_server(name: str, supervisor_pid: int) -> None:
 def mount_view(view: View, mount_point: Path, image_path: Path, options: Iterable[str]) -> None:
     """Mount ``view``; RuntimeError when FUSE refuses (it has said why on stderr)."""
     fuse_options = {"default_permissions", "subtype=snapfs", f"fsname={_escaped(image_path)}", *options}
-    pyfuse3.init(view, str(mount_point), fuse_options)
+    pyfuse3.init(view, str(mount_point), {_Option(option) for option in fuse_options})
     set_io_flusher()
+
+
+class _Option(str):
+    """pyfuse3 encodes options as ASCII and fails at any other letter; a path may hold any bytes."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return os.fsencode(self)
 
 
 def _escaped(path: Path) -> str:
