@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class _Option(str):
     """pyfuse3 encodes options as ASCII and fails at any other letter; a path may hold any bytes."""
 
     def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        return os.fsencode(self)
+        return super().encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
 
 
 def _escaped(path: Path) -> str:
