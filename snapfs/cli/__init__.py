@@ -14,7 +14,9 @@ from snapfs.cli.umount import umount_command
 from snapfs.errors import SnapfsError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, no_args_is_help=False
+)
 @click.version_option(__version__, prog_name="snapfs")
 def cli() -> None:
     """A live and a frozen view of one disk image.
@@ -35,7 +37,7 @@ def main() -> None:
         print(f"snapfs: {error.sentence}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        error.show()
+        print(f"snapfs: {_usage_sentence(error)}", file=sys.stderr)
         sys.exit(2)
     except click.Abort:
         sys.exit(130)
@@ -45,3 +47,10 @@ def main() -> None:
         print(f"snapfs: {error.filename or 'the system'}: {error.strerror}.", file=sys.stderr)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage_sentence(error: click.UsageError) -> str:
+    """What is wrong with the command line and where to read how it is meant."""
+    reason = " ".join(error.format_message().split()).rstrip(".")
+    command = error.ctx.command_path if error.ctx else "snapfs"
+    return f"{reason}; see {command} --help."

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from cow.recovery import Outcome
-from snapfs.cli.types import SIZE
+from snapfs.cli.types import PATH, SIZE
 from snapfs.options import MountOptions, split_fuse_options
 
 
 @click.command("mount", short_help="Show IMAGE live at LIVE and frozen at SNAP.")
-@click.argument("image", type=click.Path(path_type=Path))
-@click.argument("live", type=click.Path(path_type=Path))
-@click.argument("snap", type=click.Path(path_type=Path))
-@click.option(
-    "--store", type=click.Path(path_type=Path), help="Keep the store in DIR, and at the end too.", metavar="DIR"
-)
+@click.argument("image", type=PATH)
+@click.argument("live", type=PATH)
+@click.argument("snap", type=PATH)
+@click.option("--store", type=PATH, help="Keep the store in DIR, and at the end too.", metavar="DIR")
 @click.option("--block-size", type=SIZE, default="4K", show_default=True, help="What is preserved at a time.")
 @click.option("--protect", type=click.Choice(["all"]), default="all", show_default=True, help="Blocks to protect.")
 @click.option("--buffer-limit", type=SIZE, default=None, help="The most the side buffer may take on disk.")

@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from snapfs.cli.types import PATH
 from snapfs.options import format_size
 
 _LOST_STATES = frozenset({"overflowed", "damaged"})
 
 
 @click.command("status", short_help="What is mounted, and how the snapshot and its side buffer are.")
-@click.argument("path", metavar="[LIVE|SNAP|IMAGE]", required=False, type=click.Path(path_type=Path))
+@click.argument("path", metavar="[LIVE|SNAP|IMAGE]", required=False, type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="For programs; the keys are stable.")
 def status_command(path: Path | None, as_json: bool) -> int:
     """Show one instance, or all. Exit code 3 when a snapshot is overflowed or damaged."""

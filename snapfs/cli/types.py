@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,3 +20,5 @@ class Size(click.ParamType[int]):
 
 
 SIZE = Size()
+# Whether the path can be used is the command's to say: it knows the reason and the way out.
+PATH: click.Path = click.Path(readable=False, path_type=Path)

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from snapfs.cli.types import PATH
+
 
 @click.command("umount", short_help="End both views.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=PATH)
 def umount_command(path: Path) -> None:
     """Unmount both views, whichever is named, and end the snapshot. When somebody uses one, nothing changes."""
     from snapfs.commands.umount import umount

@@ -17,6 +17,7 @@ from cow.image import Image
 from cow.layout import Counter, Durability, Protect
 from cow.recovery import Opened, Outcome, Request, open_store
 from cow.store import LOG_NAME, remove_store
+from snapfs.commands.status import read_status
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.log import configure_log
 from snapfs.options import MountOptions
@@ -157,8 +158,10 @@ def _open_store(store: Path, image: Image, options: MountOptions, files: Files) 
             return open_store(store, image, request, files)
         except StoreBusy as error:
             # The image is ours already: whoever has the store is on its way out, unless it has another image.
-            if time.monotonic() > until:
-                raise BusyError(f"The {error}; unmount that one first.", path=store) from error
+            if time.monotonic() > until or _serves_another(store, options.image):
+                raise BusyError(
+                    f"The {error}; unmount that one first or give another --store.", path=store
+                ) from error
         except StoreError as error:
             raise SnapfsError(
                 f"The {error}; give another --store, or remove it to begin a new snapshot.", path=store
@@ -168,6 +171,14 @@ def _open_store(store: Path, image: Image, options: MountOptions, files: Files) 
                 f"The store {store} cannot be written: {error.strerror}; give another --store.", path=store
             ) from error
         time.sleep(_LOOK_S)
+
+
+def _serves_another(store: Path, image: Path) -> bool:
+    """Whether a running instance has the store for an image other than ours."""
+    try:
+        return bool(read_status(store)["image"] != str(image))
+    except SnapfsError:
+        return False
 
 
 def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:

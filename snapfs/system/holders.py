@@ -76,7 +76,10 @@ def holders_of_image(path: Path | str) -> list[Holder]:
         found += _uses_of_device(status.st_rdev)
     else:
         found += _swap_on_file(status)
-    return [*found, *_locks_on_image(canonical, status)]
+    # A snapfs that is named by its mounts need not be named again by the locks of each of its processes.
+    return (
+        found if any(holder.kind == "snapfs" for holder in found) else [*found, *_locks_on_image(canonical, status)]
+    )
 
 
 def _snapfs_on_image(path: Path, status: os.stat_result) -> list[Holder]:
