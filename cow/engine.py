@@ -402,8 +402,9 @@ class LiveEngine:
         cut, count = self._cut, 0
         for first, end in free_runs:
             cut.free.set_range(first, end)
+            self._control[Counter.FREE_BLOCKS] += end - first
         # Known and proven to be free before the first is settled: a settled block that nothing explains is damage.
-        seal_free(self._store)
+        seal_free(cut, self._store.files)
         for first, end in free_runs:
             with self._lock:
                 count += self._settle_run(first, end)
@@ -417,7 +418,6 @@ class LiveEngine:
             cut.settled.set_range(low, high)
             settled += owed
         control[Counter.SETTLED_BLOCKS] += settled
-        control[Counter.FREE_BLOCKS] += settled
         return settled
 
     def _unclaimed(self, first: int, end: int) -> Iterator[tuple[int, int]]:

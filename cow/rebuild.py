@@ -200,6 +200,7 @@ def recount(store: Store, *, records: bool) -> None:
     control[Counter.SETTLED_BLOCKS] = cut.settled.count()
     control[Counter.CHANGED_BLOCKS] = cut.changed.count()
     control[Counter.RELEASED_BLOCKS] = cut.released.count()
+    control[Counter.FREE_BLOCKS] = cut.free.count()
     control[Counter.PRESERVED_BLOCKS] = count_preserved(store)
     if not records:
         return

@@ -169,7 +169,9 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     if lost_blocks:
         mark_damaged(store)
         return [f"the store is damaged: {lost_blocks} blocks of the snapshot are lost and read as errors"]
-    return [f"the store was damaged ({named}) and has been made whole again"] if broken else []
+    if not broken or power_lost:
+        return []  # after a power loss, maps are as old as the disk left them
+    return [f"the store was damaged ({named}) and has been made whole again"]
 
 
 def _may_pass_for_owed(store: Store, end: End, broken: set[str], preserved: int) -> bool:

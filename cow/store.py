@@ -179,14 +179,21 @@ def holds_preserved(path: Path) -> bool:
     """Whether a cut in the store ever preserved anything: then a missing header is damage, not a new store."""
     if (path / UNFINISHED_NAME).exists():
         return False
-    return any(_takes_space(path / name / INDEX_NAME) for name in os.listdir(path) if _is_cut(name))
+    return any(_holds_data(path / name / INDEX_NAME) for name in os.listdir(path) if _is_cut(name))
 
 
-def _takes_space(path: Path) -> bool:
+def _holds_data(path: Path) -> bool:
+    """Whether the file has a byte that is not zero; holes are not read."""
     try:
-        return path.stat().st_blocks > 0
+        with path.open("rb") as file:
+            offset = 0
+            while piece := os.pread(file.fileno(), 1 << 20, offset := os.lseek(file.fileno(), offset, os.SEEK_DATA)):
+                if any(piece):
+                    return True
+                offset += len(piece)
     except OSError:
-        return False
+        pass  # no such file, or nothing but a hole from here on
+    return False
 
 
 def foreign_names(path: Path) -> list[str]:

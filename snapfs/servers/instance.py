@@ -51,6 +51,7 @@ class Instance:
     supervisor_pid: int = 0
     work: Bell = field(default_factory=Bell)
     room: Bell = field(default_factory=Bell)
+    new_cut: Bell = field(default_factory=Bell)
 
     @property
     def view_name(self) -> str:
