@@ -1,0 +1,118 @@
+"""An image, a store on it and everything that works on both, to be stopped and opened again at will."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cow.compactor import Compactor
+from cow.engine import Event, LiveEngine, OverflowPolicy
+from cow.files import Files
+from cow.geometry import Geometry
+from cow.image import Image
+from cow.layout import Counter, Durability
+from cow.recovery import Opened, Request, open_store
+from cow.snapshot import SnapshotReader
+from cow.store import Store
+
+BOOT, NEXT_BOOT = b"first boot id 16", b"other boot id 16"
+
+
+class QuickFiles(Files):
+    """The real layer without its waits: nothing in these tests loses power for real."""
+
+    def sync_data(self, fd: int) -> None:
+        os.fstat(fd)
+
+    def sync(self, fd: int) -> None:
+        os.fstat(fd)
+
+
+class Rig:
+    """One image under ``directory`` and its store; ``old`` is what the image held at the cut."""
+
+    def __init__(
+        self,
+        directory: Path,
+        old: bytes,
+        *,
+        block_bytes: int = 4096,
+        durability: Durability = Durability.PROCESS,
+        staging_slots: int = 64,
+        policy: OverflowPolicy = OverflowPolicy.BREAK_SNAPSHOT,
+        files: Files | None = None,
+    ) -> None:
+        self.old, self.block_bytes, self.durability, self.policy = old, block_bytes, durability, policy
+        self.staging_slots = staging_slots
+        self.files = files or QuickFiles()
+        self.image_path, self.store_path = directory / "image", directory / "store"
+        if not self.image_path.exists():
+            self.image_path.write_bytes(old)
+        self.image_fd = os.open(self.image_path, os.O_RDWR)
+        self.image = Image(self.image_fd, len(old), self.files)
+        self.geometry = Geometry(len(old), block_bytes)
+        self.events: list[Event] = []
+        self.store: Store | None = None
+
+    def request(self, boot_id: bytes = BOOT) -> Request:
+        staging_bytes = self.staging_slots * self.block_bytes
+        path = str(self.image_path)
+        return Request(path, self.block_bytes, boot_id, self.durability, staging_bytes=staging_bytes)
+
+    def open(self, boot_id: bytes = BOOT) -> Opened:
+        opened = open_store(self.store_path, self.image, self.request(boot_id), self.files)
+        self.store = opened.store
+        self.control = opened.store.control
+        self.cut = opened.store.cut
+        self.engine = LiveEngine(opened.store, self.image, self.policy, self.events.append)
+        self.reader = SnapshotReader(opened.store, self.image)
+        self.compactor = Compactor(opened.store)
+        return opened
+
+    def write(self, offset: int, data: bytes) -> None:
+        """A live write that makes room itself where it must: nobody else compacts here."""
+        for at, length in self.geometry.pieces(offset, len(data), self.staging_slots // 4):
+            piece = data[at - offset : at - offset + length]
+            if not self.engine.try_write(at, piece):
+                self.compactor.drain()
+                self.engine.write(at, piece)
+
+    def snapshot(self) -> bytes:
+        return self.reader.read(0, len(self.old))
+
+    def live(self) -> bytes:
+        return self.engine.read(0, len(self.old))
+
+    def abandon(self) -> None:
+        """What a kill leaves: descriptors gone, everything stored still there, nothing tidied up."""
+        if self.store is not None:
+            self.compactor.close()
+            self.store.close()
+            self.store = None
+
+    def seal(self) -> None:
+        """A clean end."""
+        self.compactor.drain()
+        self.engine.close()
+        assert self.engine.seal()
+        self.abandon()
+
+    def close(self) -> None:
+        self.abandon()
+        if self.image_fd >= 0:
+            os.close(self.image_fd)
+            self.image_fd = -1
+
+    def number(self, counter: Counter) -> int:
+        return self.control[counter]
+
+
+def pattern(length: int, seed: int = 1) -> bytes:
+    """Bytes that differ in every block and compress about as file contents do."""
+    words = b"".join((seed * 2654435761 + number * 40503 & 0xFFFFFFFF).to_bytes(4, "little") * 2 for number in range(512))
+    out = bytearray()
+    number = 0
+    while len(out) < length:
+        out += (seed << 32 | number).to_bytes(8, "little") + words[: 504 - number % 64 * 4]
+        number += 1
+    return bytes(out[:length])

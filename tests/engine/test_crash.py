@@ -1,0 +1,135 @@
+"""Stopped at every single change: the snapshot is whole, acknowledged writes are there, nothing else changed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
+from stops import Progress, Stopper, Work, run_child
+
+from cow.layout import Durability, State
+from cow.recovery import Outcome
+
+BLOCK_BYTES = 4096
+IMAGE_BYTES = 24 * BLOCK_BYTES + 100
+OLD = pattern(IMAGE_BYTES)
+# Whole blocks, parts of blocks, blocks that are preserved already, the short last block, more than the ring takes.
+WRITES = [
+    (0, pattern(100, 2)),
+    (3 * BLOCK_BYTES - 1, pattern(BLOCK_BYTES + 2, 3)),
+    (IMAGE_BYTES - 200, pattern(200, 4)),
+    (8 * BLOCK_BYTES, pattern(4 * BLOCK_BYTES, 5)),
+    (9 * BLOCK_BYTES, pattern(6 * BLOCK_BYTES, 6)),
+    (5 * BLOCK_BYTES + 7, pattern(BLOCK_BYTES, 7)),
+    (16 * BLOCK_BYTES, pattern(8 * BLOCK_BYTES, 8)),
+]
+MakeRig = Callable[..., Rig]
+
+
+def image_after(count: int) -> bytes:
+    image = bytearray(OLD)
+    for offset, data in WRITES[:count]:
+        image[offset : offset + len(data)] = data
+    return bytes(image)
+
+
+def do_writes(rig: Rig, stopper: Stopper) -> None:
+    for number, (offset, data) in enumerate(WRITES, 1):
+        rig.write(offset, data)
+        stopper.progress.written = number
+        if number % 3 == 0:
+            rig.engine.sync()
+            stopper.progress.synced = number
+        if number % 2 == 0:
+            rig.compactor.step()
+
+
+def first_use(rig: Rig, stopper: Stopper) -> None:
+    stopper.arm()
+    rig.open()
+    stopper.progress.opened = 1
+    do_writes(rig, stopper)
+    rig.seal()
+
+
+def carried_on_after_kill(rig: Rig, stopper: Stopper) -> None:
+    rig.open()
+    stopper.progress.opened = 1
+    do_writes(rig, stopper)
+    rig.abandon()
+    stopper.arm()
+    rig.open()
+    rig.compactor.drain()
+
+
+def carried_on_after_seal(rig: Rig, stopper: Stopper) -> None:
+    rig.open()
+    stopper.progress.opened = 1
+    do_writes(rig, stopper)
+    rig.seal()
+    stopper.arm()
+    rig.open(NEXT_BOOT)
+    rig.write(3 * BLOCK_BYTES, pattern(1, 9))
+
+
+def small_rig(make_rig: MakeRig, durability: Durability) -> Rig:
+    return make_rig(OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=16)
+
+
+def count_changes(make_rig: MakeRig, durability: Durability, work: Work) -> int:
+    stopped, progress = run_child(small_rig(make_rig, durability), work, 0)
+    assert not stopped
+    return progress.changes
+
+
+@pytest.mark.parametrize("work", [first_use, carried_on_after_kill, carried_on_after_seal])
+@pytest.mark.parametrize("durability", list(Durability))
+def test_killed_at_every_change(make_rig: MakeRig, durability: Durability, work: Work) -> None:
+    for stop_at in range(1, count_changes(make_rig, durability, work) + 1):
+        rig = small_rig(make_rig, durability)
+        stopped, progress = run_child(rig, work, stop_at)
+        assert stopped
+        boot = NEXT_BOOT if work is carried_on_after_seal else BOOT
+        check_after(rig, progress, boot, f"killed at change {stop_at}")
+        rig.close()
+
+
+@pytest.mark.parametrize("work", [first_use, carried_on_after_kill, carried_on_after_seal])
+def test_power_lost_at_every_change(make_rig: MakeRig, work: Work) -> None:
+    boots = iter(range(1, 1 << 30))
+    for stop_at in range(1, count_changes(make_rig, Durability.POWER, work) + 1):
+        rig = small_rig(make_rig, Durability.POWER)
+        stopped, progress = run_child(rig, work, stop_at, power_seed=stop_at)
+        assert stopped
+        boot = next(boots).to_bytes(16, "little")
+        check_after(rig, progress, boot, f"power lost at change {stop_at}", synced_only=True)
+        rig.close()
+
+
+def check_after(rig: Rig, progress: Progress, boot: bytes, when: str, *, synced_only: bool = False) -> None:
+    """Open again: the snapshot is whole and stays so; the image holds what it must."""
+    found = rig.image_path.read_bytes()
+    certain = progress.synced if synced_only else progress.written
+    states = [image_after(count) for count in range(certain, min(progress.written + 1, len(WRITES)) + 1)]
+    assert len(found) == IMAGE_BYTES
+    for at in range(0, IMAGE_BYTES, BLOCK_BYTES):
+        block = slice(at, at + BLOCK_BYTES)
+        assert found[block] in [state[block] for state in states], when
+    opened = rig.open(boot)
+    if progress.opened:
+        assert opened.outcome is Outcome.CARRIED_ON, when
+    old = OLD if opened.outcome is Outcome.CARRIED_ON else found
+    assert opened.notes == [], when
+    assert rig.control.state is State.ACTIVE, when
+    assert rig.snapshot() == old, when
+    overwrite_all(rig)
+    assert rig.snapshot() == old, when
+
+
+def overwrite_all(rig: Rig) -> None:
+    new = random.Random(1).randbytes(IMAGE_BYTES)
+    rig.write(0, new)
+    rig.compactor.drain()
+    assert rig.live() == new

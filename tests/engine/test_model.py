@@ -1,0 +1,123 @@
+"""The engine against a naive model: two byte arrays, the live one and the frozen one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from cow.layout import Durability
+from cow.recovery import Outcome
+
+_SIZES = [(512, 40_000), (4096, 300_001), (4096, 4096), (4096, 100), (65536, 1_000_000), (1 << 20, 2_500_000)]
+
+
+class EngineMachine(RuleBasedStateMachine):
+    """Random work; every read is compared at once, everything at the end."""
+
+    durability = Durability.PROCESS
+    boot = BOOT
+
+    @initialize(size=st.sampled_from(_SIZES), seed=st.integers(1, 1000))
+    def begin(self, size: tuple[int, int], seed: int) -> None:
+        block_bytes, image_bytes = size
+        self.directory = Path(tempfile.mkdtemp(prefix="engine-model-"))
+        old = pattern(image_bytes, seed)
+        self.rig = Rig(
+            self.directory, old, block_bytes=block_bytes, durability=self.durability, staging_slots=16
+        )
+        self.live = bytearray(old)
+        assert self.rig.open().outcome is Outcome.NEW
+
+    @rule(data=st.data(), waits=st.booleans(), seed=st.integers(1, 1000))
+    def write(self, data: st.DataObject, waits: bool, seed: int) -> None:
+        offset, length = data.draw(self._ranges())
+        content = pattern(length, seed)
+        if waits:
+            self.rig.write(offset, content)
+        elif not self.rig.engine.try_write(offset, content):
+            return
+        self.live[offset : offset + length] = content
+
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        offset, length = data.draw(self._ranges())
+        assert self.rig.reader.read(offset, length) == self.rig.old[offset : offset + length]
+        assert self.rig.engine.read(offset, length) == self.live[offset : offset + length]
+
+    @rule(data=st.data())
+    def try_read(self, data: st.DataObject) -> None:
+        offset, length = data.draw(self._ranges())
+        view = memoryview(bytearray(length))
+        if self.rig.reader.try_read(view, offset):
+            assert view == self.rig.old[offset : offset + length]
+
+    @rule()
+    def compact(self) -> None:
+        self.rig.compactor.step()
+
+    @rule()
+    def kill(self) -> None:
+        self.rig.abandon()
+        self._reopen()
+
+    @rule()
+    def seal(self) -> None:
+        self.rig.seal()
+        self._reopen()
+
+    @precondition(lambda self: self.durability is Durability.POWER)
+    @rule()
+    def restart(self) -> None:
+        """As after a power loss that lost nothing: the maps are made anew from the records."""
+        self.rig.abandon()
+        self.boot = NEXT_BOOT if self.boot == BOOT else BOOT
+        self._reopen()
+
+    def _reopen(self) -> None:
+        opened = self.rig.open(self.boot)
+        assert (opened.outcome, opened.notes) == (Outcome.CARRIED_ON, [])
+
+    def _ranges(self) -> st.SearchStrategy[tuple[int, int]]:
+        """Offsets and lengths, often at the borders of blocks."""
+        size, block = len(self.live), self.rig.block_bytes
+        near = st.builds(lambda no, by: no * block + by, st.integers(0, size // block), st.integers(-1, 1))
+        places = (near | st.integers(0, size - 1)).map(lambda at: min(max(at, 0), size - 1))
+        lengths = st.sampled_from([1, block - 1, block, block + 1, 3 * block]) | st.integers(1, 6 * block)
+        return st.tuples(places, lengths).map(lambda pair: (pair[0], max(1, min(pair[1], size - pair[0]))))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        try:
+            assert self.rig.snapshot() == self.rig.old
+            assert self.rig.live() == self.live
+            assert self.rig.image_path.read_bytes() == self.live
+        finally:
+            self.rig.close()
+            shutil.rmtree(self.directory)
+
+
+class DurableEngineMachine(EngineMachine):
+    durability = Durability.POWER
+
+
+@pytest.mark.parametrize("machine", [EngineMachine, DurableEngineMachine])
+def test_engine_agrees_with_two_byte_arrays(machine: type[RuleBasedStateMachine]) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=40,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
