@@ -6,11 +6,11 @@ import errno
 import mmap
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mounted import Ground, Mounted, run, snapfs
+from mounted import Ground, Mounted, run
 
 BYTES = 1 << 20
 
@@ -25,6 +25,21 @@ def views(ground: Ground) -> Mounted:
     return ground.mounted(image, "--cache", "writethrough")
 
 
+@pytest.fixture(scope="module")
+def unchanging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
+    """One mount for all tests that change nothing."""
+    ground = Ground(tmp_path_factory.mktemp("views").resolve())
+    try:
+        image = ground.image(os.urandom(BYTES + 300))
+        os.chmod(image, 0o640)
+        os.chown(image, 1234, 4321)
+        os.utime(image, ns=(1_600_000_000_123_456_789, 1_500_000_000_987_654_321))
+        yield ground.mounted(image)
+    finally:
+        wrong = ground.close()
+    assert not wrong, "\n".join(wrong)
+
+
 def errno_of(action: Callable[[], object]) -> int:
     try:
         action()
@@ -33,12 +48,12 @@ def errno_of(action: Callable[[], object]) -> int:
     return 0
 
 
-def test_one_directory_with_one_file(views: Mounted) -> None:
-    assert os.listdir(views.live) == os.listdir(views.snap) == [views.image.name]
+def test_one_directory_with_one_file(unchanging: Mounted) -> None:
+    assert os.listdir(unchanging.live) == os.listdir(unchanging.snap) == [unchanging.image.name]
 
 
-def test_attributes_of_the_image(views: Mounted) -> None:
-    image, live, snap = (os.stat(path) for path in (views.image, views.live_file, views.snap_file))
+def test_attributes_of_the_image(unchanging: Mounted) -> None:
+    image, live, snap = (os.stat(path) for path in (unchanging.image, unchanging.live_file, unchanging.snap_file))
     for view in (live, snap):
         assert (view.st_uid, view.st_gid) == (1234, 4321)
         assert view.st_size == image.st_size == BYTES + 300
@@ -69,17 +84,6 @@ CHANGES: dict[str, Callable[[Path, Path], object]] = {
     "setxattr": lambda view, file: os.setxattr(file, "user.a", b"b"),
     "chmod of the directory": lambda view, file: os.chmod(view, 0o700),
 }
-
-
-@pytest.fixture(scope="module")
-def unchanging(tmp_path_factory: pytest.TempPathFactory) -> object:
-    """One mount for all refusals: none of them changes anything."""
-    ground = Ground(tmp_path_factory.mktemp("views").resolve())
-    try:
-        yield ground.mounted(ground.image(os.urandom(BYTES + 300)))
-    finally:
-        wrong = ground.close()
-    assert not wrong
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -170,30 +174,34 @@ def test_append_is_refused(views: Mounted) -> None:
         os.close(fd)
 
 
-def test_df_shows_the_image_full(views: Mounted) -> None:
-    for view in (views.live, views.snap):
+def test_df_shows_the_image_full(unchanging: Mounted) -> None:
+    for view in (unchanging.live, unchanging.snap):
         info = os.statvfs(view)
         assert info.f_blocks * info.f_frsize == -(-(BYTES + 300) // 4096) * 4096
         assert info.f_bfree == info.f_bavail == 0
         assert run("df", "--output=size,avail", "-B4096", view).split()[-2:] == ["257", "0"]
 
 
-def test_fsync(views: Mounted) -> None:
-    for path, flags in ((views.live_file, os.O_RDWR), (views.snap_file, os.O_RDONLY), (views.live, os.O_RDONLY)):
+def test_fsync(unchanging: Mounted) -> None:
+    for path, flags in (
+        (unchanging.live_file, os.O_RDWR),
+        (unchanging.snap_file, os.O_RDONLY),
+        (unchanging.live, os.O_RDONLY),
+    ):
         fd = os.open(path, flags)
         os.fsync(fd)
         os.fdatasync(fd)
         os.close(fd)
 
 
-def test_mmap_reads(views: Mounted) -> None:
-    content = views.image.read_bytes()
-    for path in (views.live_file, views.snap_file):
+def test_mmap_reads(unchanging: Mounted) -> None:
+    content = unchanging.image.read_bytes()
+    for path in (unchanging.live_file, unchanging.snap_file):
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
             assert mapping[:] == content
 
 
-@pytest.mark.parametrize("extra", [0, 1, 300, 511, 512, 1000])
+@pytest.mark.parametrize("extra", [0, 1, 511, 1000])
 def test_direct_read_at_the_odd_end(ground: Ground, extra: int) -> None:
     content = os.urandom(8192 + extra)
     instance = ground.mounted(ground.image(content))
@@ -230,8 +238,6 @@ def test_any_name_of_the_image(ground: Ground, name: bytes) -> None:
     instance = ground.mounted(image)
     assert os.listdir(os.fsencode(instance.live)) == os.listdir(os.fsencode(instance.snap)) == [name]
     assert instance.live_file.read_bytes() == instance.snap_file.read_bytes() == image.read_bytes()
-    done = snapfs("status", image)
-    assert done.returncode == 0, done.stderr
     instance.umount(image)
     assert not instance.store.exists()
 
