@@ -85,7 +85,7 @@ class MountOptions:
     snap: Path
     store: Path | None = None
     block_bytes: int = DEFAULT_BLOCK_BYTES
-    protect: str = "all"
+    protect: Protect = "used"
     buffer_limit_bytes: int | None = None
     on_overflow: OnOverflow = "break-snapshot"
     durability: Durability = "process"

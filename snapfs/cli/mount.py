@@ -17,7 +17,9 @@ from snapfs.options import MountOptions, split_fuse_options
 @click.argument("snap", type=PATH)
 @click.option("--store", type=PATH, help="Keep the store in DIR, and at the end too.", metavar="DIR")
 @click.option("--block-size", type=SIZE, default="4K", show_default=True, help="What is preserved at a time.")
-@click.option("--protect", type=click.Choice(["all"]), default="all", show_default=True, help="Blocks to protect.")
+@click.option(
+    "--protect", type=click.Choice(["used", "all"]), default="used", show_default=True, help="Blocks to protect."
+)
 @click.option("--buffer-limit", type=SIZE, default=None, help="The most the side buffer may take on disk.")
 @click.option(
     "--on-overflow",

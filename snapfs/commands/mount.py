@@ -18,6 +18,7 @@ from cow.layout import Counter, Durability, Protect
 from cow.recovery import Opened, Outcome, Request, open_store
 from cow.store import LOG_NAME, remove_store
 from snapfs.commands.status import read_status
+from snapfs.control import request as control_request
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.log import configure_log
 from snapfs.options import MountOptions
@@ -150,7 +151,7 @@ def _open_store(store: Path, image: Image, options: MountOptions, files: Files) 
         block_bytes=options.block_bytes,
         boot_id=uuid.UUID(boot_id()).bytes,
         durability=Durability[options.durability.upper()],
-        protect=Protect.ALL,
+        protect=Protect[options.protect.upper()],
     )
     until = time.monotonic() + _LET_GO_S
     while True:
@@ -256,3 +257,4 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
 def _await_views(instance: Instance) -> None:
     for point in (instance.live, instance.snap):
         os.stat(point / instance.view_name)
+    control_request(instance.store.path, "begin-map")

@@ -1,4 +1,8 @@
-"""The snapshot view: the image as it was at the cut, read-only whatever is asked of it."""
+"""The snapshot view: the image as it was at the cut, read-only whatever is asked of it.
+
+Each cut has an inode of its own, so the kernel cannot mix what it cached of two cuts, and a file that was
+opened before a new cut fails with ESTALE from then on.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +15,36 @@ from typing import cast
 import pyfuse3
 import trio
 
-from cow.errors import Damaged
+from cow.errors import Damaged, SnapshotEnded
 from cow.header import Header
+from cow.image import Image
 from cow.snapshot import SnapshotReader
+from cow.store import Store
 from snapfs.fuse.errnos import fuse_error
 from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View, wants_write
 
 _LOG = logging.getLogger(__name__)
 _READERS = 4
+
+
+class _Shown:
+    """One cut as the view shows it. A reader serves one thread: one for the event loop, one for each that waits."""
+
+    def __init__(self, store: Store, image: Image) -> None:
+        self.store, self._image = store, image
+        self.inode = pyfuse3.InodeT(IMAGE_INODE + store.header.generation)
+        self.reader = SnapshotReader(store, image)
+        self._idle: list[SnapshotReader] = []
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """In a thread that may wait."""
+        reader = self._idle.pop() if self._idle else SnapshotReader(self.store, self._image)
+        try:
+            buffer = memoryview(bytearray(length))
+            reader.read_into(buffer, offset)
+            return buffer
+        finally:
+            self._idle.append(reader)
 
 
 class SnapshotView(View):
@@ -27,24 +53,27 @@ class SnapshotView(View):
     refusal = errno.EROFS
 
     def __init__(
-        self,
-        new_reader: Callable[[], SnapshotReader],
-        header: Header,
-        name: bytes,
-        store: bytes,
-        on_damage: Callable[[str], None],
+        self, store: Store, image: Image, name: bytes, store_name: bytes, on_damage: Callable[[str], None]
     ) -> None:
-        super().__init__(name, store, header.image_bytes, header.block_bytes)
-        self._header, self._new_reader, self._on_damage = header, new_reader, on_damage
-        # A reader serves one thread: one for the event loop, one for each thread that waits.
-        self._reader = new_reader()
-        self._idle_readers: list[SnapshotReader] = []
+        super().__init__(name, store_name, store.header.image_bytes, store.header.block_bytes)
+        self._image, self._on_damage = image, on_damage
         self._readers = trio.CapacityLimiter(_READERS)
+        self.show(store)
+
+    def show(self, store: Store) -> pyfuse3.InodeT:
+        """Show the cut that ``store`` is open on from now on. Returns the inode that this is."""
+        self._shown = _Shown(store, self._image)
+        self.image_inode = self._shown.inode
+        return self.image_inode
+
+    @property
+    def _header(self) -> Header:
+        return self._shown.store.header
 
     def image_attributes(self) -> pyfuse3.EntryAttributes:
         header = self._header
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = IMAGE_INODE
+        entry.st_ino = self.image_inode
         entry.st_mode = stat.S_IFREG | (header.image_mode & 0o444)
         entry.st_nlink = 1
         entry.st_uid, entry.st_gid = header.image_uid, header.image_gid
@@ -81,22 +110,16 @@ class SnapshotView(View):
         size = min(size, self._image_bytes - off)
         if size <= 0:
             return b""
-        view = self._scratch[:size] if size <= len(self._scratch) else memoryview(bytearray(size))
+        shown = self._shown
         try:
-            if self._reader.try_read(view, off):
+            if fh != shown.inode:
+                raise SnapshotEnded("the file was opened before the present cut")
+            view = self._scratch[:size] if size <= len(self._scratch) else memoryview(bytearray(size))
+            if shown.reader.try_read(view, off):
                 # pyfuse3 takes any buffer, and sends it before the next request can use the scratch memory.
                 return cast(bytes, view)
-            return await trio.to_thread.run_sync(self._read_waiting, off, size, limiter=self._readers)
+            return cast(bytes, await trio.to_thread.run_sync(shown.read, off, size, limiter=self._readers))
         except Exception as error:
             if isinstance(error, Damaged):
                 self._on_damage(str(error))
             raise fuse_error(error) from error
-
-    def _read_waiting(self, off: int, size: int) -> bytes:
-        reader = self._idle_readers.pop() if self._idle_readers else self._new_reader()
-        try:
-            buffer = memoryview(bytearray(size))
-            reader.read_into(buffer, off)
-            return cast(bytes, buffer)
-        finally:
-            self._idle_readers.append(reader)

@@ -14,8 +14,9 @@ from typing import Final
 
 import pyfuse3
 
-IMAGE_INODE: Final = pyfuse3.InodeT(2)
-_LINK_INODE: Final = pyfuse3.InodeT(3)
+_LINK_INODE: Final = pyfuse3.InodeT(2)
+# The inode of the image in the live view; the snapshot view has another one for each cut, from here on.
+IMAGE_INODE: Final = pyfuse3.InodeT(3)
 STORE_LINK: Final = ".snapfs"
 # The directory never changes; the file's attributes are told to the kernel when they do.
 LASTING_S: Final = 3600.0
@@ -30,6 +31,7 @@ class View(pyfuse3.Operations):
     enable_acl = False
     # What changing the view's directory or names fails with.
     refusal = errno.EPERM
+    image_inode = IMAGE_INODE
 
     def __init__(self, name: bytes, store: bytes, image_bytes: int, block_bytes: int) -> None:
         super().__init__()
@@ -61,13 +63,13 @@ class View(pyfuse3.Operations):
         return entry
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
-        if inode == IMAGE_INODE:
+        if inode == self.image_inode:
             return self.image_attributes()
         if inode == pyfuse3.ROOT_INODE:
             return self._directory_attributes()
         if inode == _LINK_INODE:
             return self._link_attributes()
-        raise pyfuse3.FUSEError(errno.ENOENT)
+        raise pyfuse3.FUSEError(errno.ESTALE)
 
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cow.image import Image
 from cow.store import Store
 from snapfs.options import MountOptions
+
+_BLKSSZGET = 0x1268
 
 
 class Bell:
@@ -57,6 +61,13 @@ class Instance:
     def view_name(self) -> str:
         """The name of the file in both views."""
         return self.image_path.name
+
+    @property
+    def sector_bytes(self) -> int | None:
+        """The logical sector of a block device; an image file has none."""
+        if not self.store.header.is_device:
+            return None
+        return int.from_bytes(fcntl.ioctl(self.image.fd, _BLKSSZGET, bytes(4)), sys.byteorder)
 
     @property
     def keeps_store(self) -> bool:

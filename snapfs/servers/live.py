@@ -11,7 +11,9 @@ import trio
 from cow.engine import Event, EventKind, LiveEngine, OverflowPolicy
 from snapfs.control import Message, listen, serve
 from snapfs.fuse.live_view import LiveView
+from snapfs.servers.cuts import Cuts
 from snapfs.servers.instance import Instance
+from snapfs.servers.mapper import USED_NAME
 from snapfs.servers.report import status_of
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
 
@@ -49,6 +51,7 @@ class LiveServer:
         mount_view(view, instance.live, instance.image_path, options.fuse_options)
         try:
             async with trio.open_nursery() as nursery:
+                self._cuts = Cuts(instance, self.engine, nursery)
                 nursery.start_soon(serve, listen(instance.store.path), self._answer)
                 nursery.start_soon(self._watch_room)
                 nursery.start_soon(self._watch_writing)
@@ -102,19 +105,46 @@ class LiveServer:
     # --- control ---------------------------------------------------------------------------------------------
 
     async def _answer(self, message: Message) -> Message:
-        op = message["op"]
-        if op == "status":
-            return {"status": status_of(self._instance, self.engine, self._last_error)}
-        if op == "limit":
-            self.engine.set_limit(int(message["bytes"]))
-            return {}
-        if op == "ending":
-            self.engine.stop_waiting()
-            return {}
-        if op == "damage":
-            self._note_damage(str(message["what"]))
-            return {}
-        raise ValueError(f"there is no operation {op!r}")
+        answer = {
+            "status": self._status,
+            "limit": self._set_limit,
+            "ending": self._expect_end,
+            "damage": self._hear_damage,
+            "begin-map": self._begin_map,
+            "map": self._map,
+            "prepare-cut": self._cuts.prepare,
+            "cut": self._cuts.cut,
+            "cancel-cut": self._cuts.cancel,
+            "cut-facts": self._cuts.note_facts,
+        }.get(message["op"])
+        if answer is None:
+            raise ValueError(f"there is no operation {message['op']!r}")
+        return await answer(message)
+
+    async def _status(self, message: Message) -> Message:
+        return {"status": status_of(self._instance, self.engine, self._cuts.report(), self._last_error)}
+
+    async def _set_limit(self, message: Message) -> Message:
+        self.engine.set_limit(int(message["bytes"]))
+        return {}
+
+    async def _expect_end(self, message: Message) -> Message:
+        self.engine.stop_waiting()
+        return {}
+
+    async def _begin_map(self, message: Message) -> Message:
+        """Both views answer: the map of the first cut can be computed."""
+        self._cuts.resume()
+        return {}
+
+    async def _map(self, message: Message) -> Message:
+        cuts = self._cuts
+        used_file = str(self._instance.store.cut.path / USED_NAME) if cuts.map_state == "ready" else None
+        return {"state": cuts.map_state, "used_file": used_file, "regions": cuts.regions}
+
+    async def _hear_damage(self, message: Message) -> Message:
+        self._note_damage(str(message["what"]))
+        return {}
 
     def _note_damage(self, what: str) -> None:
         if self._last_error is None:

@@ -13,8 +13,11 @@ from snapfs.servers.instance import Instance
 STATUS_VERSION = 1
 
 
-def status_of(instance: Instance, engine: LiveEngine, error: str | None) -> dict[str, Any]:
-    """The status object of a running instance; sizes in bytes, counts in blocks, times in UTC."""
+def status_of(instance: Instance, engine: LiveEngine, cut_facts: dict[str, Any], error: str | None) -> dict[str, Any]:
+    """The status object of a running instance; sizes in bytes, counts in blocks, times in UTC.
+
+    ``cut_facts`` go into its ``snapshot`` part.
+    """
     header = instance.store.header
     return {
         "version": STATUS_VERSION,
@@ -25,7 +28,7 @@ def status_of(instance: Instance, engine: LiveEngine, error: str | None) -> dict
         "snap": str(instance.snap),
         "store": str(instance.store.path),
         "pid": instance.supervisor_pid,
-        "snapshot": _snapshot(instance),
+        "snapshot": _snapshot(instance) | cut_facts,
         "buffer": _buffer(instance, engine),
         "error": error,
     }
@@ -48,7 +51,7 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
         "taken_at": utc_text(header.taken_at_ns),
         "freeze_ms": None,
         "protect": "used" if header.protect is Protect.USED else "all",
-        "used_blocks": count,
+        "used_blocks": count - control[Counter.FREE_BLOCKS],
         "owed_blocks": count - settled if state in (State.ACTIVE, State.DAMAGED) else 0,
         "preserved_blocks": preserved,
         "released_blocks": control[Counter.RELEASED_BLOCKS],

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+from dataclasses import replace
 from functools import partial
 
 import pyfuse3
 import trio
 
-from cow.snapshot import SnapshotReader
+from cow.header import read_header
+from cow.layout import Counter
+from cow.store import Store, open_cut
 from snapfs.control import request
 from snapfs.errors import SnapfsError
 from snapfs.fuse.snapshot_view import SnapshotView
@@ -34,18 +38,14 @@ class SnapshotServer:
 
     async def run(self) -> int:
         instance = self._instance
-        view = SnapshotView(
-            lambda: SnapshotReader(instance.store, instance.image),
-            instance.store.header,
-            os.fsencode(instance.view_name),
-            os.fsencode(instance.store.path),
-            self._on_damage,
-        )
+        name, store_name = os.fsencode(instance.view_name), os.fsencode(instance.store.path)
+        view = SnapshotView(instance.store, instance.image, name, store_name, self._on_damage)
         mount_view(view, instance.snap, instance.image_path, (*instance.options.fuse_options, "ro"))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_view)
                 nursery.start_soon(self._report_damage)
+                nursery.start_soon(self._follow_cuts, view)
                 await until_stopped()
                 nursery.cancel_scope.cancel()
         finally:
@@ -54,6 +54,38 @@ class SnapshotServer:
 
     async def _serve_view(self) -> None:
         await serve_view(self._instance.snap, self._pipe_fd, foreground=self._instance.options.foreground)
+
+    async def _follow_cuts(self, view: SnapshotView) -> None:
+        """Show each new cut when the live server says that there is one."""
+        instance = self._instance
+        while True:
+            await trio.lowlevel.wait_readable(instance.new_cut.fd)
+            instance.new_cut.hush()
+            store = self._present_store()
+            old_inode, generation = view.image_inode, store.header.generation
+            view.show(store)
+            # In a thread: the kernel may ask for something before it lets go.
+            await trio.to_thread.run_sync(self._forget, os.fsencode(instance.view_name), old_inode)
+            store.control[Counter.SHOWN_GENERATION] = generation
+
+    def _present_store(self) -> Store:
+        """The store as opened by the supervisor, with the header and the maps of the present cut."""
+        store = self._instance.store
+        header = read_header(store.path)
+        if header is None:
+            raise RuntimeError("the store has lost its header")
+        cut = open_cut(store.path, header.generation, header.geometry, store.files, writable=False)
+        return replace(store, header=header, cut=cut)
+
+    @staticmethod
+    def _forget(name: bytes, inode: pyfuse3.InodeT) -> None:
+        """Have the kernel look the name up again, and drop what it cached of the cut before."""
+        for forget in (
+            partial(pyfuse3.invalidate_entry, pyfuse3.ROOT_INODE, name),
+            partial(pyfuse3.invalidate_inode, inode),
+        ):
+            with contextlib.suppress(OSError):  # the kernel knew nothing of it
+                forget()
 
     def _on_damage(self, what: str) -> None:
         try:

@@ -1,0 +1,217 @@
+"""New cuts and the map of used blocks, as the live server makes them.
+
+A cut is asked for in steps, so that the caller can freeze filesystems around the one that must be short:
+
+    prepare-cut    makes the new cut's files, outside any freeze
+    cut            the step itself; ``cancel-cut`` instead drops what was prepared
+    cut-facts      after the thaw: what was frozen. Returns when the snapshot view shows the new cut; then the
+                   map is computed behind the caller's back
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import trio
+from bitarray import bitarray
+
+from cow.cutting import discard_cut, next_header, prepare_cut
+from cow.engine import LiveEngine
+from cow.layout import Counter, Protect
+from cow.store import Cut
+from snapfs.control import Message
+from snapfs.errors import SnapfsError
+from snapfs.servers.instance import Instance
+from snapfs.servers.mapper import REGIONS_NAME, USED_NAME
+from snapfs.servers.report import utc_text
+
+_LOG = logging.getLogger(__name__)
+FACTS_NAME = "facts.json"
+_SHOW_TIMEOUT_S = 10.0
+_LOOK_S = 0.002
+
+
+class Cuts:
+    """The cuts of one instance, one after the other; ``nursery`` runs the computing of maps."""
+
+    def __init__(self, instance: Instance, engine: LiveEngine, nursery: trio.Nursery) -> None:
+        self._instance, self._engine, self._nursery = instance, engine, nursery
+        self._prepared: Cut | None = None
+        self._ended: list[Cut] = []
+        self._steps = trio.Lock()
+        self._mapping: trio.CancelScope | None = None
+        self._map_done = trio.Event()
+        self._map_done.set()
+        self.facts: dict[str, Any] = {}
+        self.map_state = "none"
+
+    @property
+    def _path(self) -> Path:
+        return self._instance.store.cut.path
+
+    @property
+    def regions(self) -> list[dict[str, Any]]:
+        """What the present snapshot consists of, once its map is known."""
+        if self.map_state != "ready":
+            return []
+        found: list[dict[str, Any]] = json.loads((self._path / REGIONS_NAME).read_text())
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """What status shows of the present cut."""
+        return {"freeze_ms": self.facts.get("freeze_ms"), "map": self.map_state, "regions": self.regions}
+
+    # --- the steps of a cut ----------------------------------------------------------------------------------
+
+    async def prepare(self, message: Message) -> Message:
+        async with self._steps:
+            await self._drop_prepared()
+            await self._drop_ended()
+            self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
+            return {"generation": self._prepared.generation}
+
+    async def cut(self, message: Message) -> Message:
+        async with self._steps:
+            cut, store = self._prepared, self._instance.store
+            if cut is None or cut.generation != message["generation"]:
+                raise SnapfsError("Another cut came in between; try again.")
+            started_ns = time.monotonic_ns()
+            self._ended.append(store.cut)
+            header = next_header(store, self._instance.image, cut)
+            await trio.to_thread.run_sync(self._engine.begin_cut, cut, header)
+            self._prepared = None
+            cut_ms = (time.monotonic_ns() - started_ns) / 1e6
+            self._instance.new_cut.ring()
+            self.facts, self.map_state = {}, "none"
+            return {
+                "cut_ms": cut_ms,
+                "id": str(uuid.UUID(bytes=header.snapshot_id)),
+                "taken_at": utc_text(header.taken_at_ns),
+            }
+
+    async def cancel(self, message: Message) -> Message:
+        async with self._steps:
+            await self._drop_prepared()
+            return {}
+
+    async def note_facts(self, message: Message) -> Message:
+        async with self._steps:
+            generation = self._instance.store.cut.generation
+            await self._until_shown(generation)
+            await self._drop_ended()
+            self.facts = {key: message.get(key) for key in ("freeze_ms", "frozen", "not_frozen", "frozen_offsets")}
+            (self._path / FACTS_NAME).write_text(json.dumps(self.facts))
+            self.start_mapping()
+            return {}
+
+    async def _until_shown(self, generation: int) -> None:
+        with trio.move_on_after(_SHOW_TIMEOUT_S):
+            while self._instance.store.control[Counter.SHOWN_GENERATION] != generation:
+                await trio.sleep(_LOOK_S)
+
+    async def _drop_prepared(self) -> None:
+        if self._prepared is not None:
+            cut, self._prepared = self._prepared, None
+            await trio.to_thread.run_sync(discard_cut, self._instance.store, cut)
+
+    async def _drop_ended(self) -> None:
+        """Remove the cuts before the present one, when nobody here works on them any more."""
+        if not self._ended:
+            return
+        if self._mapping is not None:
+            self._mapping.cancel()
+        await self._map_done.wait()
+        while self._ended:
+            await trio.to_thread.run_sync(discard_cut, self._instance.store, self._ended.pop())
+
+    # --- the map ---------------------------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        """At the start: carry the map of a snapshot that is carried on, or compute that of a new one."""
+        store = self._instance.store
+        if store.header.protect is not Protect.USED:
+            return
+        facts = self._path / FACTS_NAME
+        if store.header.generation == 1 and not facts.exists():
+            # Nothing can have been mounted from a view that did not exist.
+            facts.write_text("{}")
+        if not facts.exists():
+            return  # nobody knows what was frozen: everything stays used
+        self.facts = json.loads(facts.read_text())
+        if store.control[Counter.FREE_BLOCKS] and (self._path / REGIONS_NAME).exists():
+            self.map_state = "ready"
+        else:
+            self.start_mapping()
+
+    def start_mapping(self) -> None:
+        """Compute the map of the present cut, if it is to protect only used blocks."""
+        if self._instance.store.header.protect is Protect.USED:
+            self._map_done = trio.Event()
+            self.map_state = "computing"
+            self._nursery.start_soon(self._make_map)
+
+    async def _make_map(self) -> None:
+        cut, path = self._instance.store.cut, self._path
+        self._mapping = trio.CancelScope()
+        try:
+            with self._mapping:
+                if not await self._run_mapper(path):
+                    self.map_state = "failed"
+                    return
+                await trio.to_thread.run_sync(self._apply, cut, path / USED_NAME)
+                self.map_state = "ready"
+        except OSError as error:
+            self.map_state = "failed"
+            _LOG.warning(
+                "the map of used blocks could not be stored (%s): more than needed is preserved", error.strerror
+            )
+        finally:
+            self._mapping = None
+            self._map_done.set()
+
+    async def _run_mapper(self, path: Path) -> bool:
+        instance = self._instance
+        command = [sys.executable, "-m", "snapfs.servers.mapper", str(instance.snap / instance.view_name), str(path)]
+        command += ["--block-bytes", str(instance.store.header.block_bytes)]
+        if instance.sector_bytes:
+            command += ["--sector-bytes", str(instance.sector_bytes)]
+        for offset in self.facts.get("frozen_offsets") or []:
+            command += ["--frozen", str(offset)]
+        for entry in self.facts.get("not_frozen") or []:
+            # No known place: no region begins there, so everything counts as used.
+            command += ["--not-frozen", str(-1 if entry.get("offset") is None else entry["offset"])]
+        done = await trio.run_process(
+            command, stdin=None, capture_stdout=True, capture_stderr=True, check=False, cwd="/"
+        )
+        if done.returncode:
+            _LOG.warning("the map of used blocks failed: %s", done.stderr.decode(errors="replace").strip()[-500:])
+        return not done.returncode
+
+    def _apply(self, cut: Cut, used_file: Path) -> None:
+        if cut is self._instance.store.cut:
+            self._engine.settle_free(list(_clear_runs(used_file, cut.free.block_count)))
+
+
+def _clear_runs(used_file: Path, block_count: int) -> Iterator[tuple[int, int]]:
+    """The runs of free blocks in a file of one bit a block."""
+    used = bitarray(endian="little")
+    with used_file.open("rb") as file:
+        used.fromfile(file)
+    if len(used) < block_count:
+        raise OSError(5, f"{used_file} is too short", os.fspath(used_file))
+    start = used.find(0, 0, block_count)
+    while start >= 0:
+        end = used.find(1, start, block_count)
+        if end < 0:
+            yield start, block_count
+            return
+        yield start, end
+        start = used.find(0, end, block_count)
