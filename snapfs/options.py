@@ -95,7 +95,7 @@ class MountOptions:
 
     def __post_init__(self) -> None:
         _check_block_bytes(self.block_bytes)
-        _check_buffer_limit(self.buffer_limit_bytes, self.block_bytes)
+        check_buffer_limit(self.buffer_limit_bytes, self.block_bytes)
         _check_choice("--protect", self.protect, get_args(Protect))
         _check_choice("--on-overflow", self.on_overflow, get_args(OnOverflow))
         _check_choice("--durability", self.durability, get_args(Durability))
@@ -112,7 +112,8 @@ def _check_block_bytes(block_bytes: int) -> None:
         )
 
 
-def _check_buffer_limit(limit_bytes: int | None, block_bytes: int) -> None:
+def check_buffer_limit(limit_bytes: int | None, block_bytes: int) -> None:
+    """`UsageError` for a limit, None for none, that no block would fit into."""
     if limit_bytes is not None and limit_bytes < block_bytes:
         raise UsageError(
             f"A buffer limit of {limit_bytes} bytes cannot hold a single block of {block_bytes} bytes; "

@@ -17,4 +17,4 @@ def limit_command(path: Path, size: str) -> None:
     """Let the side buffer take SIZE on disk at most; live writes that wait for room go on."""
     from snapfs.commands.limit import limit
 
-    limit(path, 0 if size == "none" else parse_size(size))
+    limit(path, None if size == "none" else parse_size(size))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from snapfs.commands.status import read_status
 from snapfs.control import request
-from snapfs.errors import UsageError
+from snapfs.options import check_buffer_limit
 from snapfs.system.discovery import find_store
 
 
-def limit(path: Path, limit_bytes: int) -> None:
-    """Set the limit in bytes, 0 for none; writes that wait for room look again."""
-    if limit_bytes < 0:
-        raise UsageError("A limit cannot be negative; give a size such as 2G, or none.")
-    request(find_store(path), "limit", bytes=limit_bytes)
+def limit(path: Path, limit_bytes: int | None) -> None:
+    """Set the limit in bytes, None for none; writes that wait for room look again."""
+    store = find_store(path)
+    check_buffer_limit(limit_bytes, read_status(store)["block_bytes"])
+    request(store, "limit", bytes=limit_bytes or 0)

@@ -29,7 +29,7 @@ from snapfs.system.discovery import default_store
 from snapfs.system.fuse_access import check_fuse_access
 from snapfs.system.holders import holders_of_image
 from snapfs.system.image_lock import lock_image
-from snapfs.system.image_probe import check_image_unused, open_image
+from snapfs.system.image_probe import check_image_unused, check_is_image, open_image
 from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmount
 from snapfs.system.place import check_mount_points, check_store_place
 from snapfs.system.processes import boot_id, detach_streams
@@ -85,6 +85,7 @@ def _resolved(options: MountOptions) -> MountOptions:
 
 @contextlib.contextmanager
 def _opened(options: MountOptions, store_path: Path) -> Iterator[tuple[Instance, Opened, list[str]]]:
+    check_is_image(options.image)
     notes = _clear_stale(options)
     check_mount_points(options.live, options.snap)
     check_store_place(store_path, options.live, options.snap)

@@ -51,10 +51,14 @@ def open_image(path: Path | str) -> OpenImage:
     return OpenImage(fd, size_bytes, is_device)
 
 
+def check_is_image(path: Path | str) -> None:
+    """`SnapfsError` when there is no regular file or block device at `path`; nothing is opened."""
+    _checked_kind(path)
+
+
 def check_image_unused(path: Path | str) -> None:
     """`BusyError` names who else uses the image: snapfs, a loop device, a mount, swap, QEMU. A file can be opened
-    all the same, so ask this too; locks that this process has itself do not count. `SnapfsError`: it is no image."""
-    _checked_kind(path)
+    all the same, so ask this too; locks that this process has itself do not count."""
     holders = holders_of_image(path)
     if holders:
         raise _busy(path, holders)
@@ -83,6 +87,8 @@ def _open_error(path: Path | str, error: OSError) -> SnapfsError:
     number = error.errno
     if number in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         return SnapfsError(f"{path} does not exist; name a raw image file or a block device.", path=path)
+    if number == errno.ENAMETOOLONG:
+        return SnapfsError(f"{path} cannot exist, its name is too long; name a raw image file.", path=path)
     if number in (errno.EBUSY, errno.ETXTBSY):
         return _busy(path, holders_of_image(path))
     if number == errno.EROFS:

@@ -85,7 +85,10 @@ def check_store_place(store: Path, live: Path, snap: Path) -> None:
     canonical = canonical_path(store)
     for name, view in (("LIVE", live), ("SNAP", snap)):
         _check_outside(store, canonical, name, view)
-    directory = _existing_directory(store, canonical)
+    try:
+        directory = _existing_directory(store, canonical)
+    except OSError as error:
+        raise _store_error(store, error) from error
     _check_writable(store, directory)
     _check_filesystem(store, directory)
 
@@ -197,6 +200,11 @@ def _store_error(store: Path, error: OSError) -> SnapfsError:
         return SnapfsError(
             f"The store {store} has no room, because its filesystem is full; "
             "free some space or give a directory elsewhere with --store.",
+            path=store,
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return SnapfsError(
+            f"The store {store} cannot be made, because its name is too long; give a shorter one with --store.",
             path=store,
         )
     if error.errno == errno.EFBIG:
