@@ -6,16 +6,18 @@ its pipe to the supervisor. After ``gone`` it stays until it gets SIGTERM: the l
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyfuse3
 import trio
 
+from snapfs.errors import SnapfsError
 from snapfs.fuse.receive import hurry_receive
 from snapfs.fuse.view import View
 from snapfs.system.mounts import find_mount, set_read_ahead
@@ -33,6 +35,7 @@ READY, GONE = b"ready\n", b"gone\n"
 _READ_AHEAD_KIB = 4096
 # Enough for a loop device or a deep queue to keep both cores busy; the default is 12.
 _MAX_BACKGROUND = 64
+_MAX_HEARD_BYTES = 4096
 
 
 def become_server(name: str, supervisor_pid: int) -> None:
@@ -45,10 +48,34 @@ def become_server(name: str, supervisor_pid: int) -> None:
 
 
 def mount_view(view: View, mount_point: Path, image_path: Path, options: Iterable[str]) -> None:
-    """Mount ``view``; RuntimeError when FUSE refuses (it has said why on stderr)."""
+    """Mount ``view``; SnapfsError when FUSE refuses."""
     fuse_options = {"default_permissions", "subtype=snapfs", f"fsname={_escaped(image_path)}", *options}
-    pyfuse3.init(view, str(mount_point), {_Option(option) for option in fuse_options})
+    said: list[str] = []
+    try:
+        with _overheard(said):
+            pyfuse3.init(view, str(mount_point), {_Option(option) for option in fuse_options})
+    except RuntimeError as error:
+        reason = ", ".join(dict.fromkeys(said)) or str(error)
+        raise SnapfsError(
+            f"FUSE cannot mount {mount_point}: {reason.replace(';', ',')}; change that or the options after -o.",
+            path=mount_point,
+        ) from error
     set_io_flusher()
+
+
+@contextlib.contextmanager
+def _overheard(said: list[str]) -> Iterator[None]:
+    """What libfuse or fusermount3 writes to stderr meanwhile goes to ``said``, a line an item."""
+    stderr_fd, heard_fd = os.dup(2), os.memfd_create("heard")
+    os.dup2(heard_fd, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr_fd, 2)
+        text = os.pread(heard_fd, _MAX_HEARD_BYTES, 0).decode(errors="replace")
+        said += [line.removeprefix("fuse: ").rstrip(".") for line in text.splitlines()]
+        os.close(stderr_fd)
+        os.close(heard_fd)
 
 
 class _Option(str):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 COMMAND = Path(sys.executable).with_name("snapfs")
+NOBODY = 65534
 TIMEOUT_S = 90.0
 MNT_DETACH = 2
 _SENTENCE = re.compile(r"snapfs: [^\n;]+; [^\n;]+\.\n")
@@ -56,9 +57,13 @@ def run(*command: str | Path, **keywords: Any) -> str:
     return done.stdout
 
 
-def snapfs(*words: str | Path | int, before: Sequence[str] = (), **keywords: Any) -> Done:
+def snapfs(*words: str | bytes | Path | int, before: Sequence[str] = (), **keywords: Any) -> Done:
     """`snapfs WORDS`; `before` is a command that starts it, as nsenter does."""
-    command = [*before, os.fspath(COMMAND), *(str(word) for word in words)]
+    command = [
+        *before,
+        os.fspath(COMMAND),
+        *(os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in words),
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, **keywords
     )

@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import FUSE_FOR_ALL, Bench, Room, own_room, reachable_script
-
-NOBODY = 65534
+from command_line import FUSE_FOR_ALL, NOBODY, Bench, Room, own_room, reachable_script
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from command_line import Bench, Room, loop_device, mounted, run, snapfs, wait_until
-from conftest import NOBODY
+from command_line import NOBODY, Bench, Room, loop_device, mounted, run, snapfs, wait_until
 
 
 def test_an_image_that_does_not_exist(bench: Bench) -> None:

@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import FUSE_FOR_ALL, Bench, Room, mounted, own_room, reachable_script, snapfs
-from conftest import NOBODY
+from command_line import FUSE_FOR_ALL, NOBODY, Bench, Room, mounted, own_room, reachable_script, snapfs
 
 
 @pytest.mark.parametrize("size", ["0", "511", "3K", "2M", "-4K", "four", "4KB", "", "1.0001K", "9999999999T"])
