@@ -30,7 +30,7 @@ def write_plot(results: Results, path: Path) -> None:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
-    axes.set_xlabel("against snapfs in the same run, further right is better (logarithmic)")
+    axes.set_xlabel("against snapfs in the same run: left of the line worse, right of it better (logarithmic)")
     axes.axvline(1, color=COLOURS[SNAPFS], linewidth=1)
     axes.grid(axis="y", color="#eeeeee", zorder=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

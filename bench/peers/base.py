@@ -81,7 +81,7 @@ def is_mounted(path: Path) -> bool:
         return path.lstat().st_dev != path.parent.lstat().st_dev
     except OSError:
         # A FUSE mount whose server is gone answers ENOTCONN, and is still there.
-        return f" {path} " in Path("/proc/self/mounts").read_text()
+        return f" {path} " in Path("/proc/self/mounts").read_text(errors="surrogateescape")
 
 
 def unmount(path: Path) -> None:

@@ -13,7 +13,7 @@ def run_bench(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    lines = Path("/proc/self/mounts").read_text().splitlines()
+    lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
     lines += subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if str(folder) in line] + [str(path) for path in folder.glob("snapfs-bench*")]
 

@@ -15,7 +15,7 @@ DEMO = str(ROOT / "scripts/demo")
 
 def leftovers(folder: Path) -> list[str]:
     """What a demo in `folder` has left: files, mounts, loop devices, processes."""
-    lines = Path("/proc/self/mounts").read_text().splitlines()
+    lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
     for command in (["losetup", "-a"], ["ps", "-eo", "args"]):
         lines += subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in lines if f"{folder}/" in line] + [str(path) for path in folder.iterdir()]
