@@ -144,13 +144,13 @@ class Compactor:
         self._staging.read_into(data, seq)
         noted = self._staging.checksums(seq, count)
         sums = slot_checksums(data, size, slot_seed(self._cut.generation, seq))
-        index = self._cut.index
+        index, released = self._cut.index, self._cut.released
         live: list[tuple[int, int]] = []
         for at, block_no in enumerate(self._staging.tags(seq, count)):
             number = seq + at
             if block_no >= index.block_count:
                 continue
-            if index.get(block_no) != STAGED | number:
+            if index.get(block_no) != STAGED | number or released.get(block_no):
                 continue
             if sums[at] != noted[at]:
                 index.replace_staged(block_no, [number], LOST_ENTRY)

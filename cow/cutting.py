@@ -62,6 +62,7 @@ _FRESH_COUNTERS = (
     Counter.CHANGED_BLOCKS,
     Counter.RELEASED_BLOCKS,
     Counter.FREE_BLOCKS,
+    Counter.RETURNED_BYTES,
     Counter.OVERFLOW_ERRNO,
     Counter.DAMAGED_READS,
     Counter.UNREADABLE,

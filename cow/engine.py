@@ -27,6 +27,7 @@ from enum import Enum
 from cow.cutting import enter_cut
 from cow.errors import BufferFull, EngineClosed
 from cow.files import Data
+from cow.giveback import GiveBack
 from cow.header import Header
 from cow.image import Image
 from cow.layout import KEPT_STATES, Counter, Durability, State
@@ -128,6 +129,7 @@ class LiveEngine:
         self._beat_ns = 0
         self._is_power = store.header.durability is Durability.POWER
         self._preserver = self._new_preserver()
+        self._give_back = GiveBack(store.cut, store.files)
         self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
 
     # --- reading ---------------------------------------------------------------------------------------------
@@ -388,6 +390,7 @@ class LiveEngine:
                 self._preserver.close()
                 enter_cut(self._store, cut, header)
                 self._cut, self._preserver = cut, self._new_preserver()
+                self._give_back = GiveBack(cut, self._store.files)
                 self._warned_percent, self._told_waiting = 0, False
             finally:
                 self._gate_closed = False
@@ -419,6 +422,30 @@ class LiveEngine:
             settled += owed
         control[Counter.SETTLED_BLOCKS] += settled
         return settled
+
+    def release(self, first: int, end: int) -> int:
+        """The imager has these blocks: nothing is owed for them, and their copies are given back.
+
+        Returns how many were not released before. A block that a write is about to preserve stays as it is.
+        """
+        cut, control, count = self._cut, self._control, 0
+        with self._lock:
+            parts = list(self._unclaimed(first, end))
+            for low, high in parts:
+                # Released before settled: a reader that finds a block settled looks at this last.
+                count += high - low - cut.released.count_set(low, high)
+                cut.released.set_range(low, high)
+            control[Counter.RELEASED_BLOCKS] += count
+        if self._is_power:
+            # A power loss must not make a block look owed that was overwritten without being preserved.
+            self._store.files.sync(cut.released.file.fd)
+        with self._lock:
+            for low, high in parts:
+                for part in self._unclaimed(low, high):
+                    control[Counter.SETTLED_BLOCKS] += part[1] - part[0] - cut.settled.count_set(*part)
+                    cut.settled.set_range(*part)
+        control[Counter.RETURNED_BYTES] += self._give_back.give_back(first, end)
+        return count
 
     def _unclaimed(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of a run that no write is about to preserve; those few stay owed."""
@@ -501,7 +528,7 @@ class LiveEngine:
         """Size of the side buffer, with staged blocks as large as they will be if they compress as others did."""
         stored, raw = self._control[Counter.STORED_BYTES], self._control[Counter.STORED_RAW_BYTES]
         staged = self.staged_bytes()
-        return stored + (staged * stored // raw if raw else staged)
+        return stored - self._control[Counter.RETURNED_BYTES] + (staged * stored // raw if raw else staged)
 
     def note_damage(self) -> None:
         """A reader found something in the store that is not what was written."""

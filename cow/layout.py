@@ -68,6 +68,7 @@ class Counter(IntEnum):
     COMPACTOR_IDLE = 21  # compactor: 1 while it waits to be woken
     SHOWN_GENERATION = 23  # snapshot server: the cut its view shows
     FREE_BLOCKS = 24  # live: blocks settled because nothing is in them
+    RETURNED_BYTES = 25  # live: payload bytes of records that were given back
     UNREADABLE = 22  # live: 1 when nothing of the snapshot can be proven right
 
 

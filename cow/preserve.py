@@ -87,8 +87,11 @@ def store_errors() -> Iterator[None]:
 
 
 def _over_limit(store: Store, staged_bytes: int, more_bytes: int) -> bool:
-    limit = store.control[Counter.LIMIT_BYTES]
-    return bool(limit) and store.control[Counter.STORED_BYTES] + staged_bytes + more_bytes > limit
+    control = store.control
+    limit = control[Counter.LIMIT_BYTES]
+    if not limit:
+        return False
+    return control[Counter.STORED_BYTES] - control[Counter.RETURNED_BYTES] + staged_bytes + more_bytes > limit
 
 
 def _allocate(store: Store, ticket: Ticket) -> None:

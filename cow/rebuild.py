@@ -96,14 +96,16 @@ def drop_doubtful(store: Store, staged: dict[int, int], *, settled_is_known: boo
 
 
 def _doubtful(store: Store, staged: dict[int, int]) -> Iterator[tuple[int, int]]:
-    sizes = _segment_sizes(store)
+    sizes, released = _segment_sizes(store), store.cut.released
     sane = LOST_ENTRY
     for first, entries in store.cut.index.filled_runs():
         for block_no, entry in enumerate(entries, first):
             if entry in (0, sane):
                 continue
             if not _is_sane(block_no, entry, staged, sizes):
-                yield block_no, entry
+                # What was released may be gone, and is never read.
+                if not released.get(block_no):
+                    yield block_no, entry
             elif entry & KIND_MASK == STORED:
                 sane = entry  # the blocks of one record share their entry
 
@@ -204,6 +206,7 @@ def recount(store: Store, *, records: bool) -> None:
     control[Counter.PRESERVED_BLOCKS] = count_preserved(store)
     if not records:
         return
+    control[Counter.RETURNED_BYTES] = 0
     stored = raw = 0
     for number in segment_numbers(cut.segments):
         for found in scan_segment(cut.segments, number, store.files):

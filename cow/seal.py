@@ -27,6 +27,7 @@ _COUNTERS = (
     Counter.UNREADABLE,
     Counter.STORED_BYTES,
     Counter.STORED_RAW_BYTES,
+    Counter.RETURNED_BYTES,
     Counter.RESERVED_SEQ,
     Counter.PRESERVED_BLOCKS,
 )

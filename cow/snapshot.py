@@ -117,6 +117,8 @@ class SnapshotReader:
             if entry != STAGED | (seq + at):
                 self._read_settled(view, offset, block_no, block_no + 1)
             elif actual[at] != noted[at]:
+                if self._cut.released.get(block_no):
+                    raise BlockReleased(block_no)  # its slot was used again
                 raise Damaged("the staged block's checksum does not fit", block_no)
             else:
                 self._place(view, offset, block_no, block_no + 1, raw[at * size : (at + 1) * size])

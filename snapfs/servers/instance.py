@@ -56,6 +56,7 @@ class Instance:
     work: Bell = field(default_factory=Bell)
     room: Bell = field(default_factory=Bell)
     new_cut: Bell = field(default_factory=Bell)
+    released: Bell = field(default_factory=Bell)
 
     @property
     def view_name(self) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import uuid
 
 import pyfuse3
 import trio
 
 from cow.engine import Event, EventKind, LiveEngine, OverflowPolicy
 from snapfs.control import Message, listen, serve
+from snapfs.errors import SnapfsError
 from snapfs.fuse.live_view import LiveView
 from snapfs.servers.cuts import Cuts
 from snapfs.servers.instance import Instance
@@ -38,6 +40,7 @@ class LiveServer:
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._last_error: str | None = None
         self._view_gone = False
+        self._releasing = trio.Lock()
 
     async def run(self) -> int:
         instance, options = self._instance, self._instance.options
@@ -110,6 +113,7 @@ class LiveServer:
             "limit": self._set_limit,
             "ending": self._expect_end,
             "damage": self._hear_damage,
+            "release": self._release,
             "begin-map": self._begin_map,
             "map": self._map,
             "prepare-cut": self._cuts.prepare,
@@ -131,6 +135,19 @@ class LiveServer:
     async def _expect_end(self, message: Message) -> Message:
         self.engine.stop_waiting()
         return {}
+
+    async def _release(self, message: Message) -> Message:
+        """Whole blocks of the range only; ``id`` makes sure that the caller means this snapshot."""
+        snapshot_id = str(uuid.UUID(bytes=self._instance.store.header.snapshot_id))
+        if message["id"] != snapshot_id:
+            raise SnapfsError(f"The snapshot {message['id']} has ended; nothing was released.")
+        first, end = self.engine.geometry.inner_span(int(message["offset"]), int(message["length"]))
+        if first >= end:
+            return {"released_blocks": 0}
+        async with self._releasing:
+            count = await trio.to_thread.run_sync(self.engine.release, first, end)
+        self._instance.released.ring()
+        return {"released_blocks": count}
 
     async def _begin_map(self, message: Message) -> Message:
         """Both views answer: the map of the first cut can be computed."""

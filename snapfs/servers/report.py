@@ -64,7 +64,7 @@ def _buffer(instance: Instance, engine: LiveEngine) -> dict[str, Any]:
     staged = engine.staged_bytes()
     return {
         "raw_bytes": control[Counter.STORED_RAW_BYTES] + staged,
-        "stored_bytes": control[Counter.STORED_BYTES] + staged,
+        "stored_bytes": control[Counter.STORED_BYTES] - control[Counter.RETURNED_BYTES] + staged,
         "staged_bytes": staged,
         "limit_bytes": control[Counter.LIMIT_BYTES] or None,
         "on_overflow": instance.options.on_overflow,

@@ -46,6 +46,7 @@ class SnapshotServer:
                 nursery.start_soon(self._serve_view)
                 nursery.start_soon(self._report_damage)
                 nursery.start_soon(self._follow_cuts, view)
+                nursery.start_soon(self._follow_releases, view)
                 await until_stopped()
                 nursery.cancel_scope.cancel()
         finally:
@@ -67,6 +68,18 @@ class SnapshotServer:
             # In a thread: the kernel may ask for something before it lets go.
             await trio.to_thread.run_sync(self._forget, os.fsencode(instance.view_name), old_inode)
             store.control[Counter.SHOWN_GENERATION] = generation
+
+    async def _follow_releases(self, view: SnapshotView) -> None:
+        """Have the kernel drop its pages: what was released is to read ENODATA, cached or not."""
+        while True:
+            await trio.lowlevel.wait_readable(self._instance.released.fd)
+            self._instance.released.hush()
+            await trio.to_thread.run_sync(self._drop_pages, view.image_inode)
+
+    @staticmethod
+    def _drop_pages(inode: pyfuse3.InodeT) -> None:
+        with contextlib.suppress(OSError):  # the kernel had none
+            pyfuse3.invalidate_inode(inode)
 
     def _present_store(self) -> Store:
         """The store as opened by the supervisor, with the header and the maps of the present cut."""

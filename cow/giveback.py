@@ -1,0 +1,99 @@
+"""Giving space back: records of which every block is released become holes, whole segments of them go.
+
+The live server does this, not the compactor: a record is appended once and never changed, and nobody reads
+one whose blocks are all released. Only whole pages can become holes, so neighbouring records are joined first.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+from cow.codec import RecordHeader, parse_header
+from cow.errors import Damaged
+from cow.files import PAGE_BYTES, Files
+from cow.layout import KIND_MASK, LOST_ENTRY, RECORD, STORED, Place, unpack_place
+from cow.segments import segment_numbers, segment_path
+from cow.store import Cut
+
+_ENTRIES_AT_ONCE = 1 << 16
+
+
+class GiveBack:
+    """Frees the records of one cut; used by one thread at a time."""
+
+    def __init__(self, cut: Cut, files: Files) -> None:
+        self._cut, self._files = cut, files
+        self._freed_bytes: Counter[int] = Counter()
+
+    def give_back(self, first: int, end: int) -> int:
+        """Free the records of the released blocks ``first`` to ``end``; the payload bytes they had.
+
+        OSError of the disk: the space stays taken until the snapshot ends, and nothing else is wrong.
+        """
+        payload_bytes = 0
+        places: dict[int, list[Place]] = {}
+        for place, header in self._released_records(first, end):
+            places.setdefault(place.segment_no, []).append(Place(place.segment_no, place.offset, header.length))
+            payload_bytes += header.payload_bytes
+        for segment_no, freed in places.items():
+            self._free(segment_no, sorted(freed, key=lambda place: place.offset))
+        return payload_bytes
+
+    def _released_records(self, first: int, end: int) -> Iterator[tuple[Place, RecordHeader]]:
+        cut = self._cut
+        for low in range(first, end, _ENTRIES_AT_ONCE):
+            for entry in sorted(set(cut.index.get_range(low, min(low + _ENTRIES_AT_ONCE, end)))):
+                if entry & KIND_MASK != STORED or entry == LOST_ENTRY:
+                    continue
+                place = unpack_place(entry)
+                header = self._header_at(place)
+                if header and cut.released.all_set(header.block_no, header.block_no + header.block_count):
+                    yield place, header
+
+    def _header_at(self, place: Place) -> RecordHeader | None:
+        """The record's header; None when it was given back before, or is damaged: that is its readers' business."""
+        try:
+            fd = os.open(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            header = parse_header(self._files.pread(fd, RECORD.size, place.offset))
+        except Damaged:
+            return None
+        finally:
+            os.close(fd)
+        return header if header.block_no + header.block_count <= self._cut.index.block_count else None
+
+    def _free(self, segment_no: int, places: list[Place]) -> None:
+        path = segment_path(self._cut.segments, segment_no)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for place in places:
+                # A second call must not find the record again, also where it shares its pages with others.
+                self._files.pwrite(fd, bytes(RECORD.size), place.offset)
+                self._freed_bytes[segment_no] += place.length
+            for start, stop in _joined(places):
+                low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
+                if low < high:
+                    self._files.punch(fd, low, high - low)
+            is_empty = self._freed_bytes[segment_no] >= os.fstat(fd).st_size
+        finally:
+            os.close(fd)
+        # The latest one is still appended to.
+        if is_empty and segment_no != max(segment_numbers(self._cut.segments), default=0):
+            path.unlink()
+
+
+def _joined(places: list[Place]) -> Iterator[tuple[int, int]]:
+    """``(start, stop)`` of records that lie side by side; they come in order."""
+    start = stop = 0
+    for place in places:
+        if place.offset != stop:
+            if stop > start:
+                yield start, stop
+            start = place.offset
+        stop = place.offset + place.length
+    if stop > start:
+        yield start, stop
