@@ -181,7 +181,8 @@ def _namespace(pid: str) -> str | None:
 
 
 # A child asks, as the user whose mount it is: FUSE answers nobody else, not even root, without allow_other.
-# Opening with O_PATH does not ask the server, so root opens and the mount's user asks.
+# Opening with O_PATH does not ask the server, so root opens and the mount's user asks. The directory's attributes
+# the kernel may know for an hour after the server's death; what statvfs tells it always asks for.
 _ASK: Final = """
 import os, sys
 try:
@@ -190,7 +191,7 @@ try:
         os.setgroups([])
         os.setresgid(*[int(sys.argv[3])] * 3)
         os.setresuid(*[int(sys.argv[2])] * 3)
-    os.fstat(fd)
+    os.fstatvfs(fd)
 except OSError as error:
     os._exit(error.errno)
 os._exit(0)
