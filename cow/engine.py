@@ -18,6 +18,7 @@ the claim ends. All shared state is under one lock, which is never held during a
 from __future__ import annotations
 
 import contextlib
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,10 +50,9 @@ _RING_SHARE = 4
 _LOOK_AGAIN_S = 0.05
 _GATE_LOOK_S = 0.0002
 _BEAT_NS = 20_000_000
-# A call that took longer than this did wait for something. One may have waited for the processor; after a
-# second one within the memory the next calls get a thread for a while.
+# A call that took longer than this waited: for the disk, or only for its turn on the processor.
 _SLOW_NS = 8_000_000
-_SLOW_MEMORY_NS = 500_000_000
+_SUSPICION_NS = 500_000_000
 _CAUTION_NS = 100_000_000
 _WARN_PERCENT = (80, 90, 95)
 
@@ -82,21 +82,31 @@ class Event:
 
 
 class Pace:
-    """Remembers whether calls on the image have been waiting lately."""
+    """Remembers whether calls on the image have been waiting for the disk lately.
+
+    A slow call raises a suspicion; while it lasts, calls count how often the kernel put this thread to sleep.
+    A busy processor makes calls slow too, but does not put them to sleep.
+    """
 
     def __init__(self) -> None:
-        self._cautious_until_ns = 0
-        self._slow_ns = -_SLOW_MEMORY_NS
+        self._cautious_until_ns = self._suspicious_until_ns = 0
+        self._sleeps = 0
 
     def is_quick(self, now_ns: int) -> bool:
+        """Whether a call now can be made without a thread of its own."""
+        if now_ns < self._suspicious_until_ns:
+            self._sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
         return now_ns >= self._cautious_until_ns
 
     def note(self, started_ns: int) -> None:
+        """A call that ``is_quick`` allowed at ``started_ns`` has returned."""
         now_ns = time.monotonic_ns()
-        if now_ns - started_ns > _SLOW_NS:
-            if now_ns - self._slow_ns < _SLOW_MEMORY_NS:
-                self._cautious_until_ns = now_ns + _CAUTION_NS
-            self._slow_ns = now_ns
+        if now_ns - started_ns <= _SLOW_NS:
+            return
+        was_suspected = started_ns < self._suspicious_until_ns
+        self._suspicious_until_ns = now_ns + _SUSPICION_NS
+        if was_suspected and resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw != self._sleeps:
+            self._cautious_until_ns = now_ns + _CAUTION_NS
 
 
 class LiveEngine:
@@ -174,6 +184,7 @@ class LiveEngine:
             if self._owes(first, end) and not self._try_preserve(first, end):
                 return False
             self._write_image(offset, data, now_ns)
+            self._pace.note(now_ns)
         finally:
             self._under_way.pop()
         return True
@@ -228,7 +239,6 @@ class LiveEngine:
         if now_ns - self._beat_ns > _BEAT_NS:
             self._beat(now_ns)
         self._image.write(data, offset)
-        self._pace.note(now_ns)
 
     def _beat(self, now_ns: int) -> None:
         """Lets a later mount tell our own last write from somebody else's."""
