@@ -85,7 +85,7 @@ def loop_devices() -> list[LoopDevice]:
             device = block_device(directory.parent.name)
         except OSError:
             continue
-        identity = _loop_identity(device.path) if not is_on_snapfs(Path(backing)) else None
+        identity = loop_identity(device.path) if not is_on_snapfs(Path(backing)) else None
         found.append(LoopDevice(device, Path(backing), *(identity or (None, None, None))))
     return found
 
@@ -96,8 +96,8 @@ def is_on_snapfs(path: Path) -> bool:
     return mount is not None and mount.fstype == SNAPFS_TYPE
 
 
-def _loop_identity(node: Path) -> tuple[int, int, int] | None:
-    """st_dev, st_ino and st_rdev of the backing file, from the driver."""
+def loop_identity(node: Path) -> tuple[int, int, int] | None:
+    """st_dev, st_ino and st_rdev of the backing file, from the driver, who may ask the file's server."""
     try:
         fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:

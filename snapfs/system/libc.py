@@ -1,6 +1,6 @@
 """The system calls that Python does not offer, through the C library.
 
-Source: the manual pages umount(2), syncfs(2), prctl(2), mallopt(3). Every function here either works or
+Source: the manual pages umount(2), syncfs(2), mlockall(2), prctl(2), mallopt(3). Every function here either works or
 raises `OSError` with the errno; what that means to a user is the business of its caller.
 """
 
@@ -18,6 +18,9 @@ PR_SET_NAME: Final = 15
 PR_GET_NAME: Final = 16
 PR_SET_IO_FLUSHER: Final = 57
 PR_GET_IO_FLUSHER: Final = 58
+
+MCL_CURRENT: Final = 1
+MCL_FUTURE: Final = 2
 
 M_TRIM_THRESHOLD: Final = -1
 M_TOP_PAD: Final = -2
@@ -45,6 +48,16 @@ def umount2(path: os.PathLike[str] | str, flags: int) -> None:
 def syncfs(fd: int) -> None:
     """Write back what the filesystem of `fd` still holds in memory; returns when it is written."""
     _checked(_libc.syncfs(fd))
+
+
+def mlockall(flags: int) -> None:
+    """Keep all memory of this process in memory, so that no use of it waits for a disk."""
+    _checked(_libc.mlockall(flags))
+
+
+def munlockall() -> None:
+    """Undo `mlockall`."""
+    _checked(_libc.munlockall())
 
 
 def prctl(option: int, argument: int) -> int:

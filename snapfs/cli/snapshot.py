@@ -1,0 +1,81 @@
+"""``snapfs snapshot``"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from snapfs.commands.snapshot import Taken
+
+_OUTPUT_VERSION = 1
+_SECONDS = click.FloatRange(min=0, min_open=True)
+
+
+@click.command("snapshot", short_help="Take a new cut; the previous snapshot ends.")
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs; the keys are stable.")
+@click.option("--no-freeze", is_flag=True, help="Freeze nothing: the snapshot is as after a power failure.")
+@click.option(
+    "--hooks", type=click.Path(path_type=Path), metavar="DIR", help="Run the executables in DIR around the freeze."
+)
+@click.option("--hook-timeout", type=_SECONDS, default=30.0, show_default=True, metavar="S", help="For each hook.")
+@click.option(
+    "--freeze-timeout",
+    type=_SECONDS,
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="Thaw after this time, whatever happens.",
+)
+@click.option("--quiesce", metavar="qga:SOCKET", help="Have the QEMU guest agent freeze the guest's filesystems.")
+def snapshot_command(
+    path: Path,
+    as_json: bool,
+    no_freeze: bool,
+    hooks: Path | None,
+    hook_timeout: float,
+    freeze_timeout: float,
+    quiesce: str | None,
+) -> int:
+    """Have the snapshot view show this instant from now on, while everything stays mounted and in use.
+
+    The filesystems that are mounted from the live view are synced, and frozen for some milliseconds. Files that
+    are open on the previous snapshot fail with ESTALE.
+
+    Hooks are called with freeze and thaw; the SNAPFS_ variables of their environment say more.
+    """
+    from snapfs.commands.snapshot import SnapshotOptions, snapshot
+
+    taken = snapshot(path, SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce))
+    click.echo(json.dumps(_object(taken)) if as_json else _text(taken))
+    for sentence in taken.problems:
+        click.echo(f"snapfs: {sentence}", err=True)
+    return 1 if taken.problems else 0
+
+
+def _object(taken: Taken) -> dict[str, object]:
+    return {
+        "version": _OUTPUT_VERSION,
+        "id": taken.id,
+        "taken_at": taken.taken_at,
+        "freeze_ms": None if taken.freeze_ms is None else round(taken.freeze_ms, 3),
+        "cut_ms": round(taken.cut_ms, 3),
+        "frozen": list(taken.frozen),
+        "not_frozen": [
+            {"mount_point": one.mount_point, "reason": one.reason, "offset": one.offset} for one in taken.not_frozen
+        ],
+    }
+
+
+def _text(taken: Taken) -> str:
+    rows = [("snapshot", f"{taken.id}, taken {taken.taken_at}")]
+    rows += [("frozen", mount_point) for mount_point in taken.frozen]
+    rows += [("not frozen", f"{one.mount_point}: {one.reason}") for one in taken.not_frozen]
+    if taken.freeze_ms is not None:
+        rows.append(("freeze", f"{taken.freeze_ms:.1f} ms"))
+    rows.append(("cut", f"{taken.cut_ms:.2f} ms"))
+    return "\n".join(f"{name:<12} {text}" for name, text in rows)

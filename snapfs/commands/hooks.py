@@ -1,0 +1,88 @@
+"""The hooks around a freeze: programs of the user that quiet what runs on the filesystems, such as a database.
+
+Every executable file of the directory, in the order of their names, is called with ``freeze`` before anything
+is frozen, and in the reverse order with ``thaw`` after everything is thawed again.
+
+Rules:
+- A hook that fails, or takes too long, cancels the cut.
+- Whoever was called with ``freeze`` is called with ``thaw``, also the one that failed: it may have done half.
+- A hook that takes too long is killed with all the processes that it has started in its group.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from snapfs.errors import SnapfsError, UsageError
+
+
+def find_hooks(directory: Path) -> list[Path]:
+    """The hooks in ``directory``; hidden files and what editors leave behind are none."""
+    try:
+        entries = sorted(directory.iterdir())
+    except OSError as error:
+        raise UsageError(
+            f"The hooks in {directory} cannot be found: {error.strerror}; give a directory of executables."
+        ) from error
+    return [path for path in entries if not path.name.startswith(".") and not path.name.endswith("~") and _runs(path)]
+
+
+def _runs(path: Path) -> bool:
+    return stat.S_ISREG(path.stat().st_mode) and os.access(path, os.X_OK)
+
+
+class Hooks:
+    """The hooks of one cut. ``facts`` is their environment, beside that of the command."""
+
+    def __init__(self, hooks: list[Path], timeout_s: float, facts: dict[str, str]) -> None:
+        self._hooks, self._timeout_s, self.facts = hooks, timeout_s, facts
+        self._called: list[Path] = []
+
+    def freeze(self) -> None:
+        """SnapfsError when one fails; ``thaw`` has to follow in any case."""
+        for hook in self._hooks:
+            self._called.append(hook)
+            failure = self._failure(hook, "freeze")
+            if failure:
+                raise SnapfsError(f"The hook {hook} {failure}; there was no cut.", path=hook)
+
+    def thaw(self) -> list[str]:
+        """Sentences about those that failed: what they quieted may still be quiet."""
+        sentences = []
+        while self._called:
+            hook = self._called.pop()
+            failure = self._failure(hook, "thaw")
+            if failure:
+                sentences.append(f"The hook {hook} {failure} when it was to thaw; look after what it has stopped.")
+        return sentences
+
+    def _failure(self, hook: Path, action: str) -> str | None:
+        """What went wrong, to follow the hook's name; None when nothing did."""
+        environment: Mapping[str, str] = {**os.environ, **self.facts, "SNAPFS_ACTION": action}
+        try:
+            process = subprocess.Popen(
+                [hook, action],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                # Results go to stdout, and what a hook says is none.
+                stdout=2,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"could not be started: {error.strerror}"
+        try:
+            code = process.wait(self._timeout_s)
+        except BaseException as error:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if isinstance(error, subprocess.TimeoutExpired):
+                return f"did not end in {self._timeout_s:g} s"
+            raise
+        return f"failed with {f'signal {-code}' if code < 0 else f'code {code}'}" if code else None
