@@ -33,7 +33,11 @@ class Control:
 
     @property
     def state(self) -> State:
-        return State(self._numbers[Counter.STATE])
+        """DAMAGED also when the number is none that was ever stored."""
+        try:
+            return State(self._numbers[Counter.STATE])
+        except ValueError:
+            return State.DAMAGED
 
     def numbers(self) -> dict[str, int]:
         """All numbers by name, for status and dumps."""

@@ -136,8 +136,8 @@ def _restore_numbers(store: Store, seal: Seal | None, *, numbers_are_known: bool
     elif not numbers_are_known:
         control[Counter.STATE] = State.ACTIVE
     elif control[Counter.STATE] not in State.__members__.values():
-        mark_unreadable(store)
         control[Counter.STATE] = State.DAMAGED
+        mark_unreadable(store)
     if not cut.is_intact:
         # What was said on the disk holds, whatever the page says.
         control[Counter.STATE] = State.DAMAGED if cut.is_unreadable else State.OVERFLOWED
@@ -168,7 +168,7 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     lost_blocks = count_lost(store)
     if lost_blocks:
         mark_damaged(store)
-        return [f"the store is damaged: {lost_blocks} blocks of the snapshot are lost and read as errors"]
+        return [f"the store is damaged: blocks of the snapshot that are lost and read as errors: {lost_blocks}"]
     if not broken or power_lost:
         return []  # after a power loss, maps are as old as the disk left them
     return [f"the store was damaged ({named}) and has been made whole again"]

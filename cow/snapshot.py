@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from cow.codec import slot_checksums, slot_seed
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost
 from cow.image import Image
-from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, State
+from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter
 from cow.segments import SegmentReader
 from cow.store import Store
 
@@ -47,7 +47,7 @@ class SnapshotReader:
             raise SnapshotEnded("a newer cut replaced this snapshot")
         state = self._control[Counter.STATE]
         if state not in KEPT_STATES:
-            raise SnapshotLost(f"the snapshot is {State(state).name.lower()}")
+            raise SnapshotLost(f"the snapshot is {self._control.state.name.lower()}")
         if self._control[Counter.UNREADABLE]:
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 

@@ -109,7 +109,9 @@ class Rig:
 
 def pattern(length: int, seed: int = 1) -> bytes:
     """Bytes that differ in every block and compress about as file contents do."""
-    words = b"".join((seed * 2654435761 + number * 40503 & 0xFFFFFFFF).to_bytes(4, "little") * 2 for number in range(512))
+    words = b"".join(
+        (seed * 2654435761 + number * 40503 & 0xFFFFFFFF).to_bytes(4, "little") * 2 for number in range(512)
+    )
     out = bytearray()
     number = 0
     while len(out) < length:

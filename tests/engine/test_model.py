@@ -29,9 +29,7 @@ class EngineMachine(RuleBasedStateMachine):
         block_bytes, image_bytes = size
         self.directory = Path(tempfile.mkdtemp(prefix="engine-model-"))
         old = pattern(image_bytes, seed)
-        self.rig = Rig(
-            self.directory, old, block_bytes=block_bytes, durability=self.durability, staging_slots=16
-        )
+        self.rig = Rig(self.directory, old, block_bytes=block_bytes, durability=self.durability, staging_slots=16)
         self.live = bytearray(old)
         assert self.rig.open().outcome is Outcome.NEW
 
