@@ -80,6 +80,14 @@ class Bitmap:
         for offset, length in self.file.data_ranges():
             yield from self._runs(1, offset * 8, min((offset + length) * 8, self.block_count))
 
+    def copy(self) -> bitarray:
+        """All bits as they are now, in memory of the caller's own; the holes of the file are not touched."""
+        bits = bitarray(self.block_count, "little")
+        for offset, length in self.file.data_ranges():
+            first, end = offset * 8, min((offset + length) * 8, self.block_count)
+            bits[first:end] = self._bits[first:end]
+        return bits
+
     def count(self) -> int:
         """All ones, without touching the holes."""
         return sum(

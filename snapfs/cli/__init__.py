@@ -8,6 +8,7 @@ import click
 
 from snapfs import __version__
 from snapfs.cli.limit import limit_command
+from snapfs.cli.map import map_command
 from snapfs.cli.mount import mount_command
 from snapfs.cli.snapshot import snapshot_command
 from snapfs.cli.status import status_command
@@ -26,7 +27,7 @@ def cli() -> None:
     """
 
 
-for _command in (mount_command, umount_command, status_command, limit_command, snapshot_command):
+for _command in (mount_command, umount_command, status_command, limit_command, snapshot_command, map_command):
     cli.add_command(_command)
 
 

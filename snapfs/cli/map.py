@@ -1,0 +1,43 @@
+"""``snapfs map``"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from snapfs.cli.types import SIZE
+
+
+@click.command("map", short_help="Partitions, filesystems, used and free blocks of an image.")
+@click.argument("path", metavar="IMAGE|LIVE|SNAP", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs; extents as of qemu-img map --output=json.")
+@click.option("--domain", type=click.Path(path_type=Path), metavar="FILE", help="Write a ddrescue domain map.")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as a PNG.")
+@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as an SVG.")
+@click.option("--block-size", type=SIZE, default=None, help="Of an image that is not mounted; 4K by default.")
+def map_command(
+    path: Path, as_json: bool, domain: Path | None, png: Path | None, svg: Path | None, block_size: int | None
+) -> None:
+    """Show what IMAGE consists of and which blocks are used; without options as a picture in the terminal."""
+    from rich.console import Console
+
+    from snapfs.commands.map import map_object, read_map
+    from snapfs.usedmap.domain import extents, write_domain
+    from snapfs.usedmap.draw import draw_png, draw_svg
+    from snapfs.usedmap.terminal import terminal_map
+
+    layers = read_map(path, block_size)
+    if domain is not None:
+        with domain.open("w") as file:
+            write_domain(file, layers.image_map)
+    if png is not None:
+        draw_png(png, layers, path.name)
+    if svg is not None:
+        draw_svg(svg, layers, path.name)
+    if as_json:
+        click.echo(json.dumps(map_object(layers, list(extents(layers.image_map)))))
+    elif domain is png is svg is None:
+        console = Console()
+        console.print(terminal_map(layers, min(console.width, 120), 24, colour=console.is_terminal))

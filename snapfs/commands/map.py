@@ -1,0 +1,114 @@
+"""``snapfs map``: what an image consists of, and which of its blocks are used.
+
+For a mounted image the map of the present snapshot and what the snapshot knows of each block; for another
+one, a map made here and now, which counts every filesystem as wholly used that is not provably at rest.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bitarray import bitarray
+from bitarray.util import ones
+
+from cow.errors import StoreError
+from cow.files import Files
+from cow.store import open_reader
+from snapfs.control import Message, request
+from snapfs.errors import NotMountedError, SnapfsError
+from snapfs.options import DEFAULT_BLOCK_BYTES
+from snapfs.system.discovery import find_store
+from snapfs.usedmap.cells import Layers
+from snapfs.usedmap.domain import Extent
+from snapfs.usedmap.result import ImageMap, Region
+from snapfs.usedmap.scan import scan
+
+MAP_VERSION = 1
+
+
+def read_map(path: Path, block_bytes: int | None = None) -> Layers:
+    """The map of ``path``: LIVE, SNAP or IMAGE of a mounted image, or any other image."""
+    try:
+        store = find_store(path)
+    except NotMountedError:
+        return Layers(_scan(path, block_bytes or DEFAULT_BLOCK_BYTES))
+    if block_bytes is not None:
+        raise SnapfsError(f"{path} is mounted with blocks of its own; leave out --block-size.", path=path)
+    return _snapshot_layers(store)
+
+
+def _scan(path: Path, block_bytes: int) -> ImageMap:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SnapfsError(f"{path} cannot be read: {error.strerror}; name an image or a view.", path=path) from error
+    try:
+        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        if not size_bytes:
+            raise SnapfsError(f"{path} is empty; name an image with something in it.", path=path)
+        return scan(fd, size_bytes, block_bytes)
+    except IsADirectoryError as error:
+        raise SnapfsError(f"{path} is a directory; name an image or a view.", path=path) from error
+    finally:
+        os.close(fd)
+
+
+def _snapshot_layers(store: Path) -> Layers:
+    answer = request(store, "map")
+    try:
+        reader = open_reader(store, Files())
+    except StoreError as error:
+        raise SnapfsError(f"The {error}; look again when it is mounted.", path=store) from error
+    try:
+        geometry, cut = reader.geometry, reader.cut
+        used = _used(answer, geometry.block_count)
+        image_map = ImageMap(geometry.block_bytes, geometry.image_bytes, used, _regions(answer, geometry.image_bytes))
+        settled, released = cut.settled.copy(), cut.released.copy()
+        preserved = settled & ~released & ~cut.free.copy()
+        return Layers(image_map, ~settled, preserved, released, cut.changed.copy())
+    finally:
+        reader.close()
+
+
+def _used(answer: Message, block_count: int) -> bitarray:
+    if answer["used_file"] is None:
+        return ones(block_count, "little")
+    used = bitarray(endian="little")
+    used.frombytes(Path(answer["used_file"]).read_bytes())
+    return used[:block_count]
+
+
+def _regions(answer: Message, image_bytes: int) -> list[Region]:
+    if answer["regions"]:
+        return [Region(**region) for region in answer["regions"]]
+    reason = "its map is being computed" if answer["state"] == "computing" else "every block is protected"
+    return [Region("unknown", 0, image_bytes, reason=reason)]
+
+
+def map_object(layers: Layers, extents: list[Extent]) -> dict[str, Any]:
+    """The map for programs; offsets and sizes in bytes."""
+    image_map = layers.image_map
+    return {
+        "version": MAP_VERSION,
+        "image_bytes": image_map.size_bytes,
+        "block_bytes": image_map.block_bytes,
+        "regions": [
+            {
+                "kind": region.kind,
+                "start": region.offset,
+                "length": region.length,
+                "trusted": region.state == "trusted",
+                "reason": region.reason or None,
+                "used_bytes": region.used_bytes,
+                "free_bytes": region.free_bytes,
+                "label": region.label or None,
+                "uuid": region.uuid or None,
+                "partition": region.partition_number,
+                "partition_name": region.partition_name or None,
+            }
+            for region in image_map.regions
+        ],
+        "extents": extents,
+    }
