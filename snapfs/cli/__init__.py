@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
 from snapfs import __version__
+from snapfs.cli.backup import backup_command
 from snapfs.cli.limit import limit_command
 from snapfs.cli.map import map_command
 from snapfs.cli.mount import mount_command
+from snapfs.cli.release import release_command
+from snapfs.cli.restore import restore_command
 from snapfs.cli.snapshot import snapshot_command
 from snapfs.cli.status import status_command
 from snapfs.cli.umount import umount_command
+from snapfs.cli.verify import verify_command
 from snapfs.errors import SnapfsError
+
+_DEBUG_VARIABLE = "SNAPFS_DEBUG"
 
 
 @click.group(
@@ -27,7 +34,18 @@ def cli() -> None:
     """
 
 
-for _command in (mount_command, umount_command, status_command, limit_command, snapshot_command, map_command):
+for _command in (
+    mount_command,
+    umount_command,
+    status_command,
+    limit_command,
+    snapshot_command,
+    map_command,
+    backup_command,
+    restore_command,
+    verify_command,
+    release_command,
+):
     cli.add_command(_command)
 
 
@@ -47,6 +65,15 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         print(f"snapfs: {error.filename or 'the system'}: {error.strerror}.", file=sys.stderr)
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get(_DEBUG_VARIABLE):
+            raise
+        print(
+            f"snapfs: internal error ({type(error).__name__}: {error}); please report it, with what "
+            f"{_DEBUG_VARIABLE}=1 shows.",
+            file=sys.stderr,
+        )
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 

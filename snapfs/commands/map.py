@@ -7,6 +7,7 @@ one, a map made here and now, which counts every filesystem as wholly used that 
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,13 @@ def _scan(path: Path, block_bytes: int) -> ImageMap:
     except OSError as error:
         raise SnapfsError(f"{path} cannot be read: {error.strerror}; name an image or a view.", path=path) from error
     try:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise SnapfsError(f"{path} is neither a file nor a block device; name an image or a view.", path=path)
         size_bytes = os.lseek(fd, 0, os.SEEK_END)
         if not size_bytes:
             raise SnapfsError(f"{path} is empty; name an image with something in it.", path=path)
         return scan(fd, size_bytes, block_bytes)
-    except IsADirectoryError as error:
-        raise SnapfsError(f"{path} is a directory; name an image or a view.", path=path) from error
     finally:
         os.close(fd)
 
