@@ -1,0 +1,56 @@
+"""``snapfs backup``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from snapfs.cli.progress import ask, progress_options, shown_progress
+from snapfs.cli.types import SIZE
+from snapfs.options import format_size
+
+_INTERRUPTED = 130
+
+
+@click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
+@click.argument("source", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("dest", metavar="DEST|-", type=click.Path(path_type=Path))
+@click.option("--format", type=click.Choice(["raw", "qcow2"]), default="raw", show_default=True, help="Of DEST.")
+@click.option("--compress", is_flag=True, help="Compress a qcow2.")
+@click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of DEST.json.")
+@click.option("--cut", is_flag=True, help="Make a new cut first, release all of it afterwards.")
+@click.option("--release", is_flag=True, help="The snapshot keeps nothing that is safely in DEST.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted backup of the same cut.")
+@click.option("--verify", is_flag=True, help="Read DEST back and compare before it gets its name.")
+@click.option("--force", is_flag=True, help="Overwrite DEST without asking.")
+@click.option("--rate", type=SIZE, default=None, metavar="SIZE", help="Read at most so much a second.")
+@progress_options
+def backup_command(cut: bool, rate: int | None, progress: str, quiet: bool, **facts: Any) -> int:
+    """Copy the used blocks to DEST, a file, a block device, or - for the standard output (raw).
+
+    DEST.json beside it says what the backup is and has a hash of each part. DEST has its name only when it is
+    whole; until then it is DEST.partial.
+    """
+    from snapfs.commands.backup import BackupOptions, backup
+    from snapfs.commands.snapshot import SnapshotOptions
+
+    options = BackupOptions(cut=SnapshotOptions() if cut else None, rate_bytes_per_s=rate, **facts)
+    try:
+        with shown_progress(progress, quiet) as report:
+            manifest = backup(options, report, ask, _note)
+    except KeyboardInterrupt:
+        journal = options.journal_file
+        is_left = journal is not None and journal.exists()
+        way_on = f"{options.written_to} is left; --resume goes on with it" if is_left else "nothing is left behind"
+        click.echo(f"snapfs: Interrupted; {way_on}.", err=True)
+        return _INTERRUPTED
+    if not quiet and not options.is_stream:
+        used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
+        click.echo(f"{options.dest}  {used}, {manifest.format}")
+    return 0
+
+
+def _note(sentence: str) -> None:
+    click.echo(f"snapfs: {sentence}", err=True)

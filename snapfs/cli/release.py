@@ -1,0 +1,25 @@
+"""``snapfs release``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from snapfs.cli.types import SIZE
+from snapfs.errors import UsageError
+from snapfs.options import format_size
+
+
+@click.command("release", short_help="Keep nothing more of a range of the snapshot.")
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.option("--offset", type=SIZE, default=None, help="Where the range begins.  [default: 0]")
+@click.option("--length", type=SIZE, default=None, help="How long it is.  [default: to the end]")
+@click.option("--all", "whole", is_flag=True, help="All of the snapshot.")
+def release_command(path: Path, offset: int | None, length: int | None, whole: bool) -> None:
+    """For imagers of one's own: the range is safely elsewhere, and cannot be read from the snapshot any more."""
+    from snapfs.commands.release import release
+
+    if whole != (offset is None and length is None):
+        raise UsageError("Say either which range is released, with --offset and --length, or --all.")
+    click.echo(f"{format_size(release(path, offset or 0, length))} released")

@@ -1,0 +1,36 @@
+"""``snapfs restore``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from snapfs.cli.progress import ask, progress_options, shown_progress
+from snapfs.cli.types import SIZE
+from snapfs.options import format_size
+
+
+@click.command("restore", short_help="Write a backup back to an image.")
+@click.argument("backup", metavar="BACKUP", type=click.Path(path_type=Path))
+@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of BACKUP.json.")
+@click.option("--force", is_flag=True, help="Overwrite IMAGE without asking.")
+@click.option("--keep-free", is_flag=True, help="Leave alone what is free in the backup.")
+@click.option("--verify", is_flag=True, help="Read IMAGE back and compare.")
+@click.option("--rate", type=SIZE, default=None, metavar="SIZE", help="Read at most so much a second.")
+@progress_options
+def restore_command(rate: int | None, progress: str, quiet: bool, **facts: Any) -> None:
+    """Write BACKUP to IMAGE, a new file, or one of the same size, or a block device that is large enough.
+
+    What is free becomes holes. All data are compared with the hashes of the backup.
+    """
+    from snapfs.commands.restore import RestoreOptions, restore
+
+    options = RestoreOptions(rate_bytes_per_s=rate, **facts)
+    with shown_progress(progress, quiet) as report:
+        manifest = restore(options, report, ask)
+    if not quiet:
+        used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
+        click.echo(f"{options.image}  {used} restored")

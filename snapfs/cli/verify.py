@@ -1,0 +1,24 @@
+"""``snapfs verify``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from snapfs.cli.progress import progress_options, shown_progress
+from snapfs.options import format_size
+
+
+@click.command("verify", short_help="Compare a backup with its hashes.")
+@click.argument("backup", metavar="BACKUP", type=click.Path(path_type=Path))
+@click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of BACKUP.json.")
+@progress_options
+def verify_command(backup: Path, manifest: Path | None, progress: str, quiet: bool) -> None:
+    """Read all of BACKUP and say what is not as it was written."""
+    from snapfs.commands.verify import verify
+
+    with shown_progress(progress, quiet) as report:
+        found = verify(backup, manifest, report)
+    if not quiet:
+        click.echo(f"{backup}  {format_size(found.data_bytes)} verified")

@@ -1,0 +1,25 @@
+"""``snapfs release``: tell a snapshot that a range of it is not needed any more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from snapfs.control import request
+from snapfs.errors import UsageError
+from snapfs.system.discovery import find_store
+
+
+def release(path: Path, offset: int, length: int | None) -> int:
+    """Release the whole blocks in the range, to the end without a `length`; how many bytes were not yet before."""
+    store = find_store(path)
+    status = request(store, "status")["status"]
+    image_bytes: int = status["image_bytes"]
+    if length is None:
+        length = image_bytes - offset
+    if not 0 <= offset < image_bytes or length <= 0 or offset + length > image_bytes:
+        raise UsageError(
+            f"{length} bytes at {offset} do not lie in the image, which has {image_bytes}; give a range inside it."
+        )
+    answer = request(store, "release", id=status["snapshot"]["id"], offset=offset, length=length)
+    released: int = answer["released_blocks"] * status["block_bytes"]
+    return released

@@ -1,0 +1,156 @@
+"""A backup while it is made: what is durable is noted, then released; then the name is given.
+
+Order of one checkpoint, after every so many bytes:
+    (1) sync the target     (2) note the extents in the journal     (3) release them
+A crash between any two leaves extents that are read again, or kept longer than needed; never one that is in
+neither place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from snapfs.errors import SnapfsError
+from snapfs.imager.extents import Extent, free_ranges
+from snapfs.imager.journal import Journal
+from snapfs.imager.manifest import Hashed, Manifest, write_manifest
+from snapfs.imager.pace import Pace
+from snapfs.imager.progress import Meter, Report
+from snapfs.imager.source import Source
+from snapfs.imager.stages import Stages
+from snapfs.imager.target import Target, write_errors
+
+# While the snapshot waits for it, often; else only so often that a resumed backup has little to repeat.
+_RELEASE_BYTES: Final = 64 << 20
+_NOTE_BYTES: Final = 256 << 20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The extents of a backup, and what is known of those that an earlier run has done."""
+
+    extents: list[Extent]
+    done: dict[int, bytes]
+
+    def hashed(self) -> tuple[Hashed, ...]:
+        """All extents; KeyError while one is not done."""
+        return tuple(
+            Hashed(extent, None if extent.is_zeros else self.done[i]) for i, extent in enumerate(self.extents)
+        )
+
+    def to_read(self) -> Iterator[tuple[int, Extent]]:
+        for index, extent in enumerate(self.extents):
+            if not extent.is_zeros and index not in self.done:
+                yield index, extent
+
+    def bytes_to_read(self) -> int:
+        return sum(extent.length for _, extent in self.to_read())
+
+
+class Backup:
+    """One backup from `source` to `target`. Without a `journal` it cannot be resumed."""
+
+    def __init__(
+        self, source: Source, target: Target, plan: Plan, journal: Journal | None, *, releases: bool, pace: Pace
+    ) -> None:
+        self._source, self._target, self._plan, self._journal = source, target, plan, journal
+        self._releases, self._pace = releases, pace
+        self._checkpoint_bytes = _RELEASE_BYTES if releases else _NOTE_BYTES
+        self._waiting: dict[int, bytes] = {}
+        self._waiting_bytes = 0
+
+    def run(self, report: Report) -> None:
+        """Copy what is not done yet. However it ends, what was written before can be resumed."""
+        meter = Meter("backup", self._plan.bytes_to_read(), report, self._source.buffer_bytes)
+        if self._releases and self._plan.done:
+            # What an interrupted run had noted it may not have released.
+            self._release(sorted(self._plan.done))
+        stages = Stages(self._source.read_into, self._target.write, self._on_written, meter.advance, self._pace)
+        self._write_zeros()
+        try:
+            stages.run(self._plan.to_read())
+        except BaseException:
+            self._save()
+            raise
+        self._checkpoint()
+        self._target.finish()
+        self._source.check()
+        meter.finish()
+
+    def _write_zeros(self) -> None:
+        for extent in self._plan.extents:
+            if extent.is_zeros:
+                self._target.write_zeros(extent.offset, extent.length)
+        for offset, length in free_ranges(self._plan.extents, self._source.size_bytes):
+            self._target.write_zeros(offset, length)
+
+    def _on_written(self, index: int, digest: bytes) -> None:
+        self._waiting[index] = digest
+        self._waiting_bytes += self._plan.extents[index].length
+        if self._waiting_bytes >= self._checkpoint_bytes:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        finished, self._waiting, self._waiting_bytes = self._waiting, {}, 0
+        if self._target.is_durable:
+            self._target.sync()
+        if self._journal is not None and finished:
+            with write_errors(str(self._journal.path), "go on with --resume"):
+                self._journal.add(finished)
+        self._plan.done.update(finished)
+        if self._releases:
+            self._release(list(finished))
+
+    def _save(self) -> None:
+        """After a failure: note what is there, if the target still takes it. The first failure is what counts."""
+        self._releases = False
+        try:
+            self._checkpoint()
+        except (SnapfsError, OSError):
+            return
+
+    def _release(self, indices: list[int]) -> None:
+        """Release the extents, those that follow each other in one request."""
+        extents = [self._plan.extents[index] for index in indices]
+        while extents:
+            first = end = extents.pop(0)
+            while extents and extents[0].offset == end.end:
+                end = extents.pop(0)
+            self._source.release(first.offset, end.end - first.offset)
+
+
+def finished_manifest(source: Source, plan: Plan, image_format: str) -> Manifest:
+    """The manifest of a backup whose extents are all done."""
+    facts = {
+        **source.facts,
+        "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "block_bytes": source.block_bytes,
+        "used_bytes": source.used_bytes,
+    }
+    return Manifest(source.size_bytes, image_format, plan.hashed(), facts)
+
+
+def give_names(partial: Path, dest: Path, manifest: Manifest, manifest_file: Path) -> None:
+    """Make both names appear, durably; the manifest's first: a backup that is there has one."""
+    unfinished = manifest_file.with_name(manifest_file.name + ".partial")
+    with write_errors(str(manifest_file), "go on with --resume"):
+        write_manifest(unfinished, manifest)
+        os.rename(unfinished, manifest_file)
+        sync_directory(manifest_file.parent)
+    with write_errors(str(partial), "go on with --resume"):
+        os.rename(partial, dest)
+        sync_directory(dest.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Names given or removed in the directory are on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,101 @@
+"""What is imaged of an image: extents, in ascending order.
+
+Rules
+1. An extent consists of whole cells of 64 KiB; the last one of the image may be shorter. A cell is imaged when any
+   block in it is used; what is free in such a cell is imaged as zeros. So there are few extents and large requests
+   however scattered the used blocks are, and a cluster of qcow2 is written once.
+2. An extent never crosses a border of 16 MiB. So each hash covers little, and what is checked, released or
+   resumed comes in small pieces. Runs of zeros, which nobody has to read, are as long as they like.
+3. What is in no extent is free: zeros in the backup, zeros or left alone by a restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from bitarray import bitarray
+from bitarray.util import intervals, zeros
+
+CELL_BYTES = 64 << 10
+EXTENT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """`length` bytes at `offset` of the image; with `is_zeros` they are known to be zeros without reading."""
+
+    offset: int
+    length: int
+    is_zeros: bool = False
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.length
+
+    def pieces(self, piece_bytes: int) -> Iterator[tuple[int, int]]:
+        """(offset, length) of the extent in requests of at most `piece_bytes`."""
+        for offset in range(self.offset, self.end, piece_bytes):
+            yield offset, min(piece_bytes, self.end - offset)
+
+
+def plan(used: bitarray, block_bytes: int, size_bytes: int, hole_cells: bitarray | None = None) -> list[Extent]:
+    """The extents of an image whose `used` blocks are known; cells in `hole_cells` hold nothing but zeros."""
+    cells = used_cells(used, block_bytes, size_bytes)
+    if hole_cells is None:
+        return list(_extents(cells, size_bytes, is_zeros=False))
+    found = [*_extents(cells & ~hole_cells, size_bytes, is_zeros=False)]
+    found += _extents(cells & hole_cells, size_bytes, is_zeros=True)
+    return sorted(found, key=lambda extent: extent.offset)
+
+
+def used_cells(used: bitarray, block_bytes: int, size_bytes: int) -> bitarray:
+    """One bit per cell: whether any block that it touches is used."""
+    cells = zeros(cell_count(size_bytes), "little")
+    for _, first, end in _set_intervals(used):
+        start = first * block_bytes
+        stop = min(end * block_bytes, size_bytes)
+        cells[start // CELL_BYTES : -(-stop // CELL_BYTES)] = 1
+    return cells
+
+
+def cell_count(size_bytes: int) -> int:
+    """How many cells an image has; the last one may be a part of one."""
+    return -(-size_bytes // CELL_BYTES)
+
+
+def free_ranges(extents: Iterable[Extent], size_bytes: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of everything that is in no extent."""
+    end = 0
+    for extent in extents:
+        if extent.offset > end:
+            yield end, extent.offset - end
+        end = extent.end
+    if end < size_bytes:
+        yield end, size_bytes - end
+
+
+def free_blocks_in(used: bitarray, block_bytes: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the free blocks of a range, in bytes from `offset`; the range begins with a block."""
+    first, last = offset // block_bytes, -(-(offset + length) // block_bytes)
+    if used.count(1, first, last) == last - first:
+        return
+    for value, start, stop in intervals(used[first:last]):
+        if not value:
+            yield start * block_bytes, min(stop * block_bytes, length)
+
+
+def _extents(cells: bitarray, size_bytes: int, *, is_zeros: bool) -> Iterator[Extent]:
+    for _, first, end in _set_intervals(cells):
+        start, stop = first * CELL_BYTES, min(end * CELL_BYTES, size_bytes)
+        if is_zeros:
+            yield Extent(start, stop - start, is_zeros=True)
+            continue
+        while start < stop:
+            border = min((start // EXTENT_BYTES + 1) * EXTENT_BYTES, stop)
+            yield Extent(start, border - start)
+            start = border
+
+
+def _set_intervals(bits: bitarray) -> Iterator[tuple[int, int, int]]:
+    return (interval for interval in intervals(bits) if interval[0])

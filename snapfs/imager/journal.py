@@ -1,0 +1,117 @@
+"""What is already durable in an unfinished backup: DEST.partial.journal, one JSON value a line.
+
+    line 1     facts: what is imaged and how; a backup is resumed only when they are the same again
+    line 2     [[offset, length, is_zeros], ...]: all extents to image
+    each more  [[index, blake3], ...]: extents that are on the disk
+
+A line is written after the data it tells of were synced, so what it says is true. A line that was cut off by a
+crash says nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from snapfs.errors import BusyError, SnapfsError
+from snapfs.imager.extents import Extent
+
+
+def journal_path(partial: Path) -> Path:
+    """Where the journal of an unfinished file is."""
+    return partial.with_name(partial.name + ".journal")
+
+
+class Journal:
+    """`done` maps the index of each extent that is durable to its digest."""
+
+    def __init__(self, fd: int, path: Path, extents: Sequence[Extent], done: dict[int, bytes]) -> None:
+        self._fd, self.path, self.extents, self.done = fd, path, extents, done
+
+    @classmethod
+    def create(cls, path: Path, facts: Mapping[str, Any], extents: Sequence[Extent]) -> Journal:
+        """A new one; replaces an older one."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        _lock(fd, path)
+        os.ftruncate(fd, 0)
+        plan = [[extent.offset, extent.length, extent.is_zeros] for extent in extents]
+        journal = cls(fd, path, extents, {})
+        journal._append(dict(facts), plan)
+        return journal
+
+    @classmethod
+    def resume(cls, path: Path, facts: Mapping[str, Any]) -> Journal:
+        """The journal at `path`; SnapfsError when there is none or it is about something else."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise SnapfsError(
+                f"There is nothing to resume: {path} does not exist; leave out --resume.", path=path
+            ) from error
+        _lock(fd, path)
+        try:
+            was, plan, done, length = _parse(path)
+            differing = [key for key in facts if facts[key] != was.get(key)]
+            if differing:
+                raise SnapfsError(
+                    f"{path} is of another backup (its {differing[0]} differs), so it cannot be resumed; "
+                    "leave out --resume to begin again.",
+                    path=path,
+                )
+            os.ftruncate(fd, length)
+        except BaseException:
+            os.close(fd)
+            raise
+        extents = [Extent(offset, length, is_zeros) for offset, length, is_zeros in plan]
+        return cls(fd, path, extents, done)
+
+    def add(self, finished: Mapping[int, bytes]) -> None:
+        """Note extents whose data are durable."""
+        self._append([[index, digest.hex()] for index, digest in finished.items()])
+        self.done.update(finished)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    def _append(self, *values: Any) -> None:
+        data = b"".join(json.dumps(value).encode() + b"\n" for value in values)
+        os.lseek(self._fd, 0, os.SEEK_END)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+        os.fdatasync(self._fd)
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise BusyError(
+            f"{path} is in use by another backup to the same place; wait for its end.", path=path
+        ) from error
+
+
+def _parse(path: Path) -> tuple[dict[str, Any], list[list[Any]], dict[int, bytes], int]:
+    """Facts, plan, what is done, and how many bytes of the file make sense."""
+    done: dict[int, bytes] = {}
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+        facts, plan = json.loads(lines[0]), json.loads(lines[1])
+    except (OSError, ValueError, IndexError) as error:
+        raise SnapfsError(
+            f"{path} is unreadable, so nothing can be resumed; leave out --resume.", path=path
+        ) from error
+    length = len(lines[0]) + len(lines[1])
+    for line in lines[2:]:
+        if not line.endswith(b"\n"):
+            break
+        done.update({int(index): bytes.fromhex(digest) for index, digest in json.loads(line)})
+        length += len(line)
+    return facts, plan, done, length

@@ -1,0 +1,145 @@
+"""The manifest beside a backup, DEST.json: what the backup is, and how to tell that it still is that.
+
+JSON, one object:
+
+    version, program   1, "snapfs"
+    image              path of the image;  image_bytes  its size;  block_bytes  of the map
+    cut                {"id", "taken_at", "freeze_ms", "frozen"} of the snapshot, null for an unmounted image
+    created_at         when the backup was finished, UTC
+    format             "raw" or "qcow2"
+    used_bytes         bytes in blocks that the image's filesystems use
+    data_bytes         bytes in extents that were read
+    regions            partitions and filesystems as the map of used blocks found them
+    extents            [{"offset", "length", "blake3"}] in ascending order; blake3 null: zeros, nothing to read
+    blake3             over everything: the size, then offset, length and hash of each extent (see `overall_hash`)
+
+Bytes in no extent are free: nobody needs them, a backup shows them as zeros.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from snapfs.errors import SnapfsError
+from snapfs.imager.extents import Extent
+
+VERSION = 1
+_ZEROS_DIGEST = bytes(32)
+_NUMBERS = struct.Struct("<QQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Hashed:
+    """An extent and the BLAKE3 of its bytes; no digest for zeros that nobody read."""
+
+    extent: Extent
+    digest: bytes | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The facts of one backup. `facts` are those that only people and programs read."""
+
+    image_bytes: int
+    format: str
+    extents: tuple[Hashed, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes that have to be read."""
+        return sum(hashed.extent.length for hashed in self.extents if hashed.digest is not None)
+
+
+def overall_hash(image_bytes: int, extents: Iterable[Hashed]) -> bytes:
+    """BLAKE3 over the little-endian 64-bit size, then offset, length and digest (zeros: 32 zero bytes) of each."""
+    hasher = blake3(_NUMBERS.pack(image_bytes, 0))
+    for hashed in extents:
+        hasher.update(_NUMBERS.pack(hashed.extent.offset, hashed.extent.length))
+        hasher.update(hashed.digest or _ZEROS_DIGEST)
+    return hasher.digest()
+
+
+def manifest_path(backup: Path) -> Path:
+    """Where the manifest of `backup` is when no other place is named."""
+    return backup.with_name(backup.name + ".json")
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write it under `path`, durably."""
+    data = {
+        "version": VERSION,
+        "program": "snapfs",
+        **manifest.facts,
+        "image_bytes": manifest.image_bytes,
+        "format": manifest.format,
+        "data_bytes": manifest.data_bytes,
+        "blake3": overall_hash(manifest.image_bytes, manifest.extents).hex(),
+    }
+    lines = ",\n    ".join(json.dumps(_as_json(hashed)) for hashed in manifest.extents)
+    head = json.dumps(data, indent=2)[:-2]
+    with path.open("w") as file:
+        file.write(f'{head},\n  "extents": [\n    {lines}\n  ]\n}}\n')
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest at `path`; SnapfsError when it is missing, or is not what was written."""
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise SnapfsError(
+            f"{path} is missing, and without it nobody knows whether the backup is whole; say --manifest.",
+            path=path,
+        ) from error
+    except OSError as error:
+        raise SnapfsError(f"{path} cannot be read: {error.strerror}.", path=path) from error
+    except ValueError as error:
+        raise SnapfsError(
+            f"{path} is no manifest of snapfs, not even JSON; take another.", path=path
+        ) from error
+    try:
+        return _parsed(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SnapfsError(
+            f"{path} is no whole manifest of snapfs: {error}; take another.", path=path
+        ) from error
+
+
+def _parsed(data: dict[str, Any]) -> Manifest:
+    if data["version"] != VERSION:
+        raise ValueError(f"its version is {data['version']}, this snapfs knows {VERSION}")
+    extents = tuple(map(_hashed, data["extents"]))
+    image_bytes = int(data["image_bytes"])
+    end = 0
+    for hashed in extents:
+        if hashed.extent.offset < end or hashed.extent.length <= 0:
+            raise ValueError("its extents are not in order")
+        end = hashed.extent.end
+    if end > image_bytes:
+        raise ValueError("its extents reach past the image")
+    if overall_hash(image_bytes, extents).hex() != data["blake3"]:
+        raise ValueError("its hash over everything does not fit its extents")
+    facts = {key: value for key, value in data.items() if key not in ("extents", "version", "program")}
+    return Manifest(image_bytes, str(data["format"]), extents, facts)
+
+
+def _as_json(hashed: Hashed) -> dict[str, Any]:
+    digest = hashed.digest.hex() if hashed.digest is not None else None
+    return {"offset": hashed.extent.offset, "length": hashed.extent.length, "blake3": digest}
+
+
+def _hashed(item: dict[str, Any]) -> Hashed:
+    digest = None if item["blake3"] is None else bytes.fromhex(item["blake3"])
+    if digest is not None and len(digest) != len(_ZEROS_DIGEST):
+        raise ValueError("a hash has the wrong length")
+    return Hashed(Extent(int(item["offset"]), int(item["length"]), is_zeros=digest is None), digest)

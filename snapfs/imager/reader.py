@@ -1,0 +1,137 @@
+"""A finished backup, read back: whole or damaged, as its manifest tells."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, Protocol
+
+from snapfs.errors import SnapfsError
+from snapfs.imager.manifest import Manifest
+from snapfs.imager.pace import Pace
+from snapfs.imager.progress import Meter, Report
+from snapfs.imager.qcow2 import Qcow2Reader
+from snapfs.imager.stages import Stages, Write
+from snapfs.options import format_size
+
+_BLKGETSIZE64: Final = 0x80081272
+_MAX_NAMED: Final = 3
+
+
+class _Reader(Protocol):
+    size_bytes: int
+
+    def read_into(self, view: memoryview, offset: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RawReader:
+    """A raw backup: a file or a block device."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = os.fstat(self._fd)
+        self.size_bytes = (
+            int(struct.unpack("=Q", fcntl.ioctl(self._fd, _BLKGETSIZE64, bytes(8)))[0])
+            if stat.S_ISBLK(status.st_mode)
+            else status.st_size
+        )
+        os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._fd, [view[done:]], offset + done)
+            if not count:
+                raise OSError(0, "it ends too early")
+            done += count
+        os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_DONTNEED)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class BackupReader:
+    """A backup and its manifest; what is read is checked extent by extent."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+        self._reader: _Reader = _open(path, manifest.format)
+        if self._reader.size_bytes < manifest.image_bytes:
+            self._reader.close()
+            raise SnapfsError(
+                f"{path} has {self._reader.size_bytes} bytes, its manifest {manifest.image_bytes}: the end of it is "
+                "missing; take another copy.",
+                path=path,
+            )
+
+    def run(
+        self, phase: str, write: Write, on_damage: Callable[[int], None], report: Report, pace: Pace | None = None
+    ) -> None:
+        """Read all extents in order into `write`; `on_damage` gets the index of each that is not what it was."""
+
+        def finished(index: int, digest: bytes) -> None:
+            if digest != self.manifest.extents[index].digest:
+                on_damage(index)
+
+        meter = Meter(phase, self.manifest.data_bytes, report)
+        stages = Stages(self._read_into, write, finished, meter.advance, pace or Pace(None))
+        stages.run((i, hashed.extent) for i, hashed in enumerate(self.manifest.extents) if hashed.digest is not None)
+        meter.finish()
+
+    def verify(self, report: Report) -> None:
+        """SnapfsError names the extents that are not what they were."""
+        damaged: list[int] = []
+        self.run("verify", lambda view, offset: None, damaged.append, report)
+        if damaged:
+            raise self.damage(damaged)
+
+    def damage(self, indices: list[int]) -> SnapfsError:
+        """What to say of damaged extents."""
+        extents = [self.manifest.extents[index].extent for index in indices]
+        places = ", ".join(f"{format_size(extent.length)} at {extent.offset}" for extent in extents[:_MAX_NAMED])
+        more = f" and {len(extents) - _MAX_NAMED} more" if len(extents) > _MAX_NAMED else ""
+        return SnapfsError(
+            f"{self.path} is damaged: {places}{more} is not what was written; take another copy or back up again.",
+            path=self.path,
+        )
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _read_into(self, view: memoryview, offset: int) -> None:
+        try:
+            self._reader.read_into(view, offset)
+        except OSError as error:
+            raise SnapfsError(
+                f"{self.path} cannot be read at {offset}: {error.strerror}; check the disk it is on.", path=self.path
+            ) from error
+
+
+@contextlib.contextmanager
+def open_backup(path: Path, manifest: Manifest) -> Iterator[BackupReader]:
+    """The backup at `path`, which need not have its final name yet."""
+    reader = BackupReader(path, manifest)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _open(path: Path, image_format: str) -> _Reader:
+    if image_format == "qcow2":
+        if not path.is_file():
+            raise SnapfsError(f"{path} is no file; name a backup.", path=path)
+        return Qcow2Reader(path)
+    if image_format != "raw":
+        raise SnapfsError(f"{path} is of the format {image_format}, which this snapfs does not know.", path=path)
+    try:
+        return RawReader(path)
+    except OSError as error:
+        raise SnapfsError(f"{path} cannot be opened: {error.strerror}; name a backup.", path=path) from error

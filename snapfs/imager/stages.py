@@ -1,0 +1,97 @@
+"""Two stages side by side: one reads and hashes, the other writes. Memory is a few buffers, used again and again.
+
+    reader (the caller's thread)  take a buffer, read a piece into it, hash it, hand it on
+    writer (a thread)             write it, give the buffer back; after the last piece of an extent say so
+
+Rules
+- Extents are written and said to be finished in the order they are given.
+- When one stage fails, the other comes to an end first: nobody touches source or target after `run` has returned.
+  What the writer had been handed before is still written.
+"""
+
+from __future__ import annotations
+
+import mmap
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from blake3 import blake3
+
+from snapfs.imager.extents import Extent
+from snapfs.imager.pace import Pace
+
+# Large enough that what a request costs does not matter, small enough that both stages are busy in one extent.
+PIECE_BYTES: Final = 2 << 20
+_BUFFERS: Final = 6
+
+Read = Callable[[memoryview, int], None]
+Write = Callable[[memoryview, int], None]
+Finished = Callable[[int, bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    buffer: memoryview
+    view: memoryview
+    offset: int
+    finishes: tuple[int, bytes] | None
+
+
+class Stages:
+    """`read` fills a buffer, `write` takes one; `finished` gets index and digest of each extent that was written."""
+
+    def __init__(
+        self, read: Read, write: Write, finished: Finished, advance: Callable[[int], None], pace: Pace
+    ) -> None:
+        self._read, self._write, self._finished = read, write, finished
+        self._advance, self._pace = advance, pace
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._full: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._failure: BaseException | None = None
+        for _ in range(_BUFFERS):
+            # Page-aligned, as O_DIRECT wants it.
+            self._free.put(memoryview(mmap.mmap(-1, PIECE_BYTES)))
+
+    def run(self, extents: Iterable[tuple[int, Extent]]) -> None:
+        """Copy the extents; raises what the stage that failed first raised."""
+        writer = threading.Thread(target=self._run_writer, name="writer", daemon=True)
+        writer.start()
+        try:
+            for index, extent in extents:
+                self._read_extent(index, extent)
+        finally:
+            self._full.put(None)
+            writer.join()
+        self._check()
+
+    def _read_extent(self, index: int, extent: Extent) -> None:
+        hasher = blake3()
+        for offset, length in extent.pieces(PIECE_BYTES):
+            self._pace.wait_for(length)
+            buffer = self._free.get()
+            self._check()
+            view = buffer[:length]
+            self._read(view, offset)
+            hasher.update(view)
+            finishes = (index, hasher.digest()) if offset + length == extent.end else None
+            self._full.put(_Piece(buffer, view, offset, finishes))
+            self._advance(length)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run_writer(self) -> None:
+        while (piece := self._full.get()) is not None:
+            if self._failure is None:
+                try:
+                    self._write(piece.view, piece.offset)
+                    if piece.finishes is not None:
+                        self._finished(*piece.finishes)
+                except BaseException as error:
+                    self._failure = error
+            # Also after a failure: the reader may be waiting for it.
+            self._free.put(piece.buffer)
