@@ -16,7 +16,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from snapfs.commands.signals import Signals
 from snapfs.errors import SnapfsError
 from snapfs.system import libc
 from snapfs.system.freeze import freeze, never_frozen, thaw, why_not_frozen
+from snapfs.system.grace_period import GracePeriods
 from snapfs.system.guest_agent import GuestAgent
 from snapfs.system.live_filesystems import LiveFilesystem, Number, find_live_filesystems, open_filesystem
 from snapfs.system.watchdog import Watchdog, lock_memory, unlock_memory
@@ -193,9 +194,26 @@ def cut_frozen(plan: Plan, cut: Callable[[float], dict[str, Any]], timeout_s: fl
     if not plan.targets:
         plan.sync()
         return Frozen(cut(timeout_s), None, [], [], plan.not_frozen)
-    with signals.deferred(), _undisturbed(), Watchdog(plan.targets, timeout_s) as watchdog:
+    with (
+        signals.deferred(),
+        _undisturbed(),
+        closing(GracePeriods()) as grace_periods,
+        Watchdog([*plan.targets, grace_periods], timeout_s) as watchdog,
+    ):
         plan.sync()
-        return window.run(watchdog, cut)
+        with _shortened(grace_periods, watchdog, len(plan.targets)):
+            return window.run(watchdog, cut)
+
+
+@contextmanager
+def _shortened(grace_periods: GracePeriods, watchdog: Watchdog, target_no: int) -> Iterator[None]:
+    watchdog.note_touched(target_no)
+    grace_periods.shorten()
+    try:
+        yield
+    finally:
+        grace_periods.thaw()
+        watchdog.note_thawed(target_no)
 
 
 @contextmanager
