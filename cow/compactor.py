@@ -18,6 +18,7 @@ from cow.files import Files
 from cow.layout import (
     KEPT_STATES,
     LOST_ENTRY,
+    NO_GENERATION,
     RECORD_RAW_BYTES,
     STAGED,
     Counter,
@@ -56,10 +57,10 @@ class Compactor:
     def __init__(self, store: Store) -> None:
         self._store, self._control, self._staging = store, store.control, store.staging
         self._files: Files = store.files
+        # After a restart of this process alone, perhaps an older one than the present.
         self._cut: Cut = store.cut
-        if self._control[Counter.GENERATION] != self._cut.generation:
-            self._cut = self._open_present_cut()
         self._writer = SegmentWriter(self._cut.segments, store.files)
+        self._follow_cut()
         self._stored_bytes = self._control[Counter.STORED_BYTES]
         self._stored_raw_bytes = self._control[Counter.STORED_RAW_BYTES]
         self._step_slots = max(1, _STEP_BYTES // store.header.block_bytes)
@@ -109,14 +110,15 @@ class Compactor:
         self._writer = SegmentWriter(self._cut.segments, self._files)
 
     def _follow_cut(self) -> None:
-        if self._control[Counter.GENERATION] != self._cut.generation:
+        generation = self._control[Counter.GENERATION]
+        if generation not in (self._cut.generation, NO_GENERATION):
             self._writer.close()
-            self._cut = self._open_present_cut()
+            self._cut = self._open_cut(generation)
             self._writer = SegmentWriter(self._cut.segments, self._files)
             self._stored_bytes = self._stored_raw_bytes = 0
 
-    def _open_present_cut(self) -> Cut:
-        store, generation = self._store, self._control[Counter.GENERATION]
+    def _open_cut(self, generation: int) -> Cut:
+        store = self._store
         return open_cut(store.path, generation, store.geometry, self._files, writable=True)
 
     def _move(self, seq: int, count: int) -> None:
@@ -186,6 +188,10 @@ class Compactor:
         """Move everything that is committed; OSError when the store cannot take it."""
         while self.step():
             pass
+
+    def trim(self) -> None:
+        """Give back the resident memory of the mappings."""
+        self._cut.trim()
 
     def close(self) -> None:
         self._pool.shutdown()

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from cow.header import Header, write_header
 from cow.image import Image
-from cow.layout import Counter, Durability, State
+from cow.layout import NO_GENERATION, Counter, Durability, State
 from cow.store import Cut, Store, open_cut, remove_cuts
 
 
@@ -43,14 +43,22 @@ def next_header(store: Store, image: Image, cut: Cut) -> Header:
 
 def enter_cut(store: Store, cut: Cut, header: Header) -> None:
     """Make ``cut`` the store's present one. Nobody may be writing. OSError: the old one still is."""
-    write_header(store.path, header, store.files, durable=header.durability is Durability.POWER)
+    is_power = header.durability is Durability.POWER
+    try:
+        write_header(store.path, header, store.files, durable=is_power)
+    except OSError:
+        # The new name may be in place already; the writes to come are preserved for the old cut only.
+        write_header(store.path, store.header, store.files, durable=False)
+        raise
     control = store.control
-    # First of all: readers of the old cut look at this last, and fail from here on.
-    control[Counter.GENERATION] = cut.generation
+    # First of all: readers of the old cut look at this last, and fail from here on. No cut has this number, so
+    # whoever opens the store after a kill before the last line knows that the numbers belong to no cut.
+    control[Counter.GENERATION] = NO_GENERATION
     control[Counter.CUT_SEQ] = control[Counter.RESERVED_SEQ]
     for counter in _FRESH_COUNTERS:
         control[counter] = 0
     control[Counter.STATE] = State.ACTIVE
+    control[Counter.GENERATION] = cut.generation
     store.cut, store.header = cut, header
 
 

@@ -41,7 +41,7 @@ from cow.preserve import (
     WaitForCompactor,
     store_errors,
 )
-from cow.seal import seal_free, write_seal
+from cow.seal import free_is_noted, seal_free, write_seal
 from cow.store import Cut, Store
 
 # One request never takes more of the ring than this share, or the ring could not hold two at once.
@@ -397,8 +397,8 @@ class LiveEngine:
                 if self._is_power:
                     # What the new snapshot shows must not be undone by a power loss.
                     self._image.sync()
-                self._preserver.close()
                 enter_cut(self._store, cut, header)
+                self._preserver.close()
                 self._cut, self._preserver = cut, self._new_preserver()
                 self._give_back = GiveBack(cut, self._store.files)
                 self._warned_percent, self._told_waiting = 0, False
@@ -407,30 +407,33 @@ class LiveEngine:
                 self._changed.notify_all()
         self._wake_compactor()
 
-    def settle_free(self, free_runs: Sequence[tuple[int, int]]) -> int:
-        """The map is known: these blocks hold nothing, so they are owed no more. Returns how many there are.
+    def settle_free(self, free_runs: Sequence[tuple[int, int]], cut: Cut | None = None) -> int:
+        """The map of ``cut`` is known: these blocks hold nothing, so they are owed no more; how many there are.
 
+        A cut's map is made known once; another for it, or one of a cut that has ended, does nothing.
         OSError(ENOSPC): the blocks not reached yet stay owed, which is safe.
         """
-        cut, count = self._cut, 0
+        cut, count = cut or self._cut, 0
+        if cut is not self._cut or free_is_noted(cut):
+            return 0
         for first, end in free_runs:
             cut.free.set_range(first, end)
-            self._control[Counter.FREE_BLOCKS] += end - first
         # Known and proven to be free before the first is settled: a settled block that nothing explains is damage.
         seal_free(cut, self._store.files)
         for first, end in free_runs:
             with self._lock:
+                if cut is not self._cut:
+                    break  # a newer cut knows nothing of this map
+                self._control[Counter.FREE_BLOCKS] += end - first
                 count += self._settle_run(first, end)
         return count
 
     def _settle_run(self, first: int, end: int) -> int:
-        cut, control = self._cut, self._control
-        settled = 0
+        cut, settled = self._cut, 0
         for low, high in self._unclaimed(first, end):
-            owed = high - low - cut.settled.count_set(low, high)
+            settled += high - low - cut.settled.count_set(low, high)
             cut.settled.set_range(low, high)
-            settled += owed
-        control[Counter.SETTLED_BLOCKS] += settled
+        self._control[Counter.SETTLED_BLOCKS] += settled
         return settled
 
     def release(self, first: int, end: int) -> int:
@@ -445,16 +448,20 @@ class LiveEngine:
                 # Released before settled: a reader that finds a block settled looks at this last.
                 count += high - low - cut.released.count_set(low, high)
                 cut.released.set_range(low, high)
-            control[Counter.RELEASED_BLOCKS] += count
         if self._is_power:
             # A power loss must not make a block look owed that was overwritten without being preserved.
             self._store.files.sync(cut.released.file.fd)
         with self._lock:
+            if cut is not self._cut:
+                return 0  # the snapshot ended meanwhile, and all its space with it
+            control[Counter.RELEASED_BLOCKS] += count
             for low, high in parts:
-                for part in self._unclaimed(low, high):
-                    control[Counter.SETTLED_BLOCKS] += part[1] - part[0] - cut.settled.count_set(*part)
-                    cut.settled.set_range(*part)
-        control[Counter.RETURNED_BYTES] += self._give_back.give_back(first, end)
+                self._settle_run(low, high)
+            give_back = self._give_back
+        returned_bytes = give_back.give_back(first, end)
+        with self._lock:
+            if cut is self._cut:
+                control[Counter.RETURNED_BYTES] += returned_bytes
         return count
 
     def _unclaimed(self, first: int, end: int) -> Iterator[tuple[int, int]]:

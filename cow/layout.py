@@ -72,6 +72,9 @@ class Counter(IntEnum):
     UNREADABLE = 22  # live: 1 when nothing of the snapshot can be proven right
 
 
+# The generation while a cut is made: none.
+NO_GENERATION = 0
+
 CONTROL_MAGIC = int.from_bytes(b"snapfsC1", "little")
 
 

@@ -37,7 +37,7 @@ from cow.rebuild import (
     recount,
     settle_preserved,
 )
-from cow.seal import Seal, broken_maps, free_is_proven, map_files, sync_segments
+from cow.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
 from cow.staging import file_bytes
 from cow.store import BITMAP_NAMES, CONTROL_NAME, INDEX_NAME, SEGMENTS_NAME, STAGING_NAME, Store, cut_path
 
@@ -145,8 +145,12 @@ def _restore_numbers(store: Store, seal: Seal | None, *, numbers_are_known: bool
 
 
 def _broken_maps(store: Store, seal: Seal | None) -> set[str]:
-    broken = set(broken_maps(store, seal)) if seal else set()
-    return broken if free_is_proven(store) else broken | {"free"}
+    broken, cut = set(broken_maps(store, seal)) if seal else set(), store.cut
+    if free_is_noted(cut):
+        return broken if free_is_proven(cut) else broken | {"free"}
+    # Whoever was making the map did not finish it, and settled nothing because of it.
+    cut.free.file.clear()
+    return broken
 
 
 def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> list[str]:

@@ -110,14 +110,17 @@ def seal_free(cut: Cut, files: Files) -> None:
     files.replace(cut.path / FREE_SEAL_NAME, digest_of(cut.free.file).encode())
 
 
-def free_is_proven(store: Store) -> bool:
-    """Whether the map of free blocks is what ``seal_free`` noted; or empty, where it never did."""
-    cut = store.cut
+def free_is_noted(cut: Cut) -> bool:
+    """Whether the map of free blocks is known; until then what is in it counts for nothing."""
+    return (cut.path / FREE_SEAL_NAME).exists()
+
+
+def free_is_proven(cut: Cut) -> bool:
+    """Whether the map of free blocks is what was noted."""
     try:
-        noted = (cut.path / FREE_SEAL_NAME).read_bytes()
+        return (cut.path / FREE_SEAL_NAME).read_bytes() == digest_of(cut.free.file).encode()
     except OSError:
-        return not cut.free.count()
-    return noted == digest_of(cut.free.file).encode()
+        return False
 
 
 def read_seal(store: Path, generation: int) -> Seal | None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from cow.compactor import Compactor
+from cow.cutting import discard_cut, next_header, prepare_cut
 from cow.engine import Event, LiveEngine, OverflowPolicy
 from cow.files import Files
 from cow.geometry import Geometry
@@ -76,6 +77,15 @@ class Rig:
             if not self.engine.try_write(at, piece):
                 self.compactor.drain()
                 self.engine.write(at, piece)
+
+    def make_cut(self) -> None:
+        """The next snapshot, without closing anything."""
+        assert self.store is not None
+        cut, ended = prepare_cut(self.store), self.cut
+        self.engine.begin_cut(cut, next_header(self.store, self.image, cut))
+        self.cut = cut
+        self.reader = SnapshotReader(self.store, self.image)
+        discard_cut(self.store, ended)
 
     def snapshot(self) -> bytes:
         return self.reader.read(0, len(self.old))
