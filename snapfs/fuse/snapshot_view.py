@@ -57,6 +57,8 @@ class SnapshotView(View):
     ) -> None:
         super().__init__(name, store_name, store.header.image_bytes, store.header.block_bytes)
         self._image, self._on_damage = image, on_damage
+        # Called for every read.
+        self.on_read: Callable[[], None] = lambda: None
         self._readers = trio.CapacityLimiter(_READERS)
         self.show(store)
 
@@ -65,6 +67,10 @@ class SnapshotView(View):
         self._shown = _Shown(store, self._image)
         self.image_inode = self._shown.inode
         return self.image_inode
+
+    def trim(self) -> None:
+        """Give back the resident memory of the mappings."""
+        self._shown.reader.trim()
 
     @property
     def _header(self) -> Header:
@@ -111,6 +117,7 @@ class SnapshotView(View):
         if size <= 0:
             return b""
         shown = self._shown
+        self.on_read()
         try:
             if fh != shown.inode:
                 raise SnapshotEnded("the file was opened before the present cut")

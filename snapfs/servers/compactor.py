@@ -13,6 +13,7 @@ import signal
 from cow.compactor import Compactor
 from cow.layout import Counter
 from snapfs.servers.instance import Instance
+from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import become_server
 from snapfs.system.processes import detach_streams
 
@@ -22,6 +23,7 @@ _PAUSE_S = 0.02
 _SETTLE_S = 0.05
 _RETRY_S = 0.2
 _NICENESS = 5
+_STEPS_PER_LOOK = 1
 
 
 def run_compactor(instance: Instance) -> int:
@@ -41,6 +43,7 @@ class _Loop:
         self._instance = instance
         self._compactor = Compactor(instance.store)
         self._control = instance.store.control
+        self._memory = MemoryWatch(self._compactor.trim, calls_per_look=_STEPS_PER_LOOK)
         self._stopped = self._complained = False
 
     def on_stop(self, signal_no: int, frame: object) -> None:
@@ -83,6 +86,7 @@ class _Loop:
             self._instance.work.wait(_RETRY_S)
             return
         self._complained = False
+        self._memory.tick()
         if self._control[Counter.PRESSED]:
             self._instance.room.ring()
 

@@ -16,6 +16,7 @@ from snapfs.fuse.live_view import LiveView
 from snapfs.servers.cuts import Cuts
 from snapfs.servers.instance import Instance
 from snapfs.servers.mapper import USED_NAME
+from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.report import status_of
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
 
@@ -38,6 +39,7 @@ class LiveServer:
         self.engine = LiveEngine(instance.store, instance.image, policy, self._on_event, instance.work.ring)
         self.engine.on_writing = self._on_writing
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._memory = MemoryWatch(self.engine.trim)
         self._last_error: str | None = None
         self._view_gone = False
         self._releasing = trio.Lock()
@@ -94,6 +96,7 @@ class LiveServer:
             await trio.lowlevel.wait_readable(self._writing)
             os.eventfd_read(self._writing)
             while not self.engine.note_quiet():
+                self._memory.look()
                 await trio.sleep(_QUIET_LOOK_S)
 
     def _on_event(self, event: Event) -> None:

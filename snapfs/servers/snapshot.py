@@ -18,6 +18,7 @@ from snapfs.control import request
 from snapfs.errors import SnapfsError
 from snapfs.fuse.snapshot_view import SnapshotView
 from snapfs.servers.instance import Instance
+from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
 
 _LOG = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class SnapshotServer:
         instance = self._instance
         name, store_name = os.fsencode(instance.view_name), os.fsencode(instance.store.path)
         view = SnapshotView(instance.store, instance.image, name, store_name, self._on_damage)
+        memory = MemoryWatch(view.trim)
+        view.on_read = memory.tick
         mount_view(view, instance.snap, instance.image_path, (*instance.options.fuse_options, "ro"))
         try:
             async with trio.open_nursery() as nursery:

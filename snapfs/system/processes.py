@@ -91,6 +91,11 @@ def process_start_time(pid: int) -> int | None:
     return None if state in (b"Z", b"X") else int(start_time)
 
 
+def mapped_bytes() -> int:
+    """Resident memory of this process that belongs to mapped files: the kernel can give it back at any time."""
+    return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def detach_streams(*, stderr_too: bool = True) -> None:
     """Let go of the caller's terminal and pipes, so that nobody waits for a daemon to close them."""
     null_fd = os.open(os.devnull, os.O_RDWR)

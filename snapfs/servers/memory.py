@@ -1,0 +1,34 @@
+"""Keeping the resident memory of the servers small, however much of the maps they touch.
+
+The pages of a mapped file stay in the kernel's page cache when a process lets go of them, so this costs a
+fault each when they are used again, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from snapfs.system.processes import mapped_bytes
+
+# Above what the ring and the program files take in the live server.
+_MOST_MAPPED_BYTES = 96 << 20
+
+
+class MemoryWatch:
+    """Calls ``trim`` when too much is mapped; looks once in ``calls_per_look`` calls."""
+
+    def __init__(self, trim: Callable[[], None], calls_per_look: int = 4096) -> None:
+        self._trim, self._calls_per_look = trim, calls_per_look
+        self._calls = 0
+
+    def tick(self) -> None:
+        """Once a request."""
+        self._calls += 1
+        if self._calls >= self._calls_per_look:
+            self._calls = 0
+            self.look()
+
+    def look(self) -> None:
+        """Trim now if there is need to."""
+        if mapped_bytes() > _MOST_MAPPED_BYTES:
+            self._trim()
