@@ -182,6 +182,8 @@ class Supervisor:
 
     def _flush_live(self) -> None:
         """Have the kernel write what it holds for the live view: in a child, for it may take for ever."""
+        if not is_mount_point(self._instance.live):
+            return
         pid = os.fork()
         if not pid:
             with contextlib.suppress(OSError):

@@ -66,6 +66,8 @@ def _check_unused(point: Path) -> None:
 
 def _write_out(store: Path, live: Path) -> None:
     """Have the kernel write what it holds for the live view: in a child, for it may take for ever."""
+    if not is_mount_point(live):
+        return
     pid = os.fork()
     if not pid:
         with contextlib.suppress(OSError):
