@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,17 @@ DEMO = str(ROOT / "scripts/demo")
 def leftovers(folder: Path) -> list[str]:
     """What a demo in `folder` has left: files, mounts, loop devices, processes."""
     lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
-    for command in (["losetup", "-a"], ["ps", "-eo", "args"]):
-        lines += subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines += subprocess.run(["losetup", "-a"], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines += command_lines()
     return [line for line in lines if f"{folder}/" in line] + [str(path) for path in folder.iterdir()]
+
+
+def command_lines() -> list[str]:
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="surrogateescape"))
+    return lines
 
 
 @contextmanager
