@@ -180,6 +180,8 @@ class Disk:
         self._contents: dict[int, bytes] = {}
         self._between: dict[int, bytes] = {}
         self._names: dict[Path, dict[str, int]] = {}
+        # What a name that was removed or replaced since its directory was synced stood for.
+        self._gone: dict[Path, bytes] = {}
         self._keep(rig.image_fd)
         self._keep_names(self._root)
 
@@ -197,6 +199,18 @@ class Disk:
             directory(files, path)
             self._keep_names(path)
 
+        unlink, rename = os.unlink, os.rename
+
+        def unlinked(path: Any, *rest: Any, dir_fd: int | None = None) -> None:
+            base = Path(os.readlink(f"/proc/self/fd/{dir_fd}")) if dir_fd is not None else Path()
+            self._forget(base / path)
+            unlink(path, *rest, dir_fd=dir_fd)
+
+        def renamed(source: Any, target: Any) -> None:
+            self._forget(Path(target))
+            rename(source, target)
+
+        os.unlink, os.rename = unlinked, renamed
         QuickFiles.sync = QuickFiles.sync_data = synced  # type: ignore[method-assign]
         QuickFiles.sync_directory = directory_synced  # type: ignore[method-assign]
 
@@ -206,7 +220,17 @@ class Disk:
             self._contents[info.st_ino] = file.read()
         self._between.pop(info.st_ino, None)
 
+    def _forget(self, path: Path) -> None:
+        """The name is about to go; its inode number may soon stand for another file."""
+        if path.is_file():
+            inode = path.stat().st_ino
+            self._between.pop(inode, None)
+            content = self._contents.pop(inode, None)
+            if content is not None:
+                self._gone.setdefault(path, content)
+
     def _keep_names(self, path: Path) -> None:
+        self._gone = {name: content for name, content in self._gone.items() if name.parent != path}
         self._names[path] = {entry.name: entry.inode() for entry in os.scandir(path)}
 
     def _look(self) -> None:
@@ -218,6 +242,7 @@ class Disk:
         self._lose(self._root)
 
     def _lose(self, directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
         now = {entry.name: entry.inode() for entry in os.scandir(directory)}
         durable = self._names.get(directory, {})
         names = self._rng.choice([now, durable])
@@ -225,12 +250,12 @@ class Disk:
             self._remove(directory / name)
         for name, inode in names.items():
             path = directory / name
-            if path.is_dir():
+            if path.is_dir() or (path in self._names and name not in now):
                 self._lose(path)
-            elif now.get(name) == inode:
+            elif now.get(name) == inode and path not in self._gone:
                 self._mix(path, inode)
-            elif inode in self._contents:
-                path.write_bytes(self._contents[inode])
+            elif path in self._gone:
+                path.write_bytes(self._gone[path])
 
     def _remove(self, path: Path) -> None:
         if path.is_dir():

@@ -1,0 +1,245 @@
+"""A full side buffer: each policy gives way as it says, and live data is whole under all of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from engine_rig import QuickFiles, Rig
+
+from cow.engine import EventKind, OverflowPolicy
+from cow.errors import BufferFull, EngineClosed, SnapshotLost
+from cow.layout import Counter, Durability, State
+from cow.segments import segment_numbers
+
+BLOCK_BYTES = 4096
+LIMIT_BLOCKS, MORE_BLOCKS = 48, 16
+OLD = random.Random(7).randbytes((LIMIT_BLOCKS + MORE_BLOCKS) * BLOCK_BYTES)
+NEW = random.Random(8).randbytes(len(OLD))
+MakeRig = Callable[..., Rig]
+BOTH = pytest.mark.parametrize("durability", list(Durability))
+
+
+class RefusingFiles(QuickFiles):
+    """A disk that refuses what is appended to segments, allocated for maps or flushed, once ``code`` is set."""
+
+    def __init__(self, refused: str) -> None:
+        self._refused, self.code = refused, 0
+
+    def _refuse(self, call: str) -> None:
+        if self.code and call == self._refused:
+            raise OSError(self.code, os.strerror(self.code))
+
+    def pwrite(self, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{fd}")
+        if "/cut-" in path:
+            self._refuse("append" if "/segments/" in path else "allocate")
+        super().pwrite(fd, data, offset)
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        self._refuse("allocate")
+        super().allocate(fd, offset, length)
+
+    def sync_data(self, fd: int) -> None:
+        self._refuse("flush")
+        super().sync_data(fd)
+
+
+def limited(make_rig: MakeRig, policy: OverflowPolicy, durability: Durability, **options: object) -> Rig:
+    rig = make_rig(OLD, policy=policy, durability=durability, **options)
+    rig.open()
+    rig.engine.set_limit(LIMIT_BLOCKS * BLOCK_BYTES)
+    return rig
+
+
+def write_blocks(rig: Rig, first: int, end: int) -> None:
+    for block_no in range(first, end):
+        at = block_no * BLOCK_BYTES
+        rig.compactor.drain()
+        rig.write(at, NEW[at : at + BLOCK_BYTES])
+
+
+@BOTH
+@pytest.mark.parametrize("policy", list(OverflowPolicy))
+def test_what_just_fits_does_not_overflow(make_rig: MakeRig, policy: OverflowPolicy, durability: Durability) -> None:
+    rig = limited(make_rig, policy, durability)
+    write_blocks(rig, 0, LIMIT_BLOCKS)
+    rig.compactor.drain()
+    assert rig.snapshot() == OLD
+    assert rig.control.state is State.ACTIVE
+
+
+@BOTH
+def test_break_snapshot_ends_the_snapshot_and_writes_go_on(make_rig: MakeRig, durability: Durability) -> None:
+    rig = limited(make_rig, OverflowPolicy.BREAK_SNAPSHOT, durability)
+    write_blocks(rig, 0, LIMIT_BLOCKS + MORE_BLOCKS)
+    assert rig.live() == NEW
+    assert [event.value for event in rig.events if event.kind is EventKind.OVERFLOW] == [errno.ENOSPC]
+    with pytest.raises(SnapshotLost, match="overflowed"):
+        rig.snapshot()
+    assert not rig.cut.is_intact
+
+
+@BOTH
+def test_an_overflowed_snapshot_gives_its_space_back(make_rig: MakeRig, durability: Durability) -> None:
+    rig = limited(make_rig, OverflowPolicy.BREAK_SNAPSHOT, durability)
+    write_blocks(rig, 0, LIMIT_BLOCKS + 1)
+    rig.compactor.drain()
+    rig.compactor.tidy()
+    assert segment_numbers(rig.cut.segments) == []
+
+
+@BOTH
+def test_an_overflowed_snapshot_stays_overflowed(make_rig: MakeRig, durability: Durability) -> None:
+    rig = limited(make_rig, OverflowPolicy.BREAK_SNAPSHOT, durability)
+    write_blocks(rig, 0, LIMIT_BLOCKS + 1)
+    rig.abandon()
+    assert rig.open().notes == []
+    assert rig.control.state is State.OVERFLOWED
+
+
+@BOTH
+def test_break_write_fails_the_write_and_keeps_the_snapshot(make_rig: MakeRig, durability: Durability) -> None:
+    rig = limited(make_rig, OverflowPolicy.BREAK_WRITE, durability)
+    write_blocks(rig, 0, LIMIT_BLOCKS)
+    for block_no in range(LIMIT_BLOCKS, LIMIT_BLOCKS + MORE_BLOCKS):
+        with pytest.raises(BufferFull) as caught:
+            write_blocks(rig, block_no, block_no + 1)
+        assert caught.value.errno == errno.ENOSPC
+    edge = LIMIT_BLOCKS * BLOCK_BYTES
+    assert rig.live() == NEW[:edge] + OLD[edge:]
+    assert rig.snapshot() == OLD
+
+
+@BOTH
+def test_wait_goes_on_when_the_limit_is_raised(make_rig: MakeRig, durability: Durability) -> None:
+    rig = limited(make_rig, OverflowPolicy.WAIT, durability)
+    write_blocks(rig, 0, LIMIT_BLOCKS)
+    rig.compactor.drain()
+    at = LIMIT_BLOCKS * BLOCK_BYTES
+    writer = threading.Thread(target=rig.engine.write, args=(at, NEW[at : at + BLOCK_BYTES]))
+    writer.start()
+    wait_until(lambda: any(event.kind is EventKind.WAITING for event in rig.events))
+    assert rig.engine.read(at, BLOCK_BYTES) == OLD[at : at + BLOCK_BYTES]
+    assert rig.engine.try_write(0, NEW[:BLOCK_BYTES])
+    rig.engine.set_limit(0)
+    writer.join(10)
+    assert not writer.is_alive()
+    assert rig.live() == NEW[: at + BLOCK_BYTES] + OLD[at + BLOCK_BYTES :]
+    assert rig.snapshot() == OLD
+
+
+@BOTH
+def test_a_waiting_write_ends_with_the_engine(make_rig: MakeRig, durability: Durability) -> None:
+    rig = limited(make_rig, OverflowPolicy.WAIT, durability)
+    rig.engine.set_limit(1)
+    failures: list[type[BaseException]] = []
+
+    def write() -> None:
+        try:
+            rig.engine.write(0, b"new")
+        except EngineClosed as error:
+            failures.append(type(error))
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    wait_until(lambda: bool(rig.events))
+    rig.engine.close()
+    writer.join(10)
+    assert failures == [EngineClosed]
+    assert rig.live() == OLD
+
+
+@BOTH
+def test_stop_waiting_lets_live_data_out(make_rig: MakeRig, durability: Durability) -> None:
+    rig = limited(make_rig, OverflowPolicy.WAIT, durability)
+    rig.engine.set_limit(1)
+    writer = threading.Thread(target=rig.engine.write, args=(0, NEW))
+    writer.start()
+    wait_until(lambda: bool(rig.events))
+    rig.engine.stop_waiting()
+    writer.join(10)
+    assert rig.live() == NEW
+    assert rig.control.state is State.OVERFLOWED
+
+
+@BOTH
+def test_warnings_come_once_at_80_90_and_95_percent(make_rig: MakeRig, durability: Durability) -> None:
+    rig = limited(make_rig, OverflowPolicy.BREAK_SNAPSHOT, durability)
+    write_blocks(rig, 0, LIMIT_BLOCKS)
+    assert [event.value for event in rig.events if event.kind is EventKind.BUFFER_FILLING] == [80, 90, 95]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+@pytest.mark.parametrize(
+    ("durability", "refused"),
+    [
+        (Durability.PROCESS, "append"),
+        (Durability.PROCESS, "allocate"),
+        (Durability.POWER, "append"),
+        (Durability.POWER, "allocate"),
+        (Durability.POWER, "flush"),
+    ],
+)
+@pytest.mark.parametrize("policy", list(OverflowPolicy))
+def test_a_refusing_disk_is_as_a_limit(
+    make_rig: MakeRig, policy: OverflowPolicy, durability: Durability, refused: str, code: int
+) -> None:
+    files = RefusingFiles(refused)
+    rig = make_rig(OLD, policy=policy, durability=durability, staging_slots=16, files=files)
+    rig.open()
+    files.code = code
+    done = 0
+
+    def write() -> None:
+        nonlocal done
+        for block_no in range(LIMIT_BLOCKS):
+            at = block_no * BLOCK_BYTES
+            rig.engine.write(at, NEW[at : at + BLOCK_BYTES])
+            done = block_no + 1
+
+    def work() -> None:
+        try:
+            write()
+        except BufferFull as full:
+            assert full.errno == code
+
+    writer = threading.Thread(target=work)
+    writer.start()
+    compact_until(rig, lambda: not writer.is_alive() or any(e.kind is EventKind.WAITING for e in rig.events))
+    if policy is OverflowPolicy.WAIT:
+        files.code = 0
+        compact_until(rig, lambda: not writer.is_alive())
+    writer.join(10)
+    edge = done * BLOCK_BYTES
+    assert rig.live() == NEW[:edge] + OLD[edge:]
+    if policy is OverflowPolicy.BREAK_SNAPSHOT:
+        assert done == LIMIT_BLOCKS
+        assert rig.control.state is State.OVERFLOWED
+    else:
+        assert (done == LIMIT_BLOCKS) == (policy is OverflowPolicy.WAIT)
+        assert rig.snapshot() == OLD
+
+
+def compact_until(rig: Rig, condition: Callable[[], bool]) -> None:
+    def look() -> bool:
+        try:
+            rig.compactor.step()
+        except OSError as error:
+            assert rig.control[Counter.STORE_ERRNO] == error.errno
+        rig.engine.room_made()
+        return condition()
+
+    wait_until(look)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.001)
