@@ -25,6 +25,7 @@ COMMAND = Path(sys.executable).with_name("snapfs")
 NOBODY = 65534
 TIMEOUT_S = 90.0
 MNT_DETACH = 2
+_OCTAL = re.compile(rb"\\([0-7]{3})")
 _SENTENCE = re.compile(r"snapfs: [^\n;]+; [^\n;]+\.\n")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -41,7 +42,7 @@ class Done:
         """One sentence with all `words`, nothing on stdout, and this exit code."""
         assert _SENTENCE.fullmatch(self.err), f"no single sentence with a way out: {self.err!r}"
         for word in words:
-            assert word in self.err
+            assert word in self.err, self.err
         assert self.out == ""
         assert self.code == code
 
@@ -65,7 +66,13 @@ def snapfs(*words: str | bytes | Path | int, before: Sequence[str] = (), **keywo
         *(os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in words),
     ]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=TIMEOUT_S, stdin=subprocess.DEVNULL, **keywords
+        command,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=TIMEOUT_S,
+        stdin=subprocess.DEVNULL,
+        **keywords,
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
@@ -196,7 +203,8 @@ def _files_below(path: Path) -> Iterator[Path]:
 
 
 def mounts_below(path: Path) -> list[str]:
-    points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    escaped = [line.split()[4] for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
+    points = [os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)) for name in escaped]
     return [point for point in points if point.startswith(f"{path}/")]
 
 

@@ -113,7 +113,7 @@ def test_a_store_on_a_filesystem_mounted_from_the_live_view(bench: Bench) -> Non
 
 
 def test_a_store_on_a_filesystem_that_a_killed_live_view_holds(bench: Bench) -> None:
-    """The dead view is cleared away before the new mount, its loop device and filesystem are not."""
+    """The dead view is cleared away before the new mount; what was mounted from it can hold nothing any more."""
     bench.image.unlink()
     run("mkfs.ext4", "-q", bench.image, "8M")
     bench.mount().ok()
@@ -121,7 +121,7 @@ def test_a_store_on_a_filesystem_that_a_killed_live_view_holds(bench: Bench) -> 
         os.kill(bench.status()["pid"], 9)
         wait_until(lambda: not processes_about(bench.path))
         done = bench.mount("--store", inner / "store")
-        done.refuses(1, "store", "is on a filesystem that is mounted from LIVE")
+        done.refuses(1, f"The store {inner / 'store'}", "--store")
 
 
 def test_a_store_below_a_directory_that_does_not_exist(bench: Bench) -> None:
