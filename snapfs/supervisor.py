@@ -29,9 +29,9 @@ from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.servers.compactor import run_compactor
 from snapfs.servers.instance import Instance
 from snapfs.servers.live import run_live_server
-from snapfs.servers.session import GONE, READY
+from snapfs.servers.session import GONE, READY, STOP_SIGNAL
 from snapfs.servers.snapshot import run_snapshot_server
-from snapfs.system.holders import describe, holders_of_mount
+from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.mounts import find_mount, flush_filesystem, is_mount_point, unmount
 
 _LOG = logging.getLogger(__name__)
@@ -93,7 +93,6 @@ class Supervisor:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             instance = self._instance
             if name == LIVE:
                 code = run_live_server(instance, pipe_fd)
@@ -203,11 +202,12 @@ class Supervisor:
         if other in self._gone:
             self._ending = True
             return
+        with contextlib.suppress(SnapfsError):
+            request(self._instance.store.path, "stop-map")
         try:
-            unmount(point)
-        except BusyError:
-            mount = find_mount(point)
-            holders = describe(holders_of_mount(mount)) if mount else "somebody"
+            unmount_unused(point)
+        except BusyError as error:
+            holders = ", ".join(error.holders) or "nobody knows by whom"
             _LOG.warning("%s is in use (%s) and goes on alone until it is unmounted", point, holders)
         except NotMountedError:
             self._gone.add(other)
@@ -231,9 +231,9 @@ class Supervisor:
                 self._stop(server)
 
     def _stop(self, server: _Server) -> None:
-        """SIGTERM, and patience with the two that may still have data to write."""
+        """The signal, and patience with the two that may still have data to write."""
         with contextlib.suppress(ProcessLookupError):
-            os.kill(server.pid, signal.SIGTERM)
+            os.kill(server.pid, STOP_SIGNAL)
         if server.name == SNAPSHOT and not select.select([server.pidfd], [], [], _SERVER_TIMEOUT_S)[0]:
             os.kill(server.pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])

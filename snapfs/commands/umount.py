@@ -15,7 +15,7 @@ from snapfs.commands.status import read_status
 from snapfs.control import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.system.discovery import find_store
-from snapfs.system.holders import describe, holders_of_mount
+from snapfs.system.holders import check_unused, unmount_unused
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount, flush_filesystem, is_mount_point, is_stale, unmount
 
 _END_S = 600.0
@@ -30,14 +30,19 @@ def umount(path: Path) -> None:
     store = find_store(path)
     status = read_status(store)
     points = [Path(status["snap"]), Path(status["live"])]
-    for point in points:
-        _check_unused(point)
+    request(store, "stop-map")
+    try:
+        for point in points:
+            check_unused(point)
+    except BusyError:
+        request(store, "begin-map")
+        raise
     _write_out(store, Path(status["live"]))
     lock_fd = os.open(store / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for point in points:
             with contextlib.suppress(NotMountedError):
-                unmount(point)
+                unmount_unused(point)
         _await_end(lock_fd, store, status["pid"])
     finally:
         os.close(lock_fd)
@@ -49,19 +54,6 @@ def _clear_if_stale(path: Path) -> bool:
         return False
     unmount(mount.mount_point, lazy=True)
     return True
-
-
-def _check_unused(point: Path) -> None:
-    if not is_mount_point(point):
-        return
-    mount = find_mount(point)
-    holders = holders_of_mount(mount) if mount else []
-    if holders:
-        raise BusyError(
-            f"{point} is in use: {describe(holders)}; end that and try again (nothing was unmounted).",
-            path=point,
-            holders=[holder.description for holder in holders],
-        )
 
 
 def _write_out(store: Path, live: Path) -> None:

@@ -14,7 +14,7 @@ from cow.compactor import Compactor
 from cow.layout import Counter
 from snapfs.servers.instance import Instance
 from snapfs.servers.memory import MemoryWatch
-from snapfs.servers.session import become_server
+from snapfs.servers.session import STOP_SIGNAL, become_server
 from snapfs.system.processes import detach_streams
 
 _LOG = logging.getLogger(__name__)
@@ -27,13 +27,13 @@ _STEPS_PER_LOOK = 1
 
 
 def run_compactor(instance: Instance) -> int:
-    """Compact until SIGTERM; then, if the store is kept, empty the ring. The process's exit code."""
+    """Compact until stopped; then, if the store is kept, empty the ring. The process's exit code."""
     become_server("compactor", instance.supervisor_pid)
     os.nice(_NICENESS)
     if not instance.options.foreground:
         detach_streams()
     loop = _Loop(instance)
-    signal.signal(signal.SIGTERM, loop.on_stop)
+    signal.signal(STOP_SIGNAL, loop.on_stop)
     loop.run()
     return 0
 

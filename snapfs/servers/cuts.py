@@ -126,9 +126,7 @@ class Cuts:
         """Remove the cuts before the present one, when nobody here works on them any more."""
         if not self._ended:
             return
-        if self._mapping is not None:
-            self._mapping.cancel()
-        await self._map_done.wait()
+        await self.stop_mapping()
         while self._ended:
             await trio.to_thread.run_sync(discard_cut, self._instance.store, self._ended.pop())
 
@@ -137,7 +135,7 @@ class Cuts:
     def resume(self) -> None:
         """At the start: carry the map of a snapshot that is carried on, or compute that of a new one."""
         store = self._instance.store
-        if store.header.protect is not Protect.USED:
+        if store.header.protect is not Protect.USED or self.map_state in ("ready", "computing"):
             return
         facts = self._path / FACTS_NAME
         if store.header.generation == 1 and not facts.exists():
@@ -156,13 +154,19 @@ class Cuts:
         if self._instance.store.header.protect is Protect.USED:
             self._map_done = trio.Event()
             self.map_state = "computing"
-            self._nursery.start_soon(self._make_map)
+            self._mapping = trio.CancelScope()
+            self._nursery.start_soon(self._make_map, self._mapping)
 
-    async def _make_map(self) -> None:
+    async def stop_mapping(self) -> None:
+        """Return when no map is being computed; ``resume`` begins again."""
+        if self._mapping is not None:
+            self._mapping.cancel()
+        await self._map_done.wait()
+
+    async def _make_map(self, scope: trio.CancelScope) -> None:
         cut, path = self._instance.store.cut, self._path
-        self._mapping = trio.CancelScope()
         try:
-            with self._mapping:
+            with scope:
                 if not await self._run_mapper(path):
                     self.map_state = "failed"
                     return
@@ -174,6 +178,8 @@ class Cuts:
                 "the map of used blocks could not be stored (%s): more than needed is preserved", error.strerror
             )
         finally:
+            if self.map_state == "computing":
+                self.map_state = "none"
             self._mapping = None
             self._map_done.set()
 
@@ -189,7 +195,13 @@ class Cuts:
             # No known place: no region begins there, so everything counts as used.
             command += ["--not-frozen", str(-1 if entry.get("offset") is None else entry["offset"])]
         done = await trio.run_process(
-            command, stdin=None, capture_stdout=True, capture_stderr=True, check=False, cwd="/"
+            command,
+            stdin=None,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            cwd="/",
+            deliver_cancel=_kill,
         )
         if done.returncode:
             _LOG.warning("the map of used blocks failed: %s", done.stderr.decode(errors="replace").strip()[-500:])
@@ -198,6 +210,11 @@ class Cuts:
     def _apply(self, cut: Cut, used_file: Path) -> None:
         if cut is self._instance.store.cut:
             self._engine.settle_free(list(_clear_runs(used_file, cut.free.block_count)))
+
+
+async def _kill(process: trio.Process) -> None:
+    """What a mapper leaves behind counts only when it is complete, so it needs no time to end."""
+    process.kill()
 
 
 def _clear_runs(used_file: Path, block_count: int) -> Iterator[tuple[int, int]]:

@@ -25,7 +25,7 @@ _QUIET_LOOK_S = 0.05
 
 
 def run_live_server(instance: Instance, pipe_fd: int) -> int:
-    """Serve until SIGTERM; the process's exit code."""
+    """Serve until stopped; the process's exit code."""
     become_server("live", instance.supervisor_pid)
     return trio.run(LiveServer(instance, pipe_fd).run)
 
@@ -118,6 +118,7 @@ class LiveServer:
             "damage": self._hear_damage,
             "release": self._release,
             "begin-map": self._begin_map,
+            "stop-map": self._stop_map,
             "map": self._map,
             "prepare-cut": self._cuts.prepare,
             "cut": self._cuts.cut,
@@ -155,6 +156,11 @@ class LiveServer:
     async def _begin_map(self, message: Message) -> Message:
         """Both views answer: the map of the first cut can be computed."""
         self._cuts.resume()
+        return {}
+
+    async def _stop_map(self, message: Message) -> Message:
+        """Somebody wants to unmount the snapshot view, which the computing of a map reads."""
+        await self._cuts.stop_mapping()
         return {}
 
     async def _map(self, message: Message) -> Message:

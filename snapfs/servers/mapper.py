@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from snapfs.system.mounts import open_beside
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 
@@ -31,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--not-frozen", type=int, action="append", default=[])
     options = parser.parse_args(arguments)
     os.nice(_NICENESS)
-    fd = os.open(options.snapshot, os.O_RDONLY)
+    # The user may unmount the view meanwhile.
+    fd = open_beside(options.snapshot)
     size_bytes = os.fstat(fd).st_size
     image_map = scan(
         fd, size_bytes, options.block_bytes, sector_bytes=options.sector_bytes, frozen_by_us=options.frozen

@@ -1,7 +1,10 @@
 """One FUSE mount in one process: mounting, serving, and telling the supervisor how it goes.
 
 A server says ``ready`` when it answers requests and ``gone`` when its view has been unmounted, each a line on
-its pipe to the supervisor. After ``gone`` it stays until it gets SIGTERM: the live server still owns the state.
+its pipe to the supervisor. After ``gone`` it stays until it is stopped: the live server still owns the state.
+
+Only the supervisor stops a server, by a signal that nobody else sends. When the machine shuts down SIGTERM comes
+to all processes at once, but the live server must stay until the kernel has given it what was written.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from snapfs.system.processes import (
 
 _LOG = logging.getLogger(__name__)
 READY, GONE = b"ready\n", b"gone\n"
+STOP_SIGNAL = signal.SIGUSR1
 _READ_AHEAD_KIB = 4096
 # Enough for a loop device or a deep queue to keep both cores busy; the default is 12.
 _MAX_BACKGROUND = 64
@@ -40,8 +44,9 @@ _MAX_HEARD_BYTES = 4096
 
 def become_server(name: str, supervisor_pid: int) -> None:
     """What every server does first: end when the supervisor is gone, be spared, keep its memory."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent(signal.SIGTERM, supervisor_pid)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(STOP_SIGNAL, supervisor_pid)
     set_process_name(f"snapfs-{name}")
     set_oom_score(-900)
     keep_heap()
@@ -134,7 +139,7 @@ def _session_fd() -> int:
 
 
 async def until_stopped() -> None:
-    """Return at SIGTERM."""
-    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+    """Return at STOP_SIGNAL."""
+    with trio.open_signal_receiver(STOP_SIGNAL) as signals:
         async for _ in signals:
             return

@@ -25,7 +25,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def run_snapshot_server(instance: Instance, pipe_fd: int) -> int:
-    """Serve until SIGTERM; the process's exit code."""
+    """Serve until stopped; the process's exit code."""
     become_server("snapshot", instance.supervisor_pid)
     return trio.run(SnapshotServer(instance, pipe_fd).run)
 

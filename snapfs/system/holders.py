@@ -10,15 +10,55 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from pathlib import Path
 
+from snapfs.errors import BusyError
 from snapfs.system import block_devices
 from snapfs.system.block_devices import BlockDevice, loop_devices, stacked_on, uses_of
 from snapfs.system.image_lock import lock_holders
-from snapfs.system.mounts import Mount, canonical_path, find_mount, read_mounts, snapfs_mounts
+from snapfs.system.mounts import (
+    Mount,
+    canonical_path,
+    find_mount,
+    is_mount_point,
+    read_mounts,
+    snapfs_mounts,
+    unmount,
+)
 from snapfs.system.open_files import Holder, HolderKind, describe, processes_using
 
-__all__ = ["Holder", "describe", "holders_of_image", "holders_of_mount"]
+__all__ = ["Holder", "check_unused", "describe", "holders_of_image", "holders_of_mount", "unmount_unused"]
+
+# Who only passes by (another umount, a look into the directory) is gone by then.
+_PATIENCE_S = 2.0
+_LOOK_S = 0.01
+
+
+def check_unused(point: Path) -> None:
+    """BusyError names who uses what is mounted on ``point``, if anything is."""
+    mount = find_mount(point) if is_mount_point(point) else None
+    holders = holders_of_mount(mount) if mount else []
+    if holders:
+        raise BusyError(
+            f"{point} is in use: {describe(holders)}; end that and try again (nothing was unmounted).",
+            path=point,
+            holders=[holder.description for holder in holders],
+        )
+
+
+def unmount_unused(point: Path) -> None:
+    """As ``unmount``, but BusyError names who uses it; somebody who cannot be named is waited for."""
+    until = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            unmount(point)
+            return
+        except BusyError:
+            check_unused(point)
+            if time.monotonic() > until:
+                raise
+        time.sleep(_LOOK_S)
 
 
 def holders_of_mount(mount: Mount) -> list[Holder]:

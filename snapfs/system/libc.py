@@ -1,17 +1,20 @@
 """The system calls that Python does not offer, through the C library.
 
-Source: the manual pages umount(2), syncfs(2), mlockall(2), prctl(2), mallopt(3). Every function here either works or
-raises `OSError` with the errno; what that means to a user is the business of its caller.
+Source: the manual pages umount(2), open_tree(2), syncfs(2), mlockall(2), prctl(2), mallopt(3).
+Every function here either works or raises `OSError` with the errno; what that means to a user is the business of
+its caller.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from typing import Final
 
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
+OPEN_TREE_CLONE: Final = 1
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15
@@ -26,6 +29,8 @@ M_TRIM_THRESHOLD: Final = -1
 M_TOP_PAD: Final = -2
 M_MMAP_THRESHOLD: Final = -3
 M_ARENA_MAX: Final = -8
+
+_AT_FDCWD: Final = -100
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
@@ -43,6 +48,16 @@ def _checked(result: int, path: os.PathLike[str] | str | None = None) -> int:
 def umount2(path: os.PathLike[str] | str, flags: int) -> None:
     """Unmount what is mounted on `path`; never asks its server, so a dead one does not matter."""
     _checked(_libc.umount2(os.fsencode(path), flags), path)
+
+
+def open_tree(path: os.PathLike[str] | str, flags: int) -> int:
+    """A descriptor of the mount at `path`, or with OPEN_TREE_CLONE of a copy that is mounted nowhere."""
+    try:
+        function = _libc.open_tree
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    return _checked(function(_AT_FDCWD, os.fsencode(path), flags), path)
 
 
 def syncfs(fd: int) -> None:

@@ -276,6 +276,18 @@ def _unmount_error(path: Path | str, number: int, reason: str) -> SnapfsError:
     return SnapfsError(f"{path} cannot be unmounted: {reason}; try umount -l {path} as root.", path=path)
 
 
+def open_beside(path: Path) -> int:
+    """Open a file for reading; where permitted, without keeping its mount from being unmounted."""
+    try:
+        tree_fd = libc.open_tree(path.parent, libc.OPEN_TREE_CLONE | os.O_CLOEXEC)
+    except OSError:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.open(path.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=tree_fd)
+    finally:
+        os.close(tree_fd)
+
+
 def flush_filesystem(path: Path | str) -> None:
     """Write back all that the filesystem of `path` holds in memory. Raises `OSError` as syncfs(2) does."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
