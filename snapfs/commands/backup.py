@@ -145,9 +145,7 @@ def _check_dest(options: BackupOptions, confirm: Confirm) -> None:
 
 def _check_source(options: BackupOptions, source: Source) -> None:
     if options.release and not isinstance(source, SnapshotSource):
-        raise UsageError(
-            f"{source.path} is not mounted with snapfs and owes nothing; leave out --release."
-        )
+        raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from snapfs.errors import SnapfsError
+from snapfs.errors import SnapfsError, UsageError
 
 _SENTINEL: Final = b"\xff"
 _SYNC_TIMEOUT_S: Final = 5.0
@@ -129,5 +129,5 @@ def connect_agent(address: str) -> GuestAgent:
     """The agent that `qga:SOCKET` names."""
     kind, _, path = address.partition(":")
     if kind != "qga" or not path:
-        raise SnapfsError(f"{address!r} names no way to quiesce a guest; give qga: and the agent's socket.")
+        raise UsageError(f"{address!r} names no way to quiesce a guest; give qga: and the agent's socket.")
     return GuestAgent(Path(path))
