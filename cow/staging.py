@@ -63,7 +63,7 @@ class Staging:
 
     def allocate(self) -> None:
         """Take the ring's space; OSError(ENOSPC) when the disk does not have it."""
-        self.file.ensure(0, self.file.size_bytes)
+        self.file.reserve()
 
     def views(self, seq: int, count: int) -> list[memoryview]:
         """The memory of ``count`` slots from ``seq`` on: one piece, or two where the ring wraps."""
