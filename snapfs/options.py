@@ -92,6 +92,7 @@ class MountOptions:
     cache: Cache = "writeback"
     fuse_options: tuple[str, ...] = ()
     foreground: bool = False
+    single_pass: bool = False
 
     def __post_init__(self) -> None:
         _check_block_bytes(self.block_bytes)

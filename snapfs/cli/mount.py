@@ -42,6 +42,7 @@ from snapfs.options import MountOptions, split_fuse_options
     show_default=True,
     help="Whether the kernel may hold live writes back until they are synced.",
 )
+@click.option("--single-pass", is_flag=True, help="Release what has been read of the snapshot from its start on.")
 @click.option("-o", "fuse_options", multiple=True, metavar="OPT,...", help="FUSE mount options, e.g. allow_other.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in front; log to stderr.")
 def mount_command(block_size: int, buffer_limit: int | None, fuse_options: tuple[str, ...], **facts: Any) -> int:

@@ -57,8 +57,9 @@ class SnapshotView(View):
     ) -> None:
         super().__init__(name, store_name, store.header.image_bytes, store.header.block_bytes)
         self._image, self._on_damage = image, on_damage
-        # Called for every read.
-        self.on_read: Callable[[], None] = lambda: None
+        # Called with offset and length for every read that succeeded, and for every close.
+        self.on_read: Callable[[int, int], None] = lambda offset, length: None
+        self.on_close: Callable[[], None] = lambda: None
         self._readers = trio.CapacityLimiter(_READERS)
         self.show(store)
 
@@ -73,11 +74,12 @@ class SnapshotView(View):
         self._shown.reader.trim()
 
     @property
-    def _header(self) -> Header:
+    def header(self) -> Header:
+        """The header of the cut that is shown."""
         return self._shown.store.header
 
     def image_attributes(self) -> pyfuse3.EntryAttributes:
-        header = self._header
+        header = self.header
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = self.image_inode
         entry.st_mode = stat.S_IFREG | (header.image_mode & 0o444)
@@ -112,20 +114,24 @@ class SnapshotView(View):
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """There is never anything to write."""
 
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        if fh == self.image_inode:
+            self.on_close()
+
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         size = min(size, self._image_bytes - off)
         if size <= 0:
             return b""
         shown = self._shown
-        self.on_read()
         try:
             if fh != shown.inode:
                 raise SnapshotEnded("the file was opened before the present cut")
             view = self._scratch[:size] if size <= len(self._scratch) else memoryview(bytearray(size))
-            if shown.reader.try_read(view, off):
-                # pyfuse3 takes any buffer, and sends it before the next request can use the scratch memory.
-                return cast(bytes, view)
-            return cast(bytes, await trio.to_thread.run_sync(shown.read, off, size, limiter=self._readers))
+            if not shown.reader.try_read(view, off):
+                view = await trio.to_thread.run_sync(shown.read, off, size, limiter=self._readers)
+            self.on_read(off, size)
+            # pyfuse3 takes any buffer, and sends it before the next request can use the scratch memory.
+            return cast(bytes, view)
         except Exception as error:
             if isinstance(error, Damaged):
                 self._on_damage(str(error))

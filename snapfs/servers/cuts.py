@@ -65,6 +65,10 @@ class Cuts:
         found: list[dict[str, Any]] = json.loads((self._path / REGIONS_NAME).read_text())
         return found
 
+    async def until_mapped(self) -> None:
+        """Wait while the map is being computed: what is released meanwhile could not be read for it."""
+        await self._map_done.wait()
+
     def report(self) -> dict[str, Any]:
         """What status shows of the present cut."""
         return {"freeze_ms": self.facts.get("freeze_ms"), "map": self.map_state, "regions": self.regions}

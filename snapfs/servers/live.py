@@ -148,6 +148,7 @@ class LiveServer:
         first, end = self.engine.geometry.inner_span(int(message["offset"]), int(message["length"]))
         if first >= end:
             return {"released_blocks": 0}
+        await self._cuts.until_mapped()
         async with self._releasing:
             count = await trio.to_thread.run_sync(self.engine.release, first, end)
         self._instance.released.ring()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import uuid
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pyfuse3
 import trio
@@ -20,8 +22,10 @@ from snapfs.fuse.snapshot_view import SnapshotView
 from snapfs.servers.instance import Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
+from snapfs.servers.single_pass import SinglePass
 
 _LOG = logging.getLogger(__name__)
+_MAX_UNTOLD = 64
 
 
 def run_snapshot_server(instance: Instance, pipe_fd: int) -> int:
@@ -35,19 +39,18 @@ class SnapshotServer:
 
     def __init__(self, instance: Instance, pipe_fd: int) -> None:
         self._instance, self._pipe_fd = instance, pipe_fd
-        self._send_damage, self._damage = trio.open_memory_channel[str](16)
+        self._send, self._to_tell = trio.open_memory_channel[dict[str, Any]](_MAX_UNTOLD)
 
     async def run(self) -> int:
         instance = self._instance
         name, store_name = os.fsencode(instance.view_name), os.fsencode(instance.store.path)
         view = SnapshotView(instance.store, instance.image, name, store_name, self._on_damage)
-        memory = MemoryWatch(view.trim)
-        view.on_read = memory.tick
+        self._watch_reads(view)
         mount_view(view, instance.snap, instance.image_path, (*instance.options.fuse_options, "ro"))
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_view)
-                nursery.start_soon(self._report_damage)
+                nursery.start_soon(self._tell_live_server)
                 nursery.start_soon(self._follow_cuts, view)
                 nursery.start_soon(self._follow_releases, view)
                 await until_stopped()
@@ -55,6 +58,34 @@ class SnapshotServer:
         finally:
             pyfuse3.close(unmount=False)
         return 0
+
+    def _watch_reads(self, view: SnapshotView) -> None:
+        memory = MemoryWatch(view.trim)
+        if not self._instance.options.single_pass:
+            view.on_read = lambda offset, length: memory.tick()
+            return
+        passes = {view.image_inode: self._new_pass(view)}
+
+        def present() -> SinglePass:
+            if view.image_inode not in passes:
+                passes.clear()
+                passes[view.image_inode] = self._new_pass(view)
+            return passes[view.image_inode]
+
+        def on_read(offset: int, length: int) -> None:
+            memory.tick()
+            present().note_read(offset, length)
+
+        view.on_read, view.on_close = on_read, lambda: present().note_close()
+
+    def _new_pass(self, view: SnapshotView) -> SinglePass:
+        header = view.header
+        snapshot_id = str(uuid.UUID(bytes=header.snapshot_id))
+
+        def release(offset: int, length: int) -> None:
+            self._tell({"op": "release", "id": snapshot_id, "offset": offset, "length": length})
+
+        return SinglePass(header.image_bytes, release)
 
     async def _serve_view(self) -> None:
         await serve_view(self._instance.snap, self._pipe_fd, foreground=self._instance.options.foreground)
@@ -104,14 +135,17 @@ class SnapshotServer:
                 forget()
 
     def _on_damage(self, what: str) -> None:
-        try:
-            self._send_damage.send_nowait(what)
-        except trio.WouldBlock:
-            return  # the first ones tell enough
+        self._tell({"op": "damage", "what": what})
 
-    async def _report_damage(self) -> None:
-        async for what in self._damage:
+    def _tell(self, message: dict[str, Any]) -> None:
+        try:
+            self._send.send_nowait(message)
+        except trio.WouldBlock:
+            _LOG.warning("the live server does not listen: %s is not told", message["op"])
+
+    async def _tell_live_server(self) -> None:
+        async for message in self._to_tell:
             try:
-                await trio.to_thread.run_sync(partial(request, self._instance.store.path, "damage", what=what))
+                await trio.to_thread.run_sync(partial(request, self._instance.store.path, **message))
             except SnapfsError as error:
-                _LOG.error("%s (and nobody could be told: %s)", what, error)
+                _LOG.error("the live server could not be told (%s): %s", message["op"], error)
