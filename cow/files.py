@@ -153,8 +153,12 @@ class MappedFile:
 
     def clear(self) -> None:
         """All zeros and no space on disk again."""
-        os.ftruncate(self.fd, 0)
-        os.ftruncate(self.fd, self.size_bytes)
+        try:
+            # In one step: a file cut to nothing meanwhile would kill whoever reads it through a mapping.
+            self._files.punch(self.fd, 0, self.size_bytes)
+        except OSError:
+            os.ftruncate(self.fd, 0)
+            os.ftruncate(self.fd, self.size_bytes)
         self._allocated.madvise(mmap.MADV_DONTNEED)
         self._is_new = True
 

@@ -149,7 +149,8 @@ def _broken_maps(store: Store, seal: Seal | None) -> set[str]:
     if free_is_noted(cut):
         return broken if free_is_proven(cut) else broken | {"free"}
     # Whoever was making the map did not finish it, and settled nothing because of it.
-    cut.free.file.clear()
+    if cut.free.count():
+        cut.free.file.clear()
     return broken
 
 

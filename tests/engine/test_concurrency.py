@@ -63,7 +63,7 @@ class Writer(threading.Thread):
             data = sectors(first, count, version)
             if rng.random() < 0.5 or not self._rig.engine.try_write(first * SECTOR_BYTES, data):
                 self._rig.engine.write(first * SECTOR_BYTES, data)
-            self.versions.update({number: version for number in range(first, first + count)})
+            self.versions.update(dict.fromkeys(range(first, first + count), version))
             if rng.random() < 0.05:
                 number = rng.choice(list(self.versions))
                 found = self._rig.engine.read(number * SECTOR_BYTES, SECTOR_BYTES)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
-from stops import Progress, Stopper, Work, run_child
+from stops import Progress, Recorder, recording
 
 from cow.layout import Durability, State
 from cow.recovery import Outcome
@@ -26,6 +27,7 @@ WRITES = [
     (16 * BLOCK_BYTES, pattern(8 * BLOCK_BYTES, 8)),
 ]
 MakeRig = Callable[..., Rig]
+Work = Callable[[Rig, Recorder], None]
 
 
 def image_after(count: int) -> bytes:
@@ -35,77 +37,72 @@ def image_after(count: int) -> bytes:
     return bytes(image)
 
 
-def do_writes(rig: Rig, stopper: Stopper) -> None:
+def do_writes(rig: Rig, recorder: Recorder) -> None:
     for number, (offset, data) in enumerate(WRITES, 1):
         rig.write(offset, data)
-        stopper.progress.written = number
+        recorder.progress.written = number
         if number % 3 == 0:
             rig.engine.sync()
-            stopper.progress.synced = number
+            recorder.progress.synced = number
         if number % 2 == 0:
             rig.compactor.step()
 
 
-def first_use(rig: Rig, stopper: Stopper) -> None:
-    stopper.arm()
+def first_use(rig: Rig, recorder: Recorder) -> None:
+    recorder.arm()
     rig.open()
-    stopper.progress.opened = 1
-    do_writes(rig, stopper)
+    recorder.progress.opened = True
+    do_writes(rig, recorder)
     rig.seal()
 
 
-def carried_on_after_kill(rig: Rig, stopper: Stopper) -> None:
+def carried_on_after_kill(rig: Rig, recorder: Recorder) -> None:
     rig.open()
-    stopper.progress.opened = 1
-    do_writes(rig, stopper)
+    recorder.progress.opened = True
+    do_writes(rig, recorder)
     rig.abandon()
-    stopper.arm()
+    recorder.arm()
     rig.open()
     rig.compactor.drain()
 
 
-def carried_on_after_seal(rig: Rig, stopper: Stopper) -> None:
+def carried_on_after_seal(rig: Rig, recorder: Recorder) -> None:
     rig.open()
-    stopper.progress.opened = 1
-    do_writes(rig, stopper)
+    recorder.progress.opened = True
+    do_writes(rig, recorder)
     rig.seal()
-    stopper.arm()
+    recorder.arm()
     rig.open(NEXT_BOOT)
-    rig.write(3 * BLOCK_BYTES, pattern(1, 9))
+    rig.write(*WRITES[-1])
 
 
-def small_rig(make_rig: MakeRig, durability: Durability) -> Rig:
-    return make_rig(OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=16)
-
-
-def count_changes(make_rig: MakeRig, durability: Durability, work: Work) -> int:
-    stopped, progress = run_child(small_rig(make_rig, durability), work, 0)
-    assert not stopped
-    return progress.changes
+# The boot in which the store is found: a sealed one may be found in another.
+FOUND_BY = {first_use: BOOT, carried_on_after_kill: BOOT, carried_on_after_seal: NEXT_BOOT}
 
 
 @pytest.mark.parametrize("work", [first_use, carried_on_after_kill, carried_on_after_seal])
 @pytest.mark.parametrize("durability", list(Durability))
-def test_killed_at_every_change(make_rig: MakeRig, durability: Durability, work: Work) -> None:
-    for stop_at in range(1, count_changes(make_rig, durability, work) + 1):
-        rig = small_rig(make_rig, durability)
-        stopped, progress = run_child(rig, work, stop_at)
-        assert stopped
-        boot = NEXT_BOOT if work is carried_on_after_seal else BOOT
-        check_after(rig, progress, boot, f"killed at change {stop_at}")
-        rig.close()
+def test_killed_at_every_change(make_rig: MakeRig, tmp_path: Path, durability: Durability, work: Work) -> None:
+    stop_everywhere(make_rig, tmp_path, durability, work, power=False)
 
 
 @pytest.mark.parametrize("work", [first_use, carried_on_after_kill, carried_on_after_seal])
-def test_power_lost_at_every_change(make_rig: MakeRig, work: Work) -> None:
-    boots = iter(range(1, 1 << 30))
-    for stop_at in range(1, count_changes(make_rig, Durability.POWER, work) + 1):
-        rig = small_rig(make_rig, Durability.POWER)
-        stopped, progress = run_child(rig, work, stop_at, power_seed=stop_at)
-        assert stopped
-        boot = next(boots).to_bytes(16, "little")
-        check_after(rig, progress, boot, f"power lost at change {stop_at}", synced_only=True)
-        rig.close()
+def test_power_lost_at_every_change(make_rig: MakeRig, tmp_path: Path, work: Work) -> None:
+    stop_everywhere(make_rig, tmp_path, Durability.POWER, work, power=True)
+
+
+def stop_everywhere(make_rig: MakeRig, tmp_path: Path, durability: Durability, work: Work, *, power: bool) -> None:
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=16)
+    with recording(rig, tmp_path, power=power) as recorder:
+        work(rig, recorder)
+    assert len(recorder.moments) > 20
+    for moment in recorder.moments:
+        boot = moment.number.to_bytes(16, "little") if power else FOUND_BY[work]
+        left = Rig(moment.directory, OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=16)
+        try:
+            check_after(left, moment.progress, boot, f"at change {moment.number}", synced_only=power)
+        finally:
+            left.remove()
 
 
 def check_after(rig: Rig, progress: Progress, boot: bytes, when: str, *, synced_only: bool = False) -> None:

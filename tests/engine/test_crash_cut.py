@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 from engine_rig import BOOT, Rig, pattern
-from stops import Progress, Stopper, run_child
+from stops import Progress, Recorder, recording
 
 from cow.errors import BlockReleased
 from cow.layout import Durability, State
@@ -36,7 +37,6 @@ class Write:
 
     def apply(self, model: Model) -> Model:
         image = bytearray(model.image)
-        image[self.block_no * BLOCK_BYTES :][: len(self.data)] = self.data
         at = self.block_no * BLOCK_BYTES
         image[at : at + len(self.data)] = self.data
         return replace(model, image=bytes(image[: len(OLD)]))
@@ -123,36 +123,38 @@ def models() -> list[Model]:
     return states
 
 
-def do_steps(rig: Rig, stopper: Stopper) -> None:
+def do_steps(rig: Rig, recorder: Recorder) -> None:
     rig.open()
-    stopper.arm()
+    recorder.arm()
     for number, step in enumerate(STEPS, 1):
         step.run(rig)
-        stopper.progress.written = number
+        recorder.progress.written = number
         if isinstance(step, Sync) or (isinstance(step, Cut) and rig.durability is Durability.POWER):
-            stopper.progress.synced = number
+            recorder.progress.synced = number
     rig.seal()
 
 
 @pytest.mark.parametrize("durability", list(Durability))
-def test_killed_while_cutting_and_releasing(make_rig: MakeRig, durability: Durability) -> None:
-    stop_everywhere(make_rig, durability, power=False)
+def test_killed_while_cutting_and_releasing(make_rig: MakeRig, tmp_path: Path, durability: Durability) -> None:
+    stop_everywhere(make_rig, tmp_path, durability, power=False)
 
 
-def test_power_lost_while_cutting_and_releasing(make_rig: MakeRig) -> None:
-    stop_everywhere(make_rig, Durability.POWER, power=True)
+def test_power_lost_while_cutting_and_releasing(make_rig: MakeRig, tmp_path: Path) -> None:
+    stop_everywhere(make_rig, tmp_path, Durability.POWER, power=True)
 
 
-def stop_everywhere(make_rig: MakeRig, durability: Durability, *, power: bool) -> None:
-    stop_at, stopped = 0, True
-    while stopped:
-        stop_at += 1
-        rig = make_rig(OLD, durability=durability, staging_slots=16)
-        stopped, progress = run_child(rig, do_steps, stop_at, power_seed=stop_at if power else None)
-        boot = stop_at.to_bytes(16, "little") if power else BOOT
-        check_after(rig, progress, boot, f"stopped at change {stop_at}", synced_only=power and stopped)
-        rig.close()
-    assert stop_at > 100
+def stop_everywhere(make_rig: MakeRig, tmp_path: Path, durability: Durability, *, power: bool) -> None:
+    rig = make_rig(OLD, durability=durability, staging_slots=16)
+    with recording(rig, tmp_path, power=power) as recorder:
+        do_steps(rig, recorder)
+    assert len(recorder.moments) > 100
+    for moment in recorder.moments:
+        boot = moment.number.to_bytes(16, "little") if power else BOOT
+        left = Rig(moment.directory, OLD, durability=durability, staging_slots=16)
+        try:
+            check_after(left, moment.progress, boot, f"at change {moment.number}", synced_only=power)
+        finally:
+            left.remove()
 
 
 def check_after(rig: Rig, progress: Progress, boot: bytes, when: str, *, synced_only: bool) -> None:
