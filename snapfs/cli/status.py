@@ -11,6 +11,8 @@ import click
 from snapfs.cli.types import PATH
 from snapfs.options import format_size
 
+# What every partitioned disk has, and nobody asks about.
+_PLAIN_REGIONS = frozenset({"gap", "dos", "gpt", "extended"})
 _LOST_STATES = frozenset({"overflowed", "damaged"})
 
 
@@ -32,20 +34,45 @@ def status_command(path: Path | None, as_json: bool) -> int:
 
 
 def _text(status: dict[str, Any]) -> str:
-    snapshot, buffer, size = status["snapshot"], status["buffer"], status["block_bytes"]
-    raw, stored, limit = buffer["raw_bytes"], buffer["stored_bytes"], buffer["limit_bytes"]
-    share = f" ({100 * stored // raw} % of {format_size(raw)})" if raw else ""
-    of_limit = f"of {format_size(limit)}, then {buffer['on_overflow']}" if limit else "no limit"
+    snapshot, size = status["snapshot"], status["block_bytes"]
+    frozen = "" if snapshot["freeze_ms"] is None else f", frozen for {snapshot['freeze_ms']:.0f} ms"
     rows = [
         ("image", f"{status['image']}  {format_size(status['image_bytes'])}, blocks of {format_size(size)}"),
         ("live", status["live"]),
-        ("snapshot", f"{status['snap']}  {snapshot['state']}, taken {snapshot['taken_at']}"),
+        ("snapshot", f"{status['snap']}  {snapshot['state']}, taken {snapshot['taken_at']}{frozen}"),
         ("store", status["store"]),
-        ("preserved", f"{format_size(snapshot['preserved_blocks'] * size)}"),
-        ("owed", f"{format_size(snapshot['owed_blocks'] * size)}"),
-        ("changed", f"{format_size(snapshot['changed_blocks'] * size)}"),
-        ("side buffer", f"{format_size(stored)}{share}, {of_limit}"),
+        ("used", _used_text(snapshot, size)),
+        *(("", _region_text(region)) for region in snapshot["regions"] if region["kind"] not in _PLAIN_REGIONS),
+        ("owed", format_size(snapshot["owed_blocks"] * size)),
+        ("preserved", format_size(snapshot["preserved_blocks"] * size)),
+        ("released", format_size(snapshot["released_blocks"] * size)),
+        ("changed", format_size(snapshot["changed_blocks"] * size)),
+        ("side buffer", _buffer_text(status["buffer"])),
     ]
     if status["error"]:
         rows.append(("error", status["error"]))
     return "\n".join(f"{name:<12} {text}" for name, text in rows)
+
+
+def _used_text(snapshot: dict[str, Any], block_bytes: int) -> str:
+    if snapshot["protect"] == "all":
+        return "every block is protected"
+    if snapshot["map"] == "computing":
+        return "every block, until the map is known"
+    return format_size(snapshot["used_blocks"] * block_bytes)
+
+
+def _region_text(region: dict[str, Any]) -> str:
+    """One filesystem: how much of it is used, or why all of it counts as used."""
+    name = f"{region['kind']} at {format_size(region['offset'])}"
+    if region["state"] == "trusted":
+        used_bytes = region["length"] - region["free_bytes"]
+        return f"{name}: {format_size(used_bytes)} of {format_size(region['length'])}"
+    return f"{name}: all {format_size(region['length'])}, because it {region['reason'] or 'is not looked into'}"
+
+
+def _buffer_text(buffer: dict[str, Any]) -> str:
+    raw, stored, limit = buffer["raw_bytes"], buffer["stored_bytes"], buffer["limit_bytes"]
+    share = f" ({100 * stored // raw} % of {format_size(raw)})" if raw else ""
+    of_limit = f"of {format_size(limit)}, then {buffer['on_overflow']}" if limit else "no limit"
+    return f"{format_size(stored)}{share}, {of_limit}"
