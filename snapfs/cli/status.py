@@ -68,7 +68,7 @@ def _region_text(region: dict[str, Any]) -> str:
     if region["state"] == "trusted":
         used_bytes = region["length"] - region["free_bytes"]
         return f"{name}: {format_size(used_bytes)} of {format_size(region['length'])}"
-    return f"{name}: all {format_size(region['length'])}, because it {region['reason'] or 'is not looked into'}"
+    return f"{name}: all {format_size(region['length'])} ({region['reason'] or 'it is not looked into'})"
 
 
 def _buffer_text(buffer: dict[str, Any]) -> str:
