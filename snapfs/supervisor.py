@@ -112,7 +112,8 @@ class Supervisor:
         """A server said something on its pipe."""
         data = os.read(server.pipe_fd, 4096)
         if not data:
-            self._selector.unregister(server.pipe_fd)
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(server.pipe_fd)
             return
         for line in data.splitlines(keepends=True):
             if line == READY:
@@ -169,7 +170,8 @@ class Supervisor:
 
     def _turn(self) -> None:
         for key, _ in self._selector.select():
-            if key.fd in self._selector.get_map():
+            # An earlier one of them may have closed it, and opened another under its number.
+            if self._selector.get_map().get(key.fd) is key:
                 key.data()
 
     def _on_signal(self, receive: socket.socket) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import os
 import time
 import uuid
@@ -34,6 +35,7 @@ from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmoun
 from snapfs.system.place import check_mount_points, check_store_place
 from snapfs.system.processes import boot_id, detach_streams
 
+_LOG = logging.getLogger(__name__)
 # How long a killed instance may take to let go of its image, store and mount points.
 _LET_GO_S = 15.0
 _LOOK_S = 0.05
@@ -251,6 +253,8 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
             os.close(report_fd)
 
         code = Supervisor(instance, report).run()
+    except BaseException:
+        _LOG.exception("snapfs failed")
     finally:
         os._exit(code)
 

@@ -208,7 +208,8 @@ class Cuts:
             deliver_cancel=_kill,
         )
         if done.returncode:
-            _LOG.warning("the map of used blocks failed: %s", done.stderr.decode(errors="replace").strip()[-500:])
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            _LOG.warning("the map of used blocks failed: %s", said[-1] if said else f"code {done.returncode}")
         return not done.returncode
 
     def _apply(self, cut: Cut, used_file: Path) -> None:
