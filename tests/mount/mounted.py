@@ -228,7 +228,10 @@ class Mounted:
             self._end_all()
             for process in self.processes.values():
                 process.await_end()
-        wrong += self.trouble()
+        trouble = self.trouble()
+        wrong += trouble
+        if any("Traceback" in line for line in trouble):
+            wrong.append(self.log())
         if self._foreground is not None:
             self._foreground.wait(COMMAND_TIMEOUT_S)
             assert self._foreground.stdout is not None

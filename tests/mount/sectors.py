@@ -3,8 +3,8 @@
 Word 0 is the sector's number, word 1 its version; the others are drawn from both. So whatever is read can be
 judged alone: a sector torn between two versions, or found in another's place, is told from every good one.
 
-Run as a program, this rewrites sectors through several threads until it is told to stop or has done its share,
-each thread by all ways of writing in turn, in zones of its own, and reads back what it wrote.
+Run as a program, this rewrites sectors by several threads until it is killed or a write fails, and says which
+writes are acknowledged.
 """
 
 from __future__ import annotations
@@ -180,8 +180,10 @@ def rewrite(view: View, threads: int, steps: int, seed: int, pauses: int = 0) ->
     return np.maximum.reduce([writer.versions for writer in writers])
 
 
-def acknowledge(path: Path, way: str, seed: int, threads: int) -> None:
+def acknowledge(path: Path, way: str, seed: int, threads: int, version: int) -> None:
     """Rewrite until killed, and say on stdout, a line of JSON each, what is about to be written and what is safe.
+
+    Versions grow from ``version`` on.
 
     ``way``: "direct" (O_DIRECT), "synced" (buffered, then fsync) or "returned" (buffered, nothing else).
     """
@@ -193,10 +195,9 @@ def acknowledge(path: Path, way: str, seed: int, threads: int) -> None:
             sys.stdout.write(json.dumps(fact) + "\n")
             sys.stdout.flush()
 
-    def work(index: int) -> None:
+    def work(index: int, version: int) -> None:
         rng = random.Random(f"{seed}/{index}")
         zones = range(index, view.length // ZONE, threads)
-        version = 0
         while True:
             version += 1
             first = rng.choice(zones) * ZONE_SECTORS + rng.randrange(ZONE_SECTORS)
@@ -212,7 +213,7 @@ def acknowledge(path: Path, way: str, seed: int, threads: int) -> None:
             say(first=first, count=count, version=version, safe=True)
 
     for index in range(threads):
-        threading.Thread(target=work, args=(index,), daemon=False).start()
+        threading.Thread(target=work, args=(index, version)).start()
 
 
 def main() -> None:
@@ -221,8 +222,9 @@ def main() -> None:
     parser.add_argument("way", choices=["direct", "synced", "returned"])
     parser.add_argument("seed", type=int)
     parser.add_argument("threads", type=int)
+    parser.add_argument("version", type=int)
     arguments = parser.parse_args()
-    acknowledge(arguments.path, arguments.way, arguments.seed, arguments.threads)
+    acknowledge(arguments.path, arguments.way, arguments.seed, arguments.threads, arguments.version)
 
 
 if __name__ == "__main__":
