@@ -1,0 +1,120 @@
+"""Backups of a snapshot while somebody writes, with and without release, and of a new cut."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+from conftest import Original
+from imager_rig import (
+    MIB,
+    Bench,
+    checked_qcow2,
+    files_of,
+    live_load,
+    mounted,
+    overwrite,
+    read_manifest,
+    run,
+    snapfs,
+)
+
+FORMATS = [("--format", "raw"), ("--format", "qcow2"), ("--format", "qcow2", "--compress")]
+
+
+@pytest.mark.parametrize("words", FORMATS, ids=" ".join)
+def test_the_cut_comes_back_whole_under_live_load(bench: Bench, original: Original, words: tuple[str, ...]) -> None:
+    backup, restored = bench.path / "backup", bench.path / "restored.img"
+    with bench.mounted():
+        with mounted(bench.live_file, bench.path / "point", "-o", "loop") as point, live_load(point):
+            snapfs("backup", bench.live, backup, *words, "--verify").ok()
+        if words[1] == "qcow2":
+            checked_qcow2(backup, bench.snap_file)
+        else:
+            run("cmp", backup, bench.snap_file)
+    snapfs("restore", backup, restored).ok()
+    run("e2fsck", "-fn", restored)
+    assert files_of(restored, "ext4", bench.path / "point") == original.files
+
+
+def test_any_name_of_the_instance_will_do(bench: Bench) -> None:
+    with bench.mounted():
+        for number, name in enumerate((bench.live, bench.snap, bench.snap_file, bench.image)):
+            snapfs("backup", name, bench.path / f"backup{number}").ok()
+        overalls = {read_manifest(bench.path / f"backup{number}")["blake3"] for number in range(4)}
+        assert len(overalls) == 1
+        cut = read_manifest(bench.path / "backup0")["cut"]
+        assert cut["id"] == bench.status()["snapshot"]["id"]
+
+
+def test_released_blocks_are_not_owed_any_more(bench: Bench, original: Original) -> None:
+    backup = bench.path / "backup"
+    with bench.mounted():
+        snapfs("backup", bench.live, backup, "--release").ok()
+        before = bench.status()["snapshot"]
+        assert before["owed_blocks"] == 0
+        overwrite(bench.live_file, 8 * MIB, 20 * MIB)
+        after = bench.status()["snapshot"]
+        assert after["preserved_blocks"] == before["preserved_blocks"]
+        with pytest.raises(OSError, match="No data"):
+            bench.snap_file.read_bytes()
+        snapfs("backup", bench.live, bench.path / "again").refuses(1, "released")
+    assert files_of(backup, "ext4", bench.path / "point") == original.files
+
+
+def test_without_release_the_snapshot_stays_whole(bench: Bench) -> None:
+    with bench.mounted():
+        snapfs("backup", bench.live, bench.path / "one").ok()
+        overwrite(bench.live_file, 0, 30 * MIB)
+        snapfs("backup", bench.live, bench.path / "two").ok()
+    run("cmp", bench.path / "one", bench.path / "two")
+
+
+def test_what_was_preserved_and_released_goes_back_to_the_disk(bench: Bench) -> None:
+    with bench.mounted():
+        overwrite(bench.live_file, 0, 24 * MIB)
+        assert bench.status()["buffer"]["stored_bytes"] > 4 * MIB
+        snapfs("backup", bench.live, bench.path / "backup", "--release").ok()
+        assert bench.status()["buffer"]["stored_bytes"] < MIB
+
+
+def test_cut_image_release_in_one_line(bench: Bench) -> None:
+    """The backup holds what was written and synced before the command, not what was there at the mount."""
+    backup = bench.path / "backup"
+    with bench.mounted():
+        with mounted(bench.live_file, bench.path / "point", "-o", "loop") as point:
+            (point / "of today").write_bytes(b"new" * 100_000)
+            first = bench.status()["snapshot"]["id"]
+            snapfs("backup", "--cut", bench.live, backup).ok()
+        snapshot = bench.status()["snapshot"]
+        assert snapshot["id"] != first
+        assert snapshot["owed_blocks"] == 0
+    run("e2fsck", "-fn", backup)
+    assert "of today" in files_of(backup, "ext4", bench.path / "point")
+    assert read_manifest(backup)["cut"]["frozen"]
+
+
+def test_a_range_can_be_released_by_hand(bench: Bench) -> None:
+    with bench.mounted():
+        snapfs("release", bench.live).refuses(2, "--all")
+        snapfs("release", bench.live, "--all", "--offset", "4K").refuses(2, "--all")
+        snapfs("release", bench.live, "--offset", "1T").refuses(2, "range inside")
+        assert snapfs("release", bench.live, "--offset", "4K", "--length", "8K").ok().out == "8 KiB released\n"
+        fd = os.open(bench.snap_file, os.O_RDONLY | os.O_DIRECT)
+        try:
+            with pytest.raises(OSError, match="No data"):
+                os.preadv(fd, [_page()], 4096)
+        finally:
+            os.close(fd)
+        snapfs("release", bench.snap, "--all").ok()
+        assert bench.status()["snapshot"]["owed_blocks"] == 0
+
+
+def _page() -> memoryview:
+    return memoryview(mmap.mmap(-1, 4096))
+
+
+def test_an_unmounted_image_owes_nothing(bench: Bench) -> None:
+    snapfs("backup", bench.image, Path(bench.path / "backup"), "--release").refuses(2, "leave out --release")
