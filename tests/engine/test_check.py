@@ -1,0 +1,181 @@
+"""Checking and dumping: stores in use, left behind, damaged, and one of each format that ever was."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from engine_rig import QuickFiles, Rig, pattern
+from sample_store import OLD as SAMPLE_OLD
+from sample_store import SAMPLES
+
+from cow.check import dump, verify
+from cow.errors import BlockReleased, StoreError
+from cow.image import Image
+from cow.layout import Counter, State
+from cow.snapshot import SnapshotReader
+from cow.store import open_reader
+
+OLD = pattern(40 * 4096)
+MakeRig = Callable[..., Rig]
+
+
+def used_rig(make_rig: MakeRig) -> Rig:
+    """Blocks in a segment, in the ring, free and released."""
+    rig = make_rig(OLD)
+    rig.open()
+    rig.engine.settle_free([(30, 34)])
+    rig.write(0, pattern(5 * 4096, 2))
+    rig.engine.release(20, 22)
+    rig.compactor.drain()
+    rig.write(10 * 4096, pattern(4096, 3))
+    return rig
+
+
+def contents(path: Path) -> dict[Path, tuple[bytes, int]]:
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_store_in_use_is_whole_and_left_alone(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    before = contents(rig.store_path)
+    report = verify(rig.store_path, rig.files)
+    assert report.problems == []
+    assert (report.records, report.blocks, report.damaged) == (1, 6, 0)
+    assert contents(rig.store_path) == before
+
+
+@pytest.mark.parametrize("end", ["seal", "abandon"])
+def test_a_store_left_behind_is_whole(make_rig: MakeRig, end: str) -> None:
+    rig = used_rig(make_rig)
+    getattr(rig, end)()
+    before = contents(rig.store_path)
+    assert verify(rig.store_path, rig.files).is_whole
+    assert contents(rig.store_path) == before
+
+
+def damage(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 4]))
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "problem"),
+    [
+        ("cut-00000001/settled", 4, "settled: not what was sealed"),
+        ("cut-00000001/index", 9 * 8, "index: not what was sealed"),
+        ("cut-00000001/free", 3, "free: not what was noted when the map became known"),
+        (
+            "cut-00000001/segments/00000001",
+            100,
+            "block 0: the record's checksum does not fit (segment 1, offset 0)",
+        ),
+    ],
+)
+def test_damage_is_named(make_rig: MakeRig, name: str, offset: int, problem: str) -> None:
+    rig = used_rig(make_rig)
+    rig.seal()
+    damage(rig.store_path / name, offset)
+    report = verify(rig.store_path, rig.files)
+    assert problem in report.problems
+    assert not report.is_whole
+
+
+def test_damaged_slot_is_named(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    assert rig.store is not None
+    rig.store.staging.views(rig.control[Counter.FREED_SEQ], 1)[0][7] ^= 1
+    report = verify(rig.store_path, rig.files)
+    assert report.problems == ["block 10: the staged block's checksum does not fit"]
+    assert report.damaged == 1
+
+
+def test_a_lost_entry_is_named(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    rig.cut.index.set_stored(2, 3, 0)
+    problem = "block 2: overwritten, and nothing says where its old content is"
+    assert verify(rig.store_path, rig.files).problems == [problem]
+
+
+def test_missing_and_short_files_are_named(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    rig.seal()
+    (rig.store_path / "control").unlink()
+    os.truncate(rig.store_path / "cut-00000001/index", 5)
+    problems = verify(rig.store_path, rig.files).problems
+    assert problems == ["index: 5 bytes long instead of 320", "control: No such file or directory"]
+
+
+def test_a_damaged_control_page_is_named(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    damage(rig.store_path / "control", 0)
+    (problem,) = verify(rig.store_path, rig.files).problems
+    assert problem.startswith("the store cannot be opened")
+
+
+def test_an_overflowed_snapshot_is_named(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    rig.control[Counter.STATE] = State.OVERFLOWED
+    assert not verify(rig.store_path, rig.files).is_whole
+
+
+def test_many_problems_are_not_all_listed(make_rig: MakeRig) -> None:
+    rig = make_rig(bytes(4 << 20))
+    rig.open()
+    rig.cut.settled.set_range(0, 500)
+    report = verify(rig.store_path, rig.files)
+    assert report.damaged == 500
+    assert len(report.problems) == 101
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no snapshot"):
+        verify(tmp_path, QuickFiles())
+    with pytest.raises(StoreError, match="holds no snapshot"):
+        list(dump(tmp_path, QuickFiles()))
+
+
+@pytest.fixture(params=sorted(SAMPLES.glob("format-*.tar.xz")), ids=lambda path: path.name)
+def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """An old store, unpacked, and the dump that belongs to it."""
+    with tarfile.open(request.param) as tar:
+        tar.extractall(tmp_path, filter="data")
+    return tmp_path, request.param.with_name(request.param.name.replace(".tar.xz", ".dump"))
+
+
+def test_a_store_of_every_format_is_dumped_the_same(sample: tuple[Path, Path]) -> None:
+    directory, golden = sample
+    assert "\n".join(dump(directory / "store", QuickFiles(), None)) + "\n" == golden.read_text()
+
+
+def test_a_store_of_every_format_stays_readable(sample: tuple[Path, Path]) -> None:
+    directory, _ = sample
+    assert verify(directory / "store", QuickFiles()).is_whole
+    store = open_reader(directory / "store", QuickFiles())
+    fd = os.open(directory / "image", os.O_RDONLY)
+    reader = SnapshotReader(store, Image(fd, len(SAMPLE_OLD), QuickFiles()))
+    expected = bytearray(SAMPLE_OLD)
+    expected[12 * 4096 : 14 * 4096] = bytes(2 * 4096)
+    for first, end in ((0, 3), (5, 16)):
+        offset, length = store.geometry.extent(first, end)
+        assert reader.read(offset, length) == expected[offset : offset + length]
+    with pytest.raises(BlockReleased):
+        reader.read(3 * 4096, 1)
+    store.close()
+    os.close(fd)
+
+
+def test_a_dump_is_bounded(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    lines = list(dump(rig.store_path, rig.files, 2))
+    assert lines[lines.index("index:") + 1 :][:3] == [
+        "  0 segment 1 offset 0 length " + lines[lines.index("index:") + 1].rsplit(" ", 1)[1],
+        "  1 segment 1 offset 0 length " + lines[lines.index("index:") + 1].rsplit(" ", 1)[1],
+        "  ...",
+    ]
