@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import mounted
 import pytest
 from cut_rig import GIB, CutGround, cut, run
 from mounted import Mounted, wait_until
@@ -76,7 +77,8 @@ FILES: dict[str, Callable[[CutGround, Mounted], AbstractContextManager[Path]]] =
 
 
 @pytest.mark.parametrize("fstype", FILES)
-def test_every_snapshot_is_whole(ground: CutGround, fstype: str) -> None:
+def test_every_snapshot_is_whole(ground: CutGround, fstype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounted, "WATCHDOG_S", 20.0 * ROUNDS)
     instance = ground.mounted(ground.made(fstype, GIB))
     point = ground.filesystem(instance)
     record = ground.path / "record"
