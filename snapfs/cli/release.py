@@ -21,5 +21,5 @@ def release_command(path: Path, offset: int | None, length: int | None, whole: b
     from snapfs.commands.release import release
 
     if whole != (offset is None and length is None):
-        raise UsageError("Say either which range is released, with --offset and --length, or --all.")
+        raise UsageError("A range or all of it is released; say --offset and --length, or --all.")
     click.echo(f"{format_size(release(path, offset or 0, length))} released")

@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,16 +83,19 @@ def backup(options: BackupOptions, report: Report, confirm: Confirm, note: Calla
     """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed."""
     _check_options(options)
     _check_dest(options, confirm)
+    cut_facts: dict[str, Any] = {}
     if options.cut is not None:
-        for sentence in snapshot(options.source, options.cut).problems:
+        taken = snapshot(options.source, options.cut)
+        for sentence in taken.problems:
             note(sentence)
+        cut_facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
         options = replace(options, release=not options.is_stream)
     yield_to_others()
     with open_source(options.source) as source:
         _check_source(options, source)
         with _journal(options, source) as (plan, journal):
             _image(options, source, plan, journal, report)
-            manifest = finished_manifest(source, plan, options.format)
+            manifest = finished_manifest(source, plan, options.format, cut_facts)
             _check_written(options, manifest, report)
             _finish(options, manifest)
         if options.release or options.cut is not None:

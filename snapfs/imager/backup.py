@@ -9,11 +9,12 @@ neither place.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, free_ranges
@@ -124,10 +125,14 @@ class Backup:
             self._source.release(first.offset, end.end - first.offset)
 
 
-def finished_manifest(source: Source, plan: Plan, image_format: str) -> Manifest:
-    """The manifest of a backup whose extents are all done."""
+def finished_manifest(
+    source: Source, plan: Plan, image_format: str, cut_facts: Mapping[str, Any] = MappingProxyType({})
+) -> Manifest:
+    """The manifest of a backup whose extents are all done; `cut_facts` are added to those of the cut."""
+    cut = source.facts["cut"]
     facts = {
         **source.facts,
+        "cut": None if cut is None else {**cut, **cut_facts},
         "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "block_bytes": source.block_bytes,
         "used_bytes": source.used_bytes,
@@ -138,6 +143,8 @@ def finished_manifest(source: Source, plan: Plan, image_format: str) -> Manifest
 def give_names(partial: Path, dest: Path, manifest: Manifest, manifest_file: Path) -> None:
     """Make both names appear, durably; the manifest's first: a backup that is there has one."""
     unfinished = manifest_file.with_name(manifest_file.name + ".partial")
+    with write_errors(str(partial), "go on with --resume"):
+        _sync_file(partial)
     with write_errors(str(manifest_file), "go on with --resume"):
         write_manifest(unfinished, manifest)
         os.rename(unfinished, manifest_file)
@@ -145,6 +152,15 @@ def give_names(partial: Path, dest: Path, manifest: Manifest, manifest_file: Pat
     with write_errors(str(partial), "go on with --resume"):
         os.rename(partial, dest)
         sync_directory(dest.parent)
+
+
+def _sync_file(path: Path) -> None:
+    """Its content is on the disk before it gets the name that says so."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def sync_directory(path: Path) -> None:

@@ -104,15 +104,11 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise SnapfsError(f"{path} cannot be read: {error.strerror}.", path=path) from error
     except ValueError as error:
-        raise SnapfsError(
-            f"{path} is no manifest of snapfs, not even JSON; take another.", path=path
-        ) from error
+        raise SnapfsError(f"{path} is no manifest of snapfs, not even JSON; take another.", path=path) from error
     try:
         return _parsed(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise SnapfsError(
-            f"{path} is no whole manifest of snapfs: {error}; take another.", path=path
-        ) from error
+        raise SnapfsError(f"{path} is no whole manifest of snapfs: {error}; take another.", path=path) from error
 
 
 def _parsed(data: dict[str, Any]) -> Manifest:

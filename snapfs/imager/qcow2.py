@@ -50,7 +50,7 @@ class Export:
         while True:
             try:
                 return NbdClient(str(socket_path), write_bytes)
-            except (FileNotFoundError, ConnectionRefusedError):
+            except (FileNotFoundError, ConnectionError):
                 if self._process.poll() is not None:
                     raise SnapfsError(f"{self.path}: {self.complaint()}.", path=self.path) from None
                 if time.monotonic() > until:
@@ -91,17 +91,28 @@ class Qcow2Target:
 
     def __init__(self, path: Path, size_bytes: int, *, compress: bool, keep: bool, way_out: str) -> None:
         self.path, self.name, self._way_out = path, str(path), way_out
-        if not keep:
-            _create(path, size_bytes)
+        # What compresses takes whole clusters only, so the image is made a little too long, and cut at the end.
+        self._size_bytes = _rounded(size_bytes, _SECTOR_BYTES)
+        open_bytes = _rounded(size_bytes, CELL_BYTES) if compress else self._size_bytes
+        self._cuts_end = False
+        self._is_too_long = open_bytes != self._size_bytes
+        if keep:
+            _run_qemu_img(path, "resize", "-q", "-f", "qcow2", str(path.absolute()), str(open_bytes))
+        else:
+            _run_qemu_img(path, "create", "-q", "-f", "qcow2", str(path.absolute()), str(open_bytes))
         self._export = Export(path, compress=compress)
         self._client = self._export.client
+        # A compressed cluster cannot take the place of one that an interrupted run has written.
+        self._clears = keep and compress
         self._inode = os.stat(path).st_ino
         self._is_whole = True
 
     def write(self, view: memoryview, offset: int) -> None:
         with self._errors():
+            if self._clears:
+                self._client.write_zeroes(offset, len(view))
             for start, stop in data_runs(view):
-                self._client.write(view[start:stop], offset + start)
+                self._client.write(_in_sectors(view[start:stop]), offset + start)
 
     def write_zeros(self, offset: int, length: int) -> None:
         """A new qcow2 is zeros already."""
@@ -113,10 +124,13 @@ class Qcow2Target:
                 raise vanished(self.name)
 
     def finish(self) -> None:
-        """A qcow2 has its size from the beginning."""
+        self._cuts_end = self._is_too_long
 
     def close(self) -> None:
         self._export.close(cleanly=self._is_whole)
+        if self._cuts_end and self._is_whole:
+            words = ("resize", "-q", "--shrink", "-f", "qcow2", str(self.path.absolute()), str(self._size_bytes))
+            _run_qemu_img(self.path, *words)
 
     @contextlib.contextmanager
     def _errors(self) -> Any:
@@ -143,14 +157,23 @@ class Qcow2Reader:
             self._export.close()
 
 
-def _create(path: Path, size_bytes: int) -> None:
-    rounded = -(-size_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
+def _in_sectors(view: memoryview) -> memoryview:
+    """The end of an image that is no multiple of a sector, with zeros after it: qcow2 counts in sectors."""
+    missing = -len(view) % _SECTOR_BYTES
+    return memoryview(bytes(view) + bytes(missing)) if missing else view
+
+
+def _rounded(length: int, unit: int) -> int:
+    return -(-length // unit) * unit
+
+
+def _run_qemu_img(path: Path, *words: str) -> None:
     _check_tool("qemu-img")
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", _plain(path), str(rounded)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_END_S, check=False)
+    done = subprocess.run(["qemu-img", *words], capture_output=True, text=True, timeout=_END_S, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        raise SnapfsError(f"{path} cannot be made: {said[-1] if said else 'qemu-img gives no reason'}.", path=path)
+        reason = said[-1].removeprefix("qemu-img: ").rstrip(".") if said else "qemu-img gives no reason"
+        raise SnapfsError(f"{path} cannot be made: {reason}; name another place.", path=path)
 
 
 def _start(path: Path, socket_path: Path, compress: bool, read_only: bool) -> subprocess.Popen[str]:
@@ -187,11 +210,6 @@ def _takes_direct(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _plain(path: Path) -> str:
-    """A name that qemu-img takes for a file, whatever is in it."""
-    return f"{path.absolute()}"
 
 
 def _check_tool(name: str) -> None:

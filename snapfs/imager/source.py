@@ -174,7 +174,7 @@ class SnapshotSource:
         image_map = self._await_map()
         self._used = _read_used(image_map, -(-self.size_bytes // self.block_bytes))
         self.used_bytes = _used_bytes(self._used, self.block_bytes, self.size_bytes)
-        names = ("id", "taken_at", "freeze_ms", "frozen")
+        names = ("id", "taken_at", "freeze_ms")
         cut = {name: self._snapshot[name] for name in names if name in self._snapshot}
         self.facts = {"image": status["image"], "cut": cut, "regions": image_map.get("regions", [])}
         self._fd = _open_view(self.path)
@@ -223,7 +223,9 @@ class SnapshotSource:
         return stored
 
     def close(self) -> None:
-        os.close(self._fd)
+        # A dead server answers a close with an error, and there is nothing to lose.
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
 
     # --- what an errno of the view means ---------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -46,7 +47,7 @@ def test_every_used_byte_is_in_one_extent(block_bytes: int) -> None:
     size = 40 * (1 << 20) + 700
     used = bitarray((dice.random() < 0.02 for _ in range(-(-size // block_bytes))), "little")
     extents = plan(used, block_bytes, size)
-    assert all(one.end <= two.offset for one, two in zip(extents, extents[1:], strict=False))
+    assert all(one.end <= two.offset for one, two in itertools.pairwise(extents))
     covered = bitarray(size)
     covered.setall(0)
     for extent in extents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -83,7 +84,8 @@ def test_an_unmounted_image_is_resumed_while_it_is_the_same(bench: Bench) -> Non
 
 
 def test_an_interrupt_before_anything_is_there_leaves_nothing(bench: Bench) -> None:
-    with running("backup", bench.image, bench.path / "backup", "--rate", "2M") as process:
+    bench.image.write_bytes(os.urandom(20 * MIB))
+    with running("backup", bench.image, bench.path / "backup", "--rate", "4M") as process:
         process.await_bytes(1)
         process.interrupt()
         done = process.wait()

@@ -32,9 +32,10 @@ def damage(backup: Path) -> int:
 def first_free(backup: Path) -> int:
     """The offset of the first free MiB that no extent touches."""
     extents = read_manifest(backup)["extents"]
-    for one, two in zip(extents, extents[1:], strict=False):
-        if two["offset"] - one["offset"] - one["length"] >= 2 * MIB:
-            return int(one["offset"] + one["length"])
+    starts = [extent["offset"] for extent in extents[1:]] + [64 * MIB]
+    for extent, start in zip(extents, starts, strict=True):
+        if start - extent["offset"] - extent["length"] >= MIB:
+            return int(extent["offset"] + extent["length"])
     raise AssertionError("the image is full")
 
 
