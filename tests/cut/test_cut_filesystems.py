@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cut_rig import MIB, MKFS, CutGround, cut, freeze, is_frozen, run, snapfs, thaw
-from mounted import Mounted
+from mounted import Mounted, wait_until
 
 from snapfs.system.freeze import never_frozen
 from snapfs.system.live_filesystems import find_live_filesystems
@@ -223,3 +223,11 @@ def test_the_text_names_each_on_a_line(ground: CutGround, instance: Mounted) -> 
     words = [line.split(maxsplit=1) for line in snapfs("snapshot", instance.image).stdout.splitlines()]
     assert [word[0] for word in words] == ["snapshot", "frozen", "freeze", "cut"]
     assert words[1][1] == str(point)
+
+
+def test_status_tells_of_the_freeze_and_the_map_follows(ground: CutGround, instance: Mounted) -> None:
+    ground.filesystem(instance)
+    taken = cut(instance.live)
+    assert instance.status()["snapshot"]["id"] == taken["id"]
+    assert instance.status()["snapshot"]["freeze_ms"] == pytest.approx(taken["freeze_ms"], abs=0.01)
+    wait_until(lambda: 0 < instance.status()["snapshot"]["used_blocks"] < 64 * MIB // 4096)
