@@ -9,6 +9,7 @@ import click
 
 from snapfs import __version__
 from snapfs.cli.backup import backup_command
+from snapfs.cli.check import check_command
 from snapfs.cli.limit import limit_command
 from snapfs.cli.map import map_command
 from snapfs.cli.mount import mount_command
@@ -39,6 +40,7 @@ for _command in (
     umount_command,
     status_command,
     limit_command,
+    check_command,
     snapshot_command,
     map_command,
     backup_command,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from command_line import Bench, processes_about, run, snapfs, wait_until
-from writers import MIB, random_file, write_all, writing
+from writers import MIB, random_file, reading, write_all, writing
 
 LIMIT_MIB = 4
 IMAGE_BYTES = 24 * MIB
@@ -132,9 +132,8 @@ def test_wait_goes_on_when_the_limit_is_raised(bench: Bench, frozen: bytes, too_
         wait_until(lambda: is_waiting(bench))
         with promptly():
             assert bench.status()["snapshot"]["state"] == "active"
-        with promptly(), bench.live_file.open("rb") as live:
-            live.seek(IMAGE_BYTES - MIB)
-            assert live.read(MIB) == frozen[-MIB:]
+        with promptly(), reading(bench.live_file, IMAGE_BYTES - MIB, MIB) as content:
+            assert content == frozen[-MIB:]
         with promptly():
             assert bench.snap_file.read_bytes() == frozen
         with promptly():

@@ -68,3 +68,29 @@ def write_all(target: Path, source: Path) -> tuple[str, int]:
 def random_file(path: Path, size_bytes: int) -> Path:
     path.write_bytes(os.urandom(size_bytes))
     return path
+
+
+_READ_SCRIPT = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+sys.stdout.buffer.write(os.pread(fd, int(sys.argv[3]), int(sys.argv[2])))
+sys.stdout.buffer.flush()
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def reading(target: Path, offset: int, length: int) -> Iterator[bytes]:
+    """What another process reads. It is not waited for: whoever closes a descriptor of the live file makes the
+    kernel write out all that it holds of it, which may wait for room."""
+    command = [sys.executable, "-c", _READ_SCRIPT, os.fspath(target), str(offset), str(length)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        yield process.stdout.read(length)
+    _left.append(process)
+
+
+# Kept until the interpreter ends: a process object that is dropped while its process runs is complained about.
+_left: list[subprocess.Popen[bytes]] = []

@@ -1,0 +1,57 @@
+"""``snapfs check``: is everything that the snapshot needs still in its store, and right?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cow import check
+from cow.check import Report
+from cow.errors import CowError, StoreError
+from cow.files import Files
+from cow.header import HEADER_NAME
+from snapfs.errors import NotMountedError, SnapfsError
+from snapfs.system.discovery import default_store, find_store
+
+
+def check_store(path: Path) -> tuple[Path, Report]:
+    """Look at the store behind ``path``, in use or not: where it is, and what was found. SnapfsError: no store."""
+    store = _store_of(path)
+    try:
+        return store, check.verify(store, Files())
+    except (StoreError, OSError) as error:
+        raise _no_store(store, error) from error
+
+
+def dump_store(path: Path) -> Iterator[str]:
+    """The store behind ``path`` in readable lines, as far as they can be read. SnapfsError: no store."""
+    store = _store_of(path)
+    try:
+        yield from check.dump(store, Files(), max_entries=None)
+    except StoreError as error:
+        raise _no_store(store, error) from error
+    except (CowError, ValueError, OSError) as error:
+        yield f"the rest cannot be read: {error}"
+
+
+def _store_of(path: Path) -> Path:
+    """A store itself, or that of a view or an image: running, or kept in its default place."""
+    if _is_store(path):
+        return path
+    try:
+        return find_store(path)
+    except NotMountedError:
+        beside = default_store(path)
+        return beside if _is_store(beside) else path
+
+
+def _is_store(path: Path) -> bool:
+    try:
+        return (path / HEADER_NAME).is_file()
+    except OSError:
+        return False
+
+
+def _no_store(store: Path, error: Exception) -> SnapfsError:
+    reason = error.reason if isinstance(error, StoreError) else f"cannot be read: {getattr(error, 'strerror', error)}"
+    return SnapfsError(f"{store} {reason}; name a store, or LIVE, SNAP or IMAGE of a mounted one.", path=store)
