@@ -154,7 +154,7 @@ def planned(
 ) -> Iterator[Plan]:
     """A plan for `live_file`; ``kept`` is what must stay writable (see `never_frozen`)."""
     with ExitStack() as stack:
-        live_fd = os.open(live_file, os.O_RDONLY | os.O_CLOEXEC)
+        live_fd = _open_live(live_file)
         stack.callback(os.close, live_fd)
         plan = Plan(live_file, live_fd)
         if agent is not None:
@@ -168,6 +168,16 @@ def planned(
                 reason = reasons.get(filesystem.device) if freezes else "no freeze was asked for"
                 _add(plan, filesystem, reason, stack)
         yield plan
+
+
+def _open_live(live_file: Path) -> int:
+    try:
+        return os.open(live_file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SnapfsError(
+            f"{live_file} cannot be opened: {error.strerror}; cut as the user who mounted it, or mount it again.",
+            path=live_file,
+        ) from error
 
 
 def _add(plan: Plan, filesystem: LiveFilesystem, reason: str | None, stack: ExitStack) -> None:
