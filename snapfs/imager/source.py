@@ -168,6 +168,7 @@ class SnapshotSource:
         self._store = store
         status = request(store, "status")["status"]
         self._snapshot = status["snapshot"]
+        self._image, self._pid = Path(status["image"]), int(status["pid"])
         self.path = Path(status["snap"]) / Path(status["image"]).name
         self.size_bytes, self.block_bytes = status["image_bytes"], status["block_bytes"]
         _check_state(self._snapshot, self.path)
@@ -195,7 +196,19 @@ class SnapshotSource:
         return {"cut": self._snapshot["id"], "image_bytes": self.size_bytes}
 
     def extents(self) -> list[Extent]:
-        return plan(self._used, self.block_bytes, self.size_bytes)
+        return plan(self._used, self.block_bytes, self.size_bytes, self._holes())
+
+    def _holes(self) -> bitarray | None:
+        """Cells of the image that are holes now: nobody has written there since the cut, for only snapfs writes to
+        the image, and it makes no holes. So they were zeros at the cut, and need not be read."""
+        try:
+            fd = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            return hole_cells(fd, self.size_bytes) if _is_open_in(self._pid, fd) else None
+        finally:
+            os.close(fd)
 
     def read_into(self, view: memoryview, offset: int) -> None:
         try:
@@ -279,6 +292,19 @@ def _check_kind(path: Path) -> None:
         raise SnapfsError(
             f"{path} is neither mounted with snapfs nor an image; name LIVE, SNAP, a file or a device.", path=path
         )
+
+
+def _is_open_in(pid: int, fd: int) -> bool:
+    """Whether the process has the regular file of `fd` open: a name may lead to another file meanwhile."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(link.stat(), status):
+                    return True
+    return False
 
 
 def _open_view(path: Path) -> int:

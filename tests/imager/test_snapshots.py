@@ -80,6 +80,30 @@ def test_what_was_preserved_and_released_goes_back_to_the_disk(bench: Bench) -> 
         assert bench.status()["buffer"]["stored_bytes"] < MIB
 
 
+def test_holes_of_the_image_are_not_read_but_what_was_written_since_is_zeros(bench: Bench) -> None:
+    with bench.image.open("wb") as file:
+        file.truncate(64 * MIB)
+        file.write(b"\xff" * MIB)
+    with bench.mounted():
+        overwrite(bench.live_file, 20 * MIB, 5 * MIB)
+        snapfs("backup", bench.live, bench.path / "backup").ok()
+        manifest = read_manifest(bench.path / "backup")
+        assert manifest["used_bytes"] == 64 * MIB
+        assert manifest["data_bytes"] == 6 * MIB
+        run("cmp", bench.path / "backup", bench.snap_file)
+
+
+def test_an_image_that_was_replaced_is_not_asked_for_holes(bench: Bench) -> None:
+    content = bench.image.read_bytes()
+    with bench.mounted():
+        bench.image.rename(bench.path / "aside.img")
+        with bench.image.open("wb") as file:
+            file.truncate(64 * MIB)
+        snapfs("backup", bench.live, bench.path / "backup").ok()
+        run("cmp", bench.path / "backup", bench.snap_file)
+    assert (bench.path / "aside.img").read_bytes() == content
+
+
 def test_cut_image_release_in_one_line(bench: Bench) -> None:
     """The backup holds what was written and synced before the command, not what was there at the mount."""
     backup = bench.path / "backup"
