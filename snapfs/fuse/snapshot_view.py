@@ -25,6 +25,8 @@ from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View, wants_write
 
 _LOG = logging.getLogger(__name__)
 _READERS = 4
+# A file handle is the inode that was opened, with this bit when its reads do not count.
+_UNCOUNTED = 1 << 62
 
 
 class _Shown:
@@ -60,6 +62,8 @@ class SnapshotView(View):
         # Called with offset and length for every read that succeeded, and for every close.
         self.on_read: Callable[[int, int], None] = lambda offset, length: None
         self.on_close: Callable[[], None] = lambda: None
+        # None: nobody counts who reads what. Else it says whether a process is one of ours, whose reads do not count.
+        self.is_ours: Callable[[int], bool] | None = None
         self._readers = trio.CapacityLimiter(_READERS)
         self.show(store)
 
@@ -106,7 +110,12 @@ class SnapshotView(View):
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if wants_write(flags):
             raise self._refused()
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+        if self.is_ours is None:
+            return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+        if self.is_ours(ctx.pid):
+            # Past the cache: what it holds is not asked for again, and would seem never to have been read.
+            return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode | _UNCOUNTED), direct_io=True)
+        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode))
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         raise self._refused()
@@ -124,12 +133,13 @@ class SnapshotView(View):
             return b""
         shown = self._shown
         try:
-            if fh != shown.inode:
+            if fh & ~_UNCOUNTED != shown.inode:
                 raise SnapshotEnded("the file was opened before the present cut")
             view = self._scratch[:size] if size <= len(self._scratch) else memoryview(bytearray(size))
             if not shown.reader.try_read(view, off):
                 view = await trio.to_thread.run_sync(shown.read, off, size, limiter=self._readers)
-            self.on_read(off, size)
+            if not fh & _UNCOUNTED:
+                self.on_read(off, size)
             # pyfuse3 takes any buffer, and sends it before the next request can use the scratch memory.
             return cast(bytes, view)
         except Exception as error:

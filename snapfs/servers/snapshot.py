@@ -23,6 +23,7 @@ from snapfs.servers.instance import Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
 from snapfs.servers.single_pass import SinglePass
+from snapfs.system.processes import descends_from
 
 _LOG = logging.getLogger(__name__)
 _MAX_UNTOLD = 64
@@ -77,6 +78,8 @@ class SnapshotServer:
             present().note_read(offset, length)
 
         view.on_read, view.on_close = on_read, lambda: present().note_close()
+        # What computes the map reads the view too.
+        view.is_ours = lambda pid: descends_from(pid, self._instance.supervisor_pid)
 
     def _new_pass(self, view: SnapshotView) -> SinglePass:
         header = view.header

@@ -91,6 +91,17 @@ def process_start_time(pid: int) -> int | None:
     return None if state in (b"Z", b"X") else int(start_time)
 
 
+def descends_from(pid: int, ancestor_pid: int) -> bool:
+    """Whether `ancestor_pid` started process `pid`, itself or through others; False for one that is gone."""
+    while pid > 1 and pid != ancestor_pid:
+        try:
+            line = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return False
+        pid = int(line.rpartition(b")")[2].split()[1])
+    return pid == ancestor_pid
+
+
 def mapped_bytes() -> int:
     """Resident memory of this process that belongs to mapped files: the kernel can give it back at any time."""
     return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
