@@ -258,6 +258,8 @@ def _fusermount(path: Path | str, canonical: Path, lazy: bool) -> None:
         ) from error
     if done.returncode == 0:
         return
+    if not is_mount_point(canonical):
+        raise NotMountedError(f"{path} is not mounted any more; nothing was changed.", path=path)
     reason = done.stderr.strip().rpartition(": ")[2] or "unknown error"
     errnos = {os.strerror(number): number for number in (errno.EBUSY, errno.EPERM)}
     number = errno.EPERM if "not found in" in done.stderr else errnos.get(reason, 0)
