@@ -75,11 +75,11 @@ def _snapshot_layers(store: Path) -> Layers:
 
 
 def _used(answer: Message, block_count: int) -> bitarray:
-    if answer["used_file"] is None:
+    if answer["free_file"] is None:
         return ones(block_count, "little")
-    used = bitarray(endian="little")
-    used.frombytes(Path(answer["used_file"]).read_bytes())
-    return used[:block_count]
+    free = bitarray(endian="little")
+    free.frombytes(Path(answer["free_file"]).read_bytes())
+    return ~free[:block_count]
 
 
 def _regions(answer: Message, image_bytes: int) -> list[Region]:

@@ -319,11 +319,11 @@ def _read_used(image_map: dict[str, Any], block_count: int) -> bitarray:
     if image_map["state"] != "ready":
         return ones(block_count, "little")
     used = bitarray(endian="little")
-    data = Path(image_map["used_file"]).read_bytes()
-    used.frombytes(data)
+    used.frombytes(Path(image_map["free_file"]).read_bytes())
     if len(used) < block_count:
-        raise SnapfsError(f"The map {image_map['used_file']} is too short; take a new cut.")
+        raise SnapfsError(f"The map {image_map['free_file']} is too short; take a new cut.")
     del used[block_count:]
+    used.invert()
     return used
 
 

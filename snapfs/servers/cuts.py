@@ -10,6 +10,7 @@ A cut is asked for in steps, so that the caller can freeze filesystems around th
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -30,13 +31,14 @@ from cow.store import Cut
 from snapfs.control import Message
 from snapfs.errors import SnapfsError
 from snapfs.servers.instance import Instance
-from snapfs.servers.mapper import REGIONS_NAME, USED_NAME
+from snapfs.servers.mapper import FREE_NAME, REGIONS_NAME
 from snapfs.servers.report import utc_text
 
 _LOG = logging.getLogger(__name__)
 FACTS_NAME = "facts.json"
 _SHOW_TIMEOUT_S = 10.0
 _LOOK_S = 0.002
+_PIECE_BYTES = 1 << 20
 
 
 class Cuts:
@@ -174,7 +176,7 @@ class Cuts:
                 if not await self._run_mapper(path):
                     self.map_state = "failed"
                     return
-                await trio.to_thread.run_sync(self._apply, cut, path / USED_NAME)
+                await trio.to_thread.run_sync(self._apply, cut, path / FREE_NAME)
                 self.map_state = "ready"
         except OSError as error:
             self.map_state = "failed"
@@ -212,9 +214,10 @@ class Cuts:
             _LOG.warning("the map of used blocks failed: %s", said[-1] if said else f"code {done.returncode}")
         return not done.returncode
 
-    def _apply(self, cut: Cut, used_file: Path) -> None:
+    def _apply(self, cut: Cut, found: Path) -> None:
         if cut is self._instance.store.cut:
-            self._engine.settle_free(list(_clear_runs(used_file, cut.free.block_count)))
+            self._engine.settle_free(list(_free_runs(found, cut.free.block_count)))
+        found.unlink()
 
 
 async def _kill(process: trio.Process) -> None:
@@ -222,18 +225,18 @@ async def _kill(process: trio.Process) -> None:
     process.kill()
 
 
-def _clear_runs(used_file: Path, block_count: int) -> Iterator[tuple[int, int]]:
-    """The runs of free blocks in a file of one bit a block."""
-    used = bitarray(endian="little")
-    with used_file.open("rb") as file:
-        used.fromfile(file)
-    if len(used) < block_count:
-        raise OSError(5, f"{used_file} is too short", os.fspath(used_file))
-    start = used.find(0, 0, block_count)
-    while start >= 0:
-        end = used.find(1, start, block_count)
-        if end < 0:
-            yield start, block_count
-            return
-        yield start, end
-        start = used.find(0, end, block_count)
+def _free_runs(found: Path, block_count: int) -> Iterator[tuple[int, int]]:
+    """The runs of free blocks in a file of one bit a block, a piece at a time: the whole may be large."""
+    with found.open("rb") as file:
+        if os.fstat(file.fileno()).st_size * 8 < block_count:
+            raise OSError(errno.EIO, f"{found} is too short", os.fspath(found))
+        for first in range(0, block_count, _PIECE_BYTES * 8):
+            free = bitarray(endian="little")
+            free.frombytes(file.read(_PIECE_BYTES))
+            end = min(len(free), block_count - first)
+            start = free.find(1, 0, end)
+            while start >= 0:
+                stop = free.find(0, start, end)
+                stop = end if stop < 0 else stop
+                yield first + start, first + stop
+                start = free.find(1, stop, end)

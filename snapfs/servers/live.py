@@ -15,7 +15,6 @@ from snapfs.errors import SnapfsError
 from snapfs.fuse.live_view import LiveView
 from snapfs.servers.cuts import Cuts
 from snapfs.servers.instance import Instance
-from snapfs.servers.mapper import USED_NAME
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.report import status_of
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
@@ -166,8 +165,8 @@ class LiveServer:
 
     async def _map(self, message: Message) -> Message:
         cuts = self._cuts
-        used_file = str(self._instance.store.cut.path / USED_NAME) if cuts.map_state == "ready" else None
-        return {"state": cuts.map_state, "used_file": used_file, "regions": cuts.regions}
+        free_file = str(self._instance.store.cut.free.file.path) if cuts.map_state == "ready" else None
+        return {"state": cuts.map_state, "free_file": free_file, "regions": cuts.regions}
 
     async def _hear_damage(self, message: Message) -> Message:
         self._note_damage(str(message["what"]))

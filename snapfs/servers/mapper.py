@@ -1,8 +1,9 @@
 """The map of used blocks of the present snapshot, computed in a process of its own.
 
 It reads the snapshot view, which cannot change any more, so writers never wait for it. It is a program
-(``python -m snapfs.servers.mapper``) that leaves two files in the directory of the cut: ``used``, one bit a
-block, 1 for used, and ``regions.json``, what was found where. The live server takes them over.
+(``python -m snapfs.servers.mapper``) that leaves two files in the directory of the cut: ``free.found``, one bit
+a block, 1 for free, with holes for zeros, and ``regions.json``, what was found where. The live server takes the
+first over into the map of free blocks.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from snapfs.system.mounts import open_beside
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 
-USED_NAME, REGIONS_NAME = "used", "regions.json"
+FREE_NAME, REGIONS_NAME = "free.found", "regions.json"
+_PIECE_BYTES = 1 << 20
 _NICENESS = 5
+_INVERTED = bytes(0xFF ^ byte for byte in range(256))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,9 +63,14 @@ def distrust(image_map: ImageMap, offset: int) -> None:
 
 
 def write_map(image_map: ImageMap, directory: Path) -> None:
-    """Leave the map in ``directory``; ``regions.json`` comes last and says that ``used`` is whole."""
-    with (directory / USED_NAME).open("wb") as file:
-        image_map.used.tofile(file)
+    """Leave the map in ``directory``; ``regions.json`` comes last and says that the other is whole."""
+    used = memoryview(image_map.used)
+    with (directory / FREE_NAME).open("wb") as file:
+        for offset in range(0, len(used), _PIECE_BYTES):
+            piece = used[offset : offset + _PIECE_BYTES].tobytes()
+            if piece.count(0xFF) < len(piece):
+                os.pwrite(file.fileno(), piece.translate(_INVERTED), offset)
+        file.truncate(len(used))
     partial = directory / (REGIONS_NAME + ".new")
     partial.write_text(json.dumps([asdict(region) for region in image_map.regions]))
     partial.rename(directory / REGIONS_NAME)
