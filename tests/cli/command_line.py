@@ -181,13 +181,19 @@ class Bench:
         yield
         assert self.traces() == before
 
-    def clean_up(self) -> None:
+    def end_processes(self) -> None:
+        """Whatever a failed test left: a killed instance, and the mounts that it served."""
         for pid in processes_about(self.path):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for view in (self.snap, self.live):
+            _libc.umount2(os.fsencode(view), MNT_DETACH)
+        wait_until(lambda: not processes_about(self.path))
+
+    def clean_up(self) -> None:
+        self.end_processes()
         for point in reversed(mounts_below(self.path)):
             _libc.umount2(os.fsencode(point), MNT_DETACH)
-        wait_until(lambda: not processes_about(self.path))
         for device in loops_below(self.path):
             subprocess.run(["losetup", "-d", device], check=False, capture_output=True)
         run("rm", "-rf", "--one-file-system", self.path)

@@ -1,0 +1,152 @@
+"""The store's own filesystem filled to the last block: an overflow like that of a limit, and never a SIGBUS."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import Bench, small_filesystem, snapfs, wait_until
+from writers import MIB, random_file, write_all, writing
+
+DISK_BYTES = 96 * MIB  # room for the ring of 64 MiB and some segments
+RING_BYTES = 64 * MIB
+MOMENTS = ["before", "middle", "ring"]
+
+
+@pytest.fixture
+def disk(bench: Bench) -> Iterator[Path]:
+    with small_filesystem(bench.path, DISK_BYTES) as point:
+        try:
+            yield point
+        finally:
+            bench.end_processes()
+
+
+@pytest.fixture
+def frozen(bench: Bench) -> bytes:
+    bench.image.write_bytes(os.urandom(RING_BYTES + 8 * MIB))
+    return bench.image.read_bytes()
+
+
+@pytest.fixture
+def new(bench: Bench, frozen: bytes) -> Path:
+    return random_file(bench.path / "new.bin", len(frozen))
+
+
+def fill(directory: Path) -> None:
+    """To the last block."""
+    fd = os.open(directory / "filler", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        for size_bytes in (1 << 20, 4096, 512):
+            try:
+                while True:
+                    os.write(fd, bytes(size_bytes))
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def child(bench: Bench, name: str) -> int:
+    """The server of the instance with this process name."""
+    pid = bench.status()["pid"]
+    for server in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if Path(f"/proc/{server}/comm").read_text().strip() == name:
+            return int(server)
+    raise AssertionError(name)
+
+
+def fill_at(bench: Bench, disk: Path, moment: str) -> None:
+    """Fill the disk before anything is preserved, after some of it is in segments, or while the ring is full."""
+    if moment == "before":
+        fill(disk)
+        return
+    some = random_file(bench.path / "some.bin", 2 * MIB)
+    assert write_all(bench.live_file, some)[0] == "synced"
+    wait_until(lambda: bench.status()["buffer"]["staged_bytes"] == 0)
+    if moment == "middle":
+        fill(disk)
+        return
+    compactor = child(bench, "snapfs-compacto")
+    os.kill(compactor, signal.SIGSTOP)
+    most = random_file(bench.path / "most.bin", RING_BYTES + MIB)
+    try:
+        assert write_all(bench.live_file, most)[0] == "synced"
+        fill(disk)
+    finally:
+        os.kill(compactor, signal.SIGCONT)
+
+
+def options(disk: Path, policy: str) -> list[str]:
+    return ["--store", str(disk / "store"), f"--on-overflow={policy}", "--cache=writethrough"]
+
+
+def no_server_died(disk: Path) -> bool:
+    log = (disk / "store" / "log").read_text()
+    return "was killed by signal" not in log and "failed" not in log
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_break_snapshot(bench: Bench, disk: Path, new: Path, moment: str) -> None:
+    with bench.mounted(*options(disk, "break-snapshot")):
+        fill_at(bench, disk, moment)
+        assert write_all(bench.live_file, new)[0] == "synced"
+        assert bench.live_file.read_bytes() == new.read_bytes()
+        done = snapfs("status", bench.live)
+        assert done.code == 3
+        assert "overflowed" in done.out
+        with pytest.raises(OSError, match="Input/output error"):
+            bench.snap_file.read_bytes()
+        assert no_server_died(disk)
+    assert bench.image.read_bytes() == new.read_bytes()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_break_write(bench: Bench, disk: Path, frozen: bytes, new: Path, moment: str) -> None:
+    with bench.mounted(*options(disk, "break-write")):
+        fill_at(bench, disk, moment)
+        before = bench.live_file.read_bytes()
+        said, done_bytes = write_all(bench.live_file, new)
+        assert said == f"errno {errno.ENOSPC}"
+        assert bench.snap_file.read_bytes() == frozen
+        assert snapfs("status", bench.live).code == 0
+        live = bench.live_file.read_bytes()
+        assert live[:done_bytes] == new.read_bytes()[:done_bytes]
+        assert live[done_bytes + MIB :] == before[done_bytes + MIB :]
+        (disk / "filler").unlink()
+        assert write_all(bench.live_file, random_file(bench.path / "few.bin", 4 * MIB))[0] == "synced"
+        assert bench.snap_file.read_bytes() == frozen
+        assert no_server_died(disk)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_wait(bench: Bench, disk: Path, frozen: bytes, moment: str) -> None:
+    few = random_file(bench.path / "few.bin", RING_BYTES + 8 * MIB if moment == "ring" else 6 * MIB)
+    with bench.mounted(*options(disk, "wait")):
+        if moment == "ring":
+            compactor = child(bench, "snapfs-compacto")
+            os.kill(compactor, signal.SIGSTOP)
+            with writing(bench.live_file, few) as writer:
+                wait_until(lambda: bench.status()["buffer"]["staged_bytes"] > RING_BYTES - MIB)
+                fill(disk)
+                os.kill(compactor, signal.SIGCONT)
+                wait_until(lambda: "live writes wait" in (disk / "store" / "log").read_text())
+                (disk / "filler").unlink()
+                wait_until(lambda: writer.is_over or bench.status()["buffer"]["stored_bytes"] > 0)
+        else:
+            fill_at(bench, disk, moment)
+            with writing(bench.live_file, few) as writer:
+                wait_until(lambda: "live writes wait" in (disk / "store" / "log").read_text())
+                assert not writer.is_over
+                assert bench.status()["snapshot"]["state"] == "active"
+                (disk / "filler").unlink()
+                assert writer.finish()[0] == "synced"
+            assert bench.live_file.read_bytes()[: 6 * MIB] == few.read_bytes()
+        assert bench.snap_file.read_bytes() == frozen
+        assert no_server_died(disk)
