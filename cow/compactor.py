@@ -4,17 +4,24 @@ One step takes the oldest committed slots, sorts them by block, joins neighbours
 to one record, appends the records, points the index to them, and only then frees the slots. Killed anywhere,
 the next compactor does the step again; a record that no entry names is only lost space.
 
-The fuller the ring, the less time goes into compressing: lz4 acceleration first, then raw records.
+The fuller the ring, the less time goes into compressing: lz4 acceleration first, then raw records. Segments
+written in such haste are *squeezed* when there is nothing else to do: their records are compressed again, well,
+into new segments, the index follows, and the old segments go. Readers that meet an entry of an old one look at
+the index again.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
-from cow.codec import STORE_RAW, encode, payload_bytes, slot_checksums, slot_seed
-from cow.files import Files
+from cow.codec import STORE_RAW, RecordHeader, decode, encode, payload_bytes, slot_checksums, slot_seed
+from cow.errors import Damaged
+from cow.files import Data, Files
 from cow.layout import (
     KEPT_STATES,
     LOST_ENTRY,
@@ -22,21 +29,23 @@ from cow.layout import (
     RECORD_RAW_BYTES,
     STAGED,
     Counter,
+    Place,
     pack_place,
 )
-from cow.segments import SegmentWriter, remove_segments
+from cow.segments import ScanProblem, SegmentWriter, remove_segments, scan_segment, segment_path
 from cow.store import Cut, Store, open_cut
 
 # Large enough to join neighbours that were written out of order, small enough to free slots steadily.
 _STEP_BYTES = 2 << 20
 # (share of the ring in use, lz4 acceleration): the last whose share is reached applies.
-_PACE = ((0.0, 1), (0.5, 4), (0.7, 16), (0.9, STORE_RAW))
+_WELL = 1
+_PACE = ((0.0, _WELL), (0.5, 4), (0.7, 16), (0.9, STORE_RAW))
 _WORKERS = 2
 
 
 def acceleration_for(share: float) -> int:
     """How hard to compress when ``share`` (0 to 1) of the ring waits."""
-    chosen = _PACE[0][1]
+    chosen = _WELL
     for from_share, acceleration in _PACE:
         if share >= from_share:
             chosen = acceleration
@@ -45,10 +54,11 @@ def acceleration_for(share: float) -> int:
 
 @dataclass(slots=True)
 class _Run:
-    """Neighbouring blocks, where they lie in the step's buffer, and the slots they came from."""
+    """Neighbouring blocks, and the index entries that say where they come from."""
 
     block_no: int
-    seqs: list[int]
+    entries: list[int]
+    raw: Data = b""
 
 
 class Compactor:
@@ -67,6 +77,10 @@ class Compactor:
         self._run_blocks = max(1, RECORD_RAW_BYTES // store.header.block_bytes)
         self._buffer = memoryview(bytearray(self._step_slots * store.header.block_bytes))
         self._pool = ThreadPoolExecutor(_WORKERS, "lz4")
+        # Segments with records that were not compressed well, and where in the first of them squeezing is.
+        self._hasty: list[int] = []
+        self._squeezing: Iterator[tuple[Place, RecordHeader] | ScanProblem] | None = None
+        self._is_spoiled = False
 
     @property
     def backlog_slots(self) -> int:
@@ -116,6 +130,7 @@ class Compactor:
             self._cut = self._open_cut(generation)
             self._writer = SegmentWriter(self._cut.segments, self._files)
             self._stored_bytes = self._stored_raw_bytes = 0
+            self._hasty, self._squeezing = [], None
 
     def _open_cut(self, generation: int) -> Cut:
         store = self._store
@@ -126,18 +141,44 @@ class Compactor:
         if not runs:
             return
         acceleration = acceleration_for(self.backlog_share)
-        jobs = [(run, self._gather(run, seq), acceleration) for run in runs]
-        records = list(self._pool.map(self._encode, jobs)) if acceleration else [self._encode(job) for job in jobs]
+        for run in runs:
+            run.raw = self._gather(run, seq)
+        segments = self._store_runs(runs, acceleration)
+        if acceleration != _WELL:
+            self._hasty += sorted(segments.difference(self._hasty))
+        self._publish_sums()
+
+    def _store_runs(self, runs: list[_Run], acceleration: int) -> set[int]:
+        """Append a record for each run and point the index to it; the numbers of the segments they are in."""
+        records = self._encode_all(runs, acceleration)
         places = self._writer.append(records)
-        for run, place in zip(runs, places, strict=True):
-            self._cut.index.replace_staged(run.block_no, run.seqs, pack_place(place))
-        control = self._control
-        # Sums of our own, not additions: what a cut reset meanwhile must not get the old cut's numbers for long.
-        self._stored_raw_bytes += sum(len(raw) for _, raw, _ in jobs)
-        self._stored_bytes += sum(map(payload_bytes, records, (raw for _, raw, _ in jobs)))
-        # Before the slots are freed: a reader of both numbers may count a block twice, never miss one.
-        control[Counter.STORED_RAW_BYTES] = self._stored_raw_bytes
-        control[Counter.STORED_BYTES] = self._stored_bytes
+        for run, record, place in zip(runs, records, places, strict=True):
+            self._cut.index.replace(run.block_no, run.entries, pack_place(place))
+            self._stored_raw_bytes += len(run.raw)
+            self._stored_bytes += payload_bytes(record, run.raw)
+        return {place.segment_no for place in places}
+
+    def _publish_sums(self) -> None:
+        """Sums of our own, not additions: what a cut reset meanwhile must not get the old cut's numbers for long.
+
+        Before slots are freed: a reader of both numbers may count a block twice, never miss one.
+        """
+        self._control[Counter.STORED_RAW_BYTES] = self._stored_raw_bytes
+        self._control[Counter.STORED_BYTES] = self._stored_bytes
+
+    def _encode_all(self, runs: list[_Run], acceleration: int) -> list[bytes]:
+        """The records of ``runs``, in order; lz4 lets go of the interpreter, so halves are made side by side."""
+        if acceleration == STORE_RAW or len(runs) < 2 * _WORKERS:
+            return self._encode(runs, acceleration)
+        share = -(-len(runs) // _WORKERS)
+        parts = [runs[start : start + share] for start in range(0, len(runs), share)]
+        return [
+            record for part in self._pool.map(lambda part: self._encode(part, acceleration), parts) for record in part
+        ]
+
+    def _encode(self, runs: list[_Run], acceleration: int) -> list[bytes]:
+        generation = self._cut.generation
+        return [encode(run.block_no, len(run.entries), generation, run.raw, acceleration) for run in runs]
 
     def _collect(self, seq: int, count: int) -> list[_Run]:
         """Copy the step's slots and find the runs among the live ones."""
@@ -155,34 +196,100 @@ class Compactor:
             if index.get(block_no) != STAGED | number or released.get(block_no):
                 continue
             if sums[at] != noted[at]:
-                index.replace_staged(block_no, [number], LOST_ENTRY)
+                index.replace(block_no, [STAGED | number], LOST_ENTRY)
                 continue
-            live.append((block_no, number))
+            live.append((block_no, STAGED | number))
         live.sort()
         return self._join(live)
 
     def _join(self, live: list[tuple[int, int]]) -> list[_Run]:
+        """Runs of neighbours, of bounded length, from ``(block, entry)`` in order."""
         runs: list[_Run] = []
-        for block_no, number in live:
+        for block_no, entry in live:
             last = runs[-1] if runs else None
-            if last and block_no == last.block_no + len(last.seqs) and len(last.seqs) < self._run_blocks:
-                last.seqs.append(number)
+            if last and block_no == last.block_no + len(last.entries) and len(last.entries) < self._run_blocks:
+                last.entries.append(entry)
             else:
-                runs.append(_Run(block_no, [number]))
+                runs.append(_Run(block_no, [entry]))
         return runs
 
     def _gather(self, run: _Run, base_seq: int) -> memoryview:
         """The raw bytes of a run; without a copy where its slots lie side by side."""
-        size = self._staging.block_bytes
-        first, count = run.seqs[0] - base_seq, len(run.seqs)
-        if run.seqs[-1] - run.seqs[0] == count - 1 and run.seqs == list(range(run.seqs[0], run.seqs[0] + count)):
-            return self._buffer[first * size : (first + count) * size]
-        slots = ((number - base_seq) * size for number in run.seqs)
+        size, base = self._staging.block_bytes, STAGED | base_seq
+        first, count = run.entries[0], len(run.entries)
+        if run.entries == list(range(first, first + count)):
+            return self._buffer[(first - base) * size : (first - base + count) * size]
+        slots = ((entry - base) * size for entry in run.entries)
         return memoryview(b"".join(self._buffer[at : at + size] for at in slots))
 
-    def _encode(self, job: tuple[_Run, memoryview, int]) -> bytes:
-        run, raw, acceleration = job
-        return encode(run.block_no, len(run.seqs), self._cut.generation, raw, acceleration)
+    # --- squeezing -------------------------------------------------------------------------------------------
+
+    def squeeze(self) -> bool:
+        """Compress some records that were stored in haste again; False when there are none left.
+
+        To be called while nothing waits in the ring. OSError: the store takes no more; what is left stays as it is.
+        """
+        self._follow_cut()
+        if not self._hasty or self._control[Counter.STATE] not in KEPT_STATES:
+            return False
+        try:
+            self._squeeze_some()
+        except OSError:
+            is_over = self._control[Counter.GENERATION] != self._cut.generation
+            self._hasty, self._squeezing = [], None
+            if not is_over:
+                raise
+        return True
+
+    def _squeeze_some(self) -> None:
+        segment_no = self._hasty[0]
+        if self._squeezing is None:
+            if segment_no == self._writer.segment_no:
+                self._writer.begin_segment()
+            self._squeezing = scan_segment(self._cut.segments, segment_no, self._files)
+        taken = list(islice(self._squeezing, self._step_slots // self._run_blocks * 2))
+        if taken:
+            self._squeeze_records([found for found in taken if not isinstance(found, ScanProblem)])
+            return
+        self._hasty.pop(0)
+        self._squeezing = None
+        # The highest number stays: the next writer of this cut must not use it again.
+        if not self._is_spoiled and segment_no < self._writer.segment_no:
+            segment_path(self._cut.segments, segment_no).unlink()
+        self._is_spoiled = False
+
+    def _squeeze_records(self, records: list[tuple[Place, RecordHeader]]) -> None:
+        """Store what is still needed of ``records`` again, in longer runs where neighbours meet."""
+        size, index, released = self._staging.block_bytes, self._cut.index, self._cut.released
+        live: list[tuple[int, int]] = []
+        blocks: dict[int, memoryview] = {}
+        for place, header in records:
+            raw = self._read_record(place)
+            if raw is None:
+                self._is_spoiled = True
+                continue
+            entry = pack_place(place)
+            for at, block_no in enumerate(range(header.block_no, header.block_no + header.block_count)):
+                if index.get(block_no) == entry and not released.get(block_no):
+                    blocks[block_no] = raw[at * size : (at + 1) * size]
+                    live.append((block_no, entry))
+        runs = self._join(sorted(live))
+        for run in runs:
+            run.raw = b"".join(blocks[block_no] for block_no in range(run.block_no, run.block_no + len(run.entries)))
+        self._store_runs(runs, _WELL)
+        self._stored_raw_bytes -= sum(header.raw_bytes for _, header in records)
+        self._stored_bytes -= sum(header.payload_bytes for _, header in records)
+        self._publish_sums()
+
+    def _read_record(self, place: Place) -> memoryview | None:
+        """The blocks of a record; None when it is damaged, or was given back this moment: its segment stays."""
+        fd = os.open(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return memoryview(decode(self._files.pread(fd, place.length, place.offset))[1])
+        except Damaged:
+            return None
+        finally:
+            os.close(fd)
 
     def drain(self) -> None:
         """Move everything that is committed; OSError when the store cannot take it."""

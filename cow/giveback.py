@@ -68,7 +68,10 @@ class GiveBack:
 
     def _free(self, segment_no: int, places: list[Place]) -> None:
         path = segment_path(self._cut.segments, segment_no)
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return  # squeezed meanwhile
         try:
             for place in places:
                 # A second call must not find the record again, also where it shares its pages with others.
@@ -83,7 +86,7 @@ class GiveBack:
             os.close(fd)
         # The latest one is still appended to.
         if is_empty and segment_no != max(segment_numbers(self._cut.segments), default=0):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
 
 def _joined(places: list[Place]) -> Iterator[tuple[int, int]]:

@@ -45,11 +45,11 @@ class Index:
         """Blocks ``first`` to ``end`` lie in the one record that ``entry`` names. Allocated before."""
         self._entries[first:end] = array("Q", [entry]) * (end - first)
 
-    def replace_staged(self, first: int, seqs: list[int], entry: int) -> None:
-        """Point each block from ``first`` on to ``entry`` if it still is in the slot that ``seqs`` says."""
+    def replace(self, first: int, expected: list[int], entry: int) -> None:
+        """Point each block from ``first`` on to ``entry`` if its entry still is the expected one."""
         entries = self._entries
-        for block_no, seq in enumerate(seqs, first):
-            if entries[block_no] == STAGED | seq:
+        for block_no, old in enumerate(expected, first):
+            if entries[block_no] == old:
                 entries[block_no] = entry
 
     def filled_runs(self) -> Iterator[tuple[int, list[int]]]:

@@ -52,7 +52,7 @@ class SegmentWriter:
 
     def __init__(self, directory: Path, files: Files, *, durable: bool = False) -> None:
         self._directory, self._files, self._durable = directory, files, durable
-        self._segment_no = max(segment_numbers(directory), default=0)
+        self.segment_no = max(segment_numbers(directory), default=0)
         self._offset = SEGMENT_BYTES
         self.fd = -1
         # Counts the flushes that failed: what was appended before such a one may never reach the disk.
@@ -71,7 +71,7 @@ class SegmentWriter:
             self._files.pwrite(self.fd, b"".join(records[start:end]), at)
             self._offset += length
             for record in records[start:end]:
-                places.append(Place(self._segment_no, at, len(record)))
+                places.append(Place(self.segment_no, at, len(record)))
                 at += len(record)
             start = end
         return places
@@ -84,7 +84,7 @@ class SegmentWriter:
         return end, length
 
     def _next_segment(self) -> None:
-        if self._segment_no >= MAX_SEGMENT_NO:
+        if self.segment_no >= MAX_SEGMENT_NO:
             raise OSError(errno.ENOSPC, "the store has no segment numbers left")
         if self._durable and self.fd >= 0:
             # The flush that the old segment's writers are about to wait for goes to the new one.
@@ -93,7 +93,7 @@ class SegmentWriter:
             except OSError:
                 self.distrust()
                 raise
-        path = segment_path(self._directory, self._segment_no + 1)
+        path = segment_path(self._directory, self.segment_no + 1)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             if self._durable:
@@ -104,7 +104,11 @@ class SegmentWriter:
             raise
         self.close()
         self.fd, self._offset = fd, 0
-        self._segment_no += 1
+        self.segment_no += 1
+
+    def begin_segment(self) -> None:
+        """Append no more to the present segment."""
+        self._offset = SEGMENT_BYTES
 
     def distrust(self) -> None:
         """A flush failed: of all records since the last one nothing is known, and none may follow them.
@@ -112,7 +116,7 @@ class SegmentWriter:
         The kernel reports a lost page once; another flush of the same segment would seem to succeed.
         """
         self.failed_flushes += 1
-        self._offset = SEGMENT_BYTES
+        self.begin_segment()
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -153,6 +157,9 @@ class SegmentReader:
             fd = os.open(segment_path(self._directory, segment_no), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise Damaged(f"segment {segment_no} is missing", block_no) from None
+        # A segment that was squeezed or given back keeps its space on disk as long as it is open somewhere.
+        for old_no in [old_no for old_no, old_fd in self._open.items() if not os.fstat(old_fd).st_nlink]:
+            os.close(self._open.pop(old_no))
         self._open[segment_no] = fd
         if len(self._open) > _OPEN_SEGMENTS:
             os.close(self._open.popitem(last=False)[1])

@@ -11,7 +11,8 @@ meanwhile. What makes a plain read right:
 4.  ``released``, the snapshot's state and the cut are looked at last: each of them is stored before the
     first write that takes something away from this read.
 
-A block only ever goes owed -> staged -> segment, so every step is repeated at most twice.
+A block goes owed -> staged -> segment, and its record may be squeezed into another segment once, so every step
+is repeated a few times at most.
 """
 
 from __future__ import annotations
@@ -124,21 +125,24 @@ class SnapshotReader:
                 self._place(view, offset, block_no, block_no + 1, raw[at * size : (at + 1) * size])
 
     def _read_stored(self, view: memoryview, offset: int, first: int, end: int, entry: int) -> None:
-        block_no, count, raw = self._record(entry, first)
-        if not block_no <= first < end <= block_no + count:
-            raise Damaged("the index points to a record of other blocks", first)
+        try:
+            block_no, count, raw = self._record(entry, first)
+            if not block_no <= first < end <= block_no + count:
+                raise Damaged("the index points to a record of other blocks", first)
+        except Damaged:
+            # Gone is no damage when the block was released, or its record was squeezed into another place.
+            if self._cut.released.get(first):
+                raise BlockReleased(first) from None
+            if self._cut.index.get_range(first, end) == [entry] * (end - first):
+                raise
+            self._read_settled(view, offset, first, end)
+            return
         self._place(view, offset, first, end, raw[(first - block_no) * self.geometry.block_bytes :])
 
     def _record(self, entry: int, block_no: int) -> tuple[int, int, memoryview]:
         cached = self._records.get(entry)
         if cached is None:
-            try:
-                header, raw = self._segments.read(entry, block_no, self._cut.generation)
-            except Damaged:
-                # A released block's record is gone, which is no damage.
-                if self._cut.released.get(block_no):
-                    raise BlockReleased(block_no) from None
-                raise
+            header, raw = self._segments.read(entry, block_no, self._cut.generation)
             cached = header.block_no, header.block_count, memoryview(raw)
             self._records[entry] = cached
             if len(self._records) > _CACHED_RECORDS:

@@ -55,7 +55,8 @@ class _Loop:
         while not self._stopped:
             if not self._compactor.backlog_slots:
                 self._compactor.tidy()
-                self._idle()
+                if self._paused() and not self._squeeze():
+                    self._idle()
             elif self._control[Counter.PRESSED] or self._compactor.backlog_share >= _HURRY_SHARE or self._paused():
                 self._step()
         if self._instance.keeps_store:
@@ -74,6 +75,13 @@ class _Loop:
         before = self._control[Counter.COMMITTED_SEQ]
         self._instance.work.wait(_PAUSE_S)
         return self._control[Counter.COMMITTED_SEQ] == before
+
+    def _squeeze(self) -> bool:
+        try:
+            return self._compactor.squeeze()
+        except OSError as error:
+            _LOG.info("nothing can be squeezed: %s", error.strerror)
+            return False
 
     def _step(self) -> None:
         try:

@@ -186,7 +186,7 @@ def _watch_ranges(patches: _Patches, change: Callable[[], None]) -> None:
     patches.set(Bitmap, "set_range", bits)
     patches.set(Index, "set_staged", staged)
     patches.set(Index, "set_stored", stored)
-    patches.set(Index, "replace_staged", replaced)
+    patches.set(Index, "replace", replaced)
     patches.set(Files, "read_into", halves)
 
 
