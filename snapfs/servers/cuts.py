@@ -170,26 +170,27 @@ class Cuts:
         await self._map_done.wait()
 
     async def _make_map(self, scope: trio.CancelScope) -> None:
-        cut, path = self._instance.store.cut, self._path
+        cut, path, state, what_failed = self._instance.store.cut, self._path, "none", ""
         try:
             with scope:
-                if not await self._run_mapper(path):
-                    self.map_state = "failed"
-                    return
-                await trio.to_thread.run_sync(self._apply, cut, path / FREE_NAME)
-                self.map_state = "ready"
+                state = "failed"
+                what_failed = await self._run_mapper(path)
+                if not what_failed:
+                    await trio.to_thread.run_sync(self._apply, cut, path / FREE_NAME)
+                    state = "ready"
         except OSError as error:
-            self.map_state = "failed"
-            _LOG.warning(
-                "the map of used blocks could not be stored (%s): more than needed is preserved", error.strerror
-            )
+            what_failed = error.strerror or str(error)
         finally:
-            if self.map_state == "computing":
-                self.map_state = "none"
+            # A cut that ended meanwhile has no map, and its mapper was right to fail.
+            if cut is self._instance.store.cut:
+                self.map_state = "none" if scope.cancelled_caught else state
+                if what_failed:
+                    _LOG.warning("the map of used blocks failed, so every block is preserved: %s", what_failed)
             self._mapping = None
             self._map_done.set()
 
-    async def _run_mapper(self, path: Path) -> bool:
+    async def _run_mapper(self, path: Path) -> str:
+        """Why it failed, "" when it did not."""
         instance = self._instance
         command = [sys.executable, "-m", "snapfs.servers.mapper", str(instance.snap / instance.view_name), str(path)]
         command += ["--block-bytes", str(instance.store.header.block_bytes)]
@@ -209,10 +210,8 @@ class Cuts:
             cwd="/",
             deliver_cancel=_kill,
         )
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            _LOG.warning("the map of used blocks failed: %s", said[-1] if said else f"code {done.returncode}")
-        return not done.returncode
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        return "" if not done.returncode else said[-1] if said else f"code {done.returncode}"
 
     def _apply(self, cut: Cut, found: Path) -> None:
         if cut is self._instance.store.cut:
