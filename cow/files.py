@@ -110,6 +110,8 @@ class MappedFile:
             os.ftruncate(self.fd, size_bytes)
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self.map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED, access)
+        # Else each touch brings in up to 32 pages around it, which scattered writes never use.
+        self.map.madvise(mmap.MADV_RANDOM)
         # One byte a page, in untouched anonymous memory: what was never asked for costs nothing.
         self._allocated = mmap.mmap(-1, -(-size_bytes // PAGE_BYTES))
 

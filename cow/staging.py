@@ -16,6 +16,7 @@ it can never meet a full disk.
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from pathlib import Path
 
@@ -56,6 +57,8 @@ class Staging:
         self._data_offset = _data_offset(slots)
         size_bytes = file_bytes(block_bytes, slots)
         self.file = MappedFile(path, size_bytes, files, writable=writable, create=create)
+        # Used from one end to the other.
+        self.file.map.madvise(mmap.MADV_NORMAL)
         whole = memoryview(self.file.map)
         self._tags = whole[:table_bytes].cast("Q")
         self._checksums = whole[table_bytes : 2 * table_bytes].cast("Q")
