@@ -29,7 +29,7 @@ from snapfs.system.discovery import STORE_LINK
 
 SNAPFS = Path(sys.executable).with_name("snapfs")
 COMMAND_TIMEOUT_S = 40.0
-WATCHDOG_S = 120.0
+WATCHDOG_S = 240.0
 SERVERS = ("supervisor", "live", "snapshot", "compactor")
 MNT_DETACH = 2
 _TROUBLE = re.compile(r" (WARNING|ERROR|CRITICAL) |Traceback|panicked")
@@ -222,7 +222,7 @@ class Mounted:
         """End whatever is left; sentences about what should not have been."""
         wrong = []
         if self.is_running:
-            done = snapfs("umount", self.live)
+            done = snapfs("umount", self.live, timeout_s=WATCHDOG_S)
             if done.returncode:
                 wrong.append(f"the instance could not be ended: {done.stderr}")
             self._end_all()
