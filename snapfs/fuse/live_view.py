@@ -24,6 +24,7 @@ from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View
 
 _LOG = logging.getLogger(__name__)
 _READERS, _WRITERS, _SYNCERS = 8, 16, 4
+_WRITE_BACK_NS = 2_000_000_000
 
 
 @dataclass(slots=True)
@@ -107,6 +108,10 @@ class LiveView(View):
             os.fchown(fd, uid, gid)
         if fields.update_mode:
             os.fchmod(fd, mode)
+        if fields.update_mtime and not fields.update_atime and abs(mtime_ns - now.st_mtime_ns) < _WRITE_BACK_NS:
+            # The kernel writing back the time of a write that has reached the image, and with it the image's own
+            # time: setting it again would only make the next fsync dearer.
+            return
         if fields.update_atime or fields.update_mtime:
             # Before the time is set: a mount after a crash must know that it was us.
             self._engine.note_times(mtime_ns)
