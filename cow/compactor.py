@@ -82,6 +82,10 @@ class Compactor:
         self._squeezing: Iterator[tuple[Place, RecordHeader] | ScanProblem] | None = None
         self._is_spoiled = False
 
+    def warm(self) -> None:
+        """Prepare the ring for the first writes."""
+        self._staging.warm()
+
     @property
     def backlog_slots(self) -> int:
         """Slots that could be moved now."""

@@ -25,6 +25,9 @@ from cow.files import PAGE_BYTES, Files, MappedFile
 from cow.layout import MIN_STAGING_SLOTS, NO_TAG, STAGING_BYTES, TAG_BYTES
 
 
+_WARM_BYTES = 1 << 20
+
+
 def slot_count(block_bytes: int, staging_bytes: int = STAGING_BYTES) -> int:
     """How many blocks the ring holds."""
     return max(MIN_STAGING_SLOTS, staging_bytes // block_bytes)
@@ -67,6 +70,16 @@ class Staging:
     def allocate(self) -> None:
         """Take the ring's space; OSError(ENOSPC) when the disk does not have it."""
         self.file.reserve()
+
+    def warm(self) -> None:
+        """Have the kernel hold the ring's pages before they are first used; it takes no space on disk.
+
+        A page that is new to the page cache costs the write that meets it more than everything else it does.
+        """
+        piece = memoryview(bytearray(_WARM_BYTES))
+        for offset in range(0, self.file.size_bytes, _WARM_BYTES):
+            length = min(_WARM_BYTES, self.file.size_bytes - offset)
+            self._files.read_into(self.file.fd, [piece[:length]], offset)
 
     def views(self, seq: int, count: int) -> list[memoryview]:
         """The memory of ``count`` slots from ``seq`` on: one piece, or two where the ring wraps."""

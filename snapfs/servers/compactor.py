@@ -52,6 +52,7 @@ class _Loop:
         self._instance.work.ring()
 
     def run(self) -> None:
+        self._compactor.warm()
         while not self._stopped:
             if not self._compactor.backlog_slots:
                 self._compactor.tidy()
