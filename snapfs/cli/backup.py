@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.progress import ask, progress_options, shown_progress
 from snapfs.cli.types import SIZE
 from snapfs.options import format_size
@@ -37,6 +38,7 @@ def backup_command(cut: bool, rate: int | None, progress: str, quiet: bool, **fa
     from snapfs.commands.snapshot import SnapshotOptions
 
     options = BackupOptions(cut=SnapshotOptions() if cut else None, rate_bytes_per_s=rate, **facts)
+    end_as_interrupted()
     try:
         with shown_progress(progress, quiet) as report:
             manifest = backup(options, report, ask, _note)

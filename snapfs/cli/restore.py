@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.progress import ask, progress_options, shown_progress
 from snapfs.cli.types import SIZE
 from snapfs.options import format_size
@@ -29,6 +30,7 @@ def restore_command(rate: int | None, progress: str, quiet: bool, **facts: Any) 
     from snapfs.commands.restore import RestoreOptions, restore
 
     options = RestoreOptions(rate_bytes_per_s=rate, **facts)
+    end_as_interrupted()
     with shown_progress(progress, quiet) as report:
         manifest = restore(options, report, ask)
     if not quiet:

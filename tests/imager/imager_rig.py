@@ -66,7 +66,7 @@ def checked_qcow2(path: Path, raw: Path) -> None:
 
 
 class Running:
-    """A `snapfs backup` under way; its progress lines as they come."""
+    """A `snapfs backup` or `restore` under way; its progress lines as they come."""
 
     def __init__(self, *words: str | Path) -> None:
         command = [os.fspath(COMMAND), *map(os.fspath, words), "--progress", "json"]
@@ -94,7 +94,10 @@ class Running:
         assert self._process.poll() is None, self.lines
 
     def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
+        self.send(signal.SIGINT)
+
+    def send(self, number: int) -> None:
+        self._process.send_signal(number)
 
     def wait(self) -> Done:
         code = self._process.wait(TIMEOUT_S)

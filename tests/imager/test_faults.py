@@ -34,7 +34,7 @@ def left(bench: Bench) -> set[str]:
     return {name for name in names_in(bench.path) if name.startswith("backup")}
 
 
-@pytest.mark.parametrize("words", [(), ("--format", "qcow2"), ("--format", "qcow2", "--compress")], ids=" ".join)
+@pytest.mark.parametrize("words", [(), ("--format", "qcow2", "--compress")], ids=" ".join)
 def test_an_interrupted_backup_is_resumed(bench: Bench, original: Original, words: tuple[str, ...]) -> None:
     backup = bench.path / "backup"
     with bench.mounted():
