@@ -8,9 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PIECE_BYTES = 64 << 10
 MIB = 1 << 20
+# Kept until the interpreter ends: a process object that is dropped while its process runs is complained about.
+_left: list[subprocess.Popen[Any]] = []
 _SCRIPT = """
 import os, sys
 fd = os.open(sys.argv[1], os.O_WRONLY)
@@ -47,8 +50,12 @@ class Writer:
         return self._process.poll() is not None
 
     def end(self) -> None:
+        """Kill it; one whose pages wait for room cannot die before they have it, so it is not waited for."""
         self._process.kill()
-        self._process.communicate()
+        try:
+            self._process.communicate(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            _left.append(self._process)
 
 
 @contextmanager
@@ -90,7 +97,3 @@ def reading(target: Path, offset: int, length: int) -> Iterator[bytes]:
     with process.stdin, process.stdout:
         yield process.stdout.read(length)
     _left.append(process)
-
-
-# Kept until the interpreter ends: a process object that is dropped while its process runs is complained about.
-_left: list[subprocess.Popen[bytes]] = []
