@@ -159,7 +159,7 @@ class Compactor:
         for run, record, place in zip(runs, records, places, strict=True):
             self._cut.index.replace(run.block_no, run.entries, pack_place(place))
             self._stored_raw_bytes += len(run.raw)
-            self._stored_bytes += payload_bytes(record, run.raw)
+            self._stored_bytes += payload_bytes(record)
         return {place.segment_no for place in places}
 
     def _publish_sums(self) -> None:

@@ -24,7 +24,6 @@ from cow.codec import slot_checksums, slot_seed
 from cow.files import PAGE_BYTES, Files, MappedFile
 from cow.layout import MIN_STAGING_SLOTS, NO_TAG, STAGING_BYTES, TAG_BYTES
 
-
 _WARM_BYTES = 1 << 20
 
 
