@@ -66,9 +66,9 @@ def encode(block_no: int, block_count: int, generation: int, raw: Data, accelera
     return b"".join((header[:RECORD_CHECKSUM_OFFSET], _CHECKSUM.pack(digest.intdigest()), payload, padding))
 
 
-def payload_bytes(record: bytes, raw: Data) -> int:
-    """What a record counts for against the limit: never more than the blocks in it."""
-    return min(len(record) - RECORD.size, len(raw))
+def payload_bytes(record: bytes) -> int:
+    """What a record counts for against the limit, and what is given back for it later: without its padding."""
+    return parse_header(record).payload_bytes
 
 
 def parse_header(data: Data) -> RecordHeader:

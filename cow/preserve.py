@@ -257,7 +257,7 @@ class DurablePreserver:
                 self._image.read_into([raw], self._geometry.extent(first, end)[0])
                 parts.append((first, end))
                 records.append(encode(first, end - first, self._store.cut.generation, raw))
-                stored_bytes += payload_bytes(records[-1], raw)
+                stored_bytes += payload_bytes(records[-1])
                 raw_bytes += len(raw)
         places = self._append(records)
         ticket.entries = [(*part, pack_place(place)) for part, place in zip(parts, places, strict=True)]
