@@ -95,7 +95,7 @@ class MountOptions:
     single_pass: bool = False
 
     def __post_init__(self) -> None:
-        _check_block_bytes(self.block_bytes)
+        check_block_bytes(self.block_bytes)
         check_buffer_limit(self.buffer_limit_bytes, self.block_bytes)
         _check_choice("--protect", self.protect, get_args(Protect))
         _check_choice("--on-overflow", self.on_overflow, get_args(OnOverflow))
@@ -105,7 +105,8 @@ class MountOptions:
             _check_fuse_option(option)
 
 
-def _check_block_bytes(block_bytes: int) -> None:
+def check_block_bytes(block_bytes: int) -> None:
+    """`UsageError` for what cannot be the size of a block."""
     power_of_two = block_bytes > 0 and block_bytes & (block_bytes - 1) == 0
     if not power_of_two or not MIN_BLOCK_BYTES <= block_bytes <= MAX_BLOCK_BYTES:
         raise UsageError(

@@ -23,7 +23,7 @@ def map_command(
     """Show what IMAGE consists of and which blocks are used; without options as a picture in the terminal."""
     from rich.console import Console
 
-    from snapfs.commands.map import map_object, read_map
+    from snapfs.commands.map import image_name, map_object, read_map
     from snapfs.usedmap.domain import extents, write_domain
     from snapfs.usedmap.draw import draw_png, draw_svg
     from snapfs.usedmap.terminal import terminal_map
@@ -33,9 +33,9 @@ def map_command(
         with domain.open("w") as file:
             write_domain(file, layers.image_map)
     if png is not None:
-        draw_png(png, layers, path.name)
+        draw_png(png, layers, image_name(path))
     if svg is not None:
-        draw_svg(svg, layers, path.name)
+        draw_svg(svg, layers, image_name(path))
     if as_json:
         click.echo(json.dumps(map_object(layers, list(extents(layers.image_map)))))
     elif domain is png is svg is None:

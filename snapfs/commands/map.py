@@ -19,7 +19,7 @@ from cow.files import Files
 from cow.store import open_reader
 from snapfs.control import Message, request
 from snapfs.errors import NotMountedError, SnapfsError
-from snapfs.options import DEFAULT_BLOCK_BYTES
+from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
 from snapfs.system.discovery import find_store
 from snapfs.usedmap.cells import Layers
 from snapfs.usedmap.domain import Extent
@@ -31,6 +31,8 @@ MAP_VERSION = 1
 
 def read_map(path: Path, block_bytes: int | None = None) -> Layers:
     """The map of ``path``: LIVE, SNAP or IMAGE of a mounted image, or any other image."""
+    if block_bytes is not None:
+        check_block_bytes(block_bytes)
     try:
         store = find_store(path)
     except NotMountedError:
@@ -38,6 +40,15 @@ def read_map(path: Path, block_bytes: int | None = None) -> Layers:
     if block_bytes is not None:
         raise SnapfsError(f"{path} is mounted with blocks of its own; leave out --block-size.", path=path)
     return _snapshot_layers(store)
+
+
+def image_name(path: Path) -> str:
+    """What a picture of the map of ``path`` is to be called: the name of the image, whichever way it was named."""
+    try:
+        image: str = request(find_store(path), "status")["status"]["image"]
+    except NotMountedError:
+        return path.name
+    return Path(image).name
 
 
 def _scan(path: Path, block_bytes: int) -> ImageMap:
