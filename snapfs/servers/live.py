@@ -10,6 +10,7 @@ import pyfuse3
 import trio
 
 from cow.engine import Event, EventKind, LiveEngine, OverflowPolicy
+from cow.layout import Counter
 from snapfs.control import Message, listen, serve
 from snapfs.errors import SnapfsError
 from snapfs.fuse.live_view import LiveView
@@ -40,6 +41,7 @@ class LiveServer:
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._memory = MemoryWatch(self.engine.trim)
         self._last_error: str | None = None
+        self._why_waiting: str | None = None
         self._view_gone = False
         self._releasing = trio.Lock()
 
@@ -102,7 +104,8 @@ class LiveServer:
         if event.kind is EventKind.BUFFER_FILLING:
             _LOG.warning("the side buffer has reached %d %% of its limit", event.value)
         elif event.kind is EventKind.WAITING:
-            _LOG.warning("the side buffer is full (%s): live writes wait", os.strerror(event.value))
+            self._why_waiting = f"the side buffer is full ({os.strerror(event.value)}): live writes wait"
+            _LOG.warning("%s", self._why_waiting)
         else:
             self._last_error = f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost"
             _LOG.error("%s; the live view goes on", self._last_error)
@@ -129,7 +132,12 @@ class LiveServer:
         return await answer(message)
 
     async def _status(self, message: Message) -> Message:
-        return {"status": status_of(self._instance, self.engine, self._cuts.report(), self._last_error)}
+        return {"status": status_of(self._instance, self.engine, self._cuts.report(), self._error())}
+
+    def _error(self) -> str | None:
+        """What is wrong now: also what the log, which may be on the very disk that is full, cannot tell."""
+        is_waiting = self._instance.store.control[Counter.PRESSED]
+        return self._last_error or (self._why_waiting if is_waiting else None)
 
     async def _set_limit(self, message: Message) -> Message:
         self.engine.set_limit(int(message["bytes"]))

@@ -33,8 +33,9 @@ def frozen(bench: Bench) -> bytes:
 
 
 @pytest.fixture
-def new(bench: Bench, frozen: bytes) -> Path:
-    return random_file(bench.path / "new.bin", 8 * MIB)
+def new(bench: Bench, frozen: bytes, moment: str) -> Path:
+    """Always with blocks in it that nobody has written to before."""
+    return random_file(bench.path / "new.bin", len(frozen) if moment == "ring" else 8 * MIB)
 
 
 def fill(directory: Path) -> None:
@@ -97,14 +98,14 @@ def test_break_snapshot(bench: Bench, disk: Path, new: Path, moment: str) -> Non
     with bench.mounted(*options(disk, "break-snapshot")):
         fill_at(bench, disk, moment)
         assert write_all(bench.live_file, new)[0] == "synced"
-        assert bench.live_file.read_bytes()[: 8 * MIB] == new.read_bytes()
+        assert bench.live_file.read_bytes().startswith(new.read_bytes())
         done = snapfs("status", bench.live)
         assert done.code == 3
         assert "overflowed" in done.out
         with pytest.raises(OSError, match="Input/output error"):
             bench.snap_file.read_bytes()
         assert no_server_died(disk)
-    assert bench.image.read_bytes()[: 8 * MIB] == new.read_bytes()
+    assert bench.image.read_bytes().startswith(new.read_bytes())
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
@@ -125,6 +126,11 @@ def test_break_write(bench: Bench, disk: Path, frozen: bytes, new: Path, moment:
         assert no_server_died(disk)
 
 
+def is_waiting(bench: Bench) -> bool:
+    """Status tells it, for the log may have no room to."""
+    return "live writes wait" in (bench.status()["error"] or "")
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_wait(bench: Bench, disk: Path, frozen: bytes, moment: str) -> None:
     few = random_file(bench.path / "few.bin", RING_BYTES + 8 * MIB if moment == "ring" else 6 * MIB)
@@ -136,15 +142,15 @@ def test_wait(bench: Bench, disk: Path, frozen: bytes, moment: str) -> None:
                 wait_until(lambda: bench.status()["buffer"]["staged_bytes"] > RING_BYTES - MIB)
                 fill(disk)
                 os.kill(compactor, signal.SIGCONT)
-                wait_until(lambda: "live writes wait" in (disk / "store" / "log").read_text())
+                wait_until(lambda: is_waiting(bench))
                 (disk / "filler").unlink()
-                wait_until(lambda: writer.is_over or bench.status()["buffer"]["stored_bytes"] > 0)
+                assert writer.finish()[0] == "synced"
         else:
             fill_at(bench, disk, moment)
             with writing(bench.live_file, few) as writer:
-                wait_until(lambda: "live writes wait" in (disk / "store" / "log").read_text())
+                wait_until(lambda: is_waiting(bench))
                 assert not writer.is_over
-                assert bench.status()["snapshot"]["state"] == "active"
+                assert snapfs("status", bench.live).code == 0
                 (disk / "filler").unlink()
                 assert writer.finish()[0] == "synced"
             assert bench.live_file.read_bytes()[: 6 * MIB] == few.read_bytes()
