@@ -177,6 +177,8 @@ class Cuts:
                 what_failed = await self._run_mapper(path)
                 if not what_failed:
                     await trio.to_thread.run_sync(self._apply, cut, path / FREE_NAME)
+                    # What the kernel holds of free blocks was read before they were known, and is no zeros.
+                    self._instance.released.ring()
                     state = "ready"
         except OSError as error:
             what_failed = error.strerror or str(error)
