@@ -167,10 +167,10 @@ def _watch_ranges(patches: _Patches, change: Callable[[], None]) -> None:
         return watched
 
     def replaced(real: Any) -> Any:
-        def watched(index: Index, first: int, seqs: list[int], entry: int) -> None:
-            for at, seq in enumerate(seqs):
+        def watched(index: Index, first: int, entries: list[int], entry: int) -> None:
+            for at, expected in enumerate(entries):
                 change()
-                real(index, first + at, [seq], entry)
+                real(index, first + at, [expected], entry)
 
         return watched
 

@@ -88,6 +88,17 @@ class Compact:
 
 
 @dataclass(frozen=True)
+class Squeeze:
+    def apply(self, model: Model) -> Model:
+        return model
+
+    def run(self, rig: Rig) -> None:
+        rig.compactor.step()
+        while rig.compactor.squeeze():
+            pass
+
+
+@dataclass(frozen=True)
 class Sync:
     def apply(self, model: Model) -> Model:
         return model
@@ -113,6 +124,10 @@ STEPS = [
     Write(11, pattern(3 * BLOCK_BYTES, 8)),
     Release(12, 13),
     Write(12, pattern(BLOCK_BYTES, 9)),
+    Compact(),
+    Write(0, pattern(10 * BLOCK_BYTES, 10)),
+    Release(1, 3),
+    Squeeze(),
 ]
 
 

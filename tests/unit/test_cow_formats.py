@@ -1,0 +1,185 @@
+"""Every structure of the store, encoded and decoded from one table of values and bytes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from cow.codec import STORE_RAW, RecordHeader, decode, encode, parse_header, payload_bytes, slot_checksums, slot_seed
+from cow.errors import Damaged, StoreError
+from cow.header import Header, decode_header, encode_header
+from cow.layout import (
+    HEADER,
+    LOST_ENTRY,
+    RECORD,
+    RECORD_ALIGN,
+    SEGMENT_BYTES,
+    Counter,
+    Durability,
+    Place,
+    Protect,
+    RecordFlag,
+    pack_place,
+    unpack_place,
+)
+
+NOISE = random.Random(3).randbytes(4096)
+
+
+@pytest.mark.parametrize(
+    ("place", "entry"),
+    [
+        (Place(1, 0, 64), 0x8000_0020_0000_0002),
+        (Place(2, 32, 96), 0x8000_0040_0001_0003),
+        (Place(33_554_431, SEGMENT_BYTES - 32, 65_535 * 32), 0xBFFF_FFFF_FFFF_FFFF),
+    ],
+)
+def test_index_entries_of_records(place: Place, entry: int) -> None:
+    assert pack_place(place) == entry
+    assert unpack_place(entry) == place
+
+
+def test_a_length_is_rounded_up_to_whole_units() -> None:
+    assert unpack_place(pack_place(Place(7, 320, 41))) == Place(7, 320, 64)
+
+
+def test_a_lost_entry_names_a_segment_that_never_is() -> None:
+    assert unpack_place(LOST_ENTRY).segment_no == 0
+
+
+RECORDS = [
+    (
+        RecordHeader(5, 1, 1, RecordFlag.RAW, 32, 32, 0x24F5_220D_2401_3BA9),
+        bytes(range(32)),
+        STORE_RAW,
+        "31534652 01 00 0100 01000000 0500000000000000 20000000 20000000 00000000 a93b01240d22f524"
+        + bytes(range(32)).hex()
+        + "00" * 24,
+    ),
+    (
+        RecordHeader(1 << 32, 2, 7, RecordFlag.LZ4, 1024, 14, 0x8791_6E53_5D0D_30C8),
+        bytes(1024),
+        1,
+        "31534652 01 01 0200 07000000 0000000001000000 00040000 0e000000 00000000 c8300d5d536e9187"
+        "1f000100ffffffea500000000000" + "00" * 10,
+    ),
+]
+
+
+@pytest.mark.parametrize(("header", "raw", "acceleration", "text"), RECORDS, ids=["raw", "lz4"])
+def test_records(header: RecordHeader, raw: bytes, acceleration: int, text: str) -> None:
+    data = encode(header.block_no, header.block_count, header.generation, raw, acceleration)
+    assert data.hex() == text.replace(" ", "")
+    found, content = decode(data)
+    assert (found, bytes(content)) == (header, raw)
+    assert header.length == len(data)
+
+
+def test_what_does_not_compress_is_stored_raw() -> None:
+    data = encode(0, 1, 1, NOISE)
+    assert parse_header(data).flag is RecordFlag.RAW
+    assert payload_bytes(data) == len(NOISE)
+
+
+def test_every_flipped_bit_of_a_record_is_damage() -> None:
+    data = encode(3, 1, 1, bytes(512) + NOISE[:512])
+    length = RECORD.size + parse_header(data).payload_bytes
+    for at in range(length):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises(Damaged):
+            decode(damaged)
+
+
+def test_every_shorter_record_is_damage() -> None:
+    data = encode(3, 1, 1, bytes(512))
+    for length in range(RECORD.size + parse_header(data).payload_bytes):
+        with pytest.raises(Damaged):
+            decode(data[:length])
+
+
+def test_records_are_aligned() -> None:
+    for length in range(1, 200, 7):
+        assert len(encode(0, 1, 1, NOISE[:length])) % RECORD_ALIGN == 0
+
+
+def test_slot_checksums_depend_on_cut_and_lap() -> None:
+    data = memoryview(NOISE + NOISE)
+    sums = {
+        tuple(slot_checksums(data, 4096, slot_seed(generation, seq)))
+        for generation, seq in ((1, 0), (1, 2), (2, 0), (1, 16))
+    }
+    assert len({checksum for pair in sums for checksum in pair}) == 8
+    assert slot_checksums(data[4096:], 4096, slot_seed(1, 1)) == slot_checksums(data, 4096, slot_seed(1, 0))[1:]
+
+
+HEADERS = [
+    (
+        Header(
+            block_bytes=4096,
+            image_bytes=1 << 40,
+            image_dev=1,
+            image_ino=2,
+            image_mode=0o644,
+            image_uid=3,
+            image_gid=4,
+            image_atime_ns=5,
+            image_mtime_ns=6,
+            taken_at_ns=7,
+            generation=8,
+            staging_slots=16,
+            durability=Durability.POWER,
+            protect=Protect.USED,
+            is_device=True,
+            store_id=b"s" * 16,
+            boot_id=b"b" * 16,
+            snapshot_id=b"n" * 16,
+            image_path="/ä",
+        ),
+        "736e617066735354 01000000 00100000 0000000000010000 0100000000000000 0200000000000000"
+        "a4010000 03000000 04000000 0500000000000000 0600000000000000 0700000000000000 0800000000000000"
+        "1000000000000000 01 01 01 00 03000000" + "73" * 16 + "62" * 16 + "6e" * 16 + "2fc3a4 ecbfaac0bc35459a",
+    )
+]
+
+
+@pytest.mark.parametrize(("header", "text"), HEADERS)
+def test_headers(header: Header, text: str) -> None:
+    data = bytes.fromhex(text.replace(" ", ""))
+    assert encode_header(header).hex() == data.hex()
+    assert decode_header(data, "s") == header
+
+
+def test_every_flipped_bit_of_a_header_is_damage() -> None:
+    data = encode_header(HEADERS[0][0])
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 1 << at % 8
+        with pytest.raises(StoreError):
+            decode_header(bytes(damaged), "s")
+
+
+def test_every_shorter_header_is_damage() -> None:
+    data = encode_header(HEADERS[0][0])
+    for length in range(len(data)):
+        with pytest.raises(StoreError, match="damaged header"):
+            decode_header(data[:length], "s")
+
+
+def test_a_newer_format_is_named() -> None:
+    data = bytearray(encode_header(HEADERS[0][0]))
+    data[8] = 9
+    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 1\\)"):
+        decode_header(bytes(data), "s")
+
+
+def test_a_path_of_any_bytes_survives() -> None:
+    header = replace(HEADERS[0][0], image_path="/\udcff.img")
+    assert decode_header(encode_header(header), "s") == header
+
+
+def test_sizes_of_the_structures_are_those_of_the_format() -> None:
+    assert (HEADER.size, RECORD.size) == (148, 40)
+    assert len(set(Counter)) == len(Counter.__members__), "two numbers share a place"

@@ -1,0 +1,182 @@
+"""Segments: appending, reading, and finding the way again after damage."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from cow import segments as module
+from cow.codec import encode
+from cow.errors import Damaged
+from cow.files import Files
+from cow.layout import LOST_ENTRY, RECORD, Place, pack_place
+from cow.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment, segment_numbers, segment_path
+
+FILES = Files()
+RNG = random.Random(2)
+CONTENTS = [RNG.randbytes(600), bytes(4096), RNG.randbytes(4096), b"abc" * 300]
+RECORDS = [encode(10 * number, 1, 1, raw) for number, raw in enumerate(CONTENTS)]
+
+
+def append(directory: Path, records: list[bytes] = RECORDS) -> list[Place]:
+    writer = SegmentWriter(directory, FILES)
+    places = writer.append(records)
+    writer.close()
+    return places
+
+
+def found_blocks(directory: Path, number: int = 1) -> list[int]:
+    found = scan_segment(directory, number, FILES, verify=True)
+    return [item[1].block_no for item in found if not isinstance(item, ScanProblem)]
+
+
+def test_records_are_read_back(tmp_path: Path) -> None:
+    reader = SegmentReader(tmp_path, FILES)
+    for number, place in enumerate(append(tmp_path)):
+        header, raw = reader.read(pack_place(place), 10 * number, 1)
+        assert (header.block_no, bytes(raw)) == (10 * number, CONTENTS[number])
+    reader.close()
+
+
+def test_a_new_writer_begins_a_new_segment(tmp_path: Path) -> None:
+    append(tmp_path)
+    (place,) = append(tmp_path, RECORDS[:1])
+    assert (place.segment_no, place.offset) == (2, 0)
+    assert segment_numbers(tmp_path) == [1, 2]
+
+
+def test_a_full_segment_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 2 * len(RECORDS[0]))
+    assert [place.segment_no for place in append(tmp_path, RECORDS[:1] * 5)] == [1, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("entry", "block_no", "generation", "what"),
+    [
+        (pack_place(Place(1, 0, 64)), 0, 2, "belongs to other blocks"),
+        (pack_place(Place(1, 0, 640)), 1, 1, "belongs to other blocks"),
+        (pack_place(Place(1, 32, 640)), 0, 1, "no record where the index says"),
+        (pack_place(Place(1, 1 << 20, 640)), 0, 1, "cut short"),
+        (pack_place(Place(3, 0, 640)), 0, 1, "segment 3 is missing"),
+        (LOST_ENTRY, 0, 1, "preserved content is lost"),
+    ],
+)
+def test_what_is_not_the_right_record_is_damage(
+    tmp_path: Path, entry: int, block_no: int, generation: int, what: str
+) -> None:
+    places = append(tmp_path)
+    reader = SegmentReader(tmp_path, FILES)
+    if entry == pack_place(Place(1, 0, 64)):
+        entry = pack_place(places[0])
+    with pytest.raises(Damaged, match=what):
+        reader.read(entry, block_no, generation)
+    reader.close()
+
+
+def test_many_segments_do_not_use_up_descriptors(tmp_path: Path) -> None:
+    places = [append(tmp_path, RECORDS[:1])[0] for _ in range(40)]
+    reader = SegmentReader(tmp_path, FILES)
+    before = len(os.listdir("/proc/self/fd"))
+    for place in places + places:
+        reader.read(pack_place(place), 0, 1)
+    assert len(os.listdir("/proc/self/fd")) - before <= 32
+    reader.close()
+
+
+def test_a_scan_finds_all_records(tmp_path: Path) -> None:
+    places = append(tmp_path)
+    assert [item[0] for item in scan_segment(tmp_path, 1, FILES) if not isinstance(item, ScanProblem)] == places
+
+
+@pytest.mark.parametrize("lost", range(len(RECORDS)))
+@pytest.mark.parametrize("at", [0, 5, 24, 33, RECORD.size, RECORD.size + 1])
+def test_a_scan_finds_its_way_after_each_damaged_record(tmp_path: Path, lost: int, at: int) -> None:
+    place = append(tmp_path)[lost]
+    data = bytearray(segment_path(tmp_path, 1).read_bytes())
+    data[place.offset + at] ^= 0x40
+    segment_path(tmp_path, 1).write_bytes(data)
+    assert found_blocks(tmp_path) == [10 * number for number in range(len(RECORDS)) if number != lost]
+    problems = [item for item in scan_segment(tmp_path, 1, FILES, verify=True) if isinstance(item, ScanProblem)]
+    assert [problem.offset for problem in problems] == [place.offset]
+
+
+def test_a_scan_of_a_segment_cut_anywhere_finds_what_is_whole(tmp_path: Path) -> None:
+    places = append(tmp_path)
+    data = segment_path(tmp_path, 1).read_bytes()
+    for length in range(0, len(data) + 1, 16):
+        segment_path(tmp_path, 1).write_bytes(data[:length])
+        whole = [10 * number for number, place in enumerate(places) if place.offset + place.length <= length]
+        found = found_blocks(tmp_path)
+        assert found[: len(whole)] == whole
+        assert len(found) - len(whole) <= 1, "only the padding of the last one may be missing"
+
+
+def test_a_scan_passes_holes_without_complaint(tmp_path: Path) -> None:
+    places = append(tmp_path, RECORDS * 10)
+    fd = os.open(segment_path(tmp_path, 1), os.O_RDWR)
+    os.pwrite(fd, bytes(places[4].length), places[4].offset)
+    FILES.punch(fd, 8192, 16384)
+    os.close(fd)
+    punched = {
+        at for at, place in enumerate(places) if place.offset < 8192 + 16384 and place.offset + place.length > 8192
+    }
+    found = list(scan_segment(tmp_path, 1, FILES, verify=True))
+    kept = [item[0] for item in found if not isinstance(item, ScanProblem)]
+    assert kept == [place for at, place in enumerate(places) if at != 4 and at not in punched]
+
+
+class FailingFiles(Files):
+    """A disk whose flushes, or flushes of directories, fail when told."""
+
+    fails = ""
+
+    def sync_data(self, fd: int) -> None:
+        if self.fails == "data":
+            raise OSError(errno.EIO, "lost")
+
+    def sync_directory(self, path: Path) -> None:
+        if self.fails == "directory":
+            raise OSError(errno.EIO, "lost")
+
+
+def test_nothing_follows_records_whose_flush_failed(tmp_path: Path) -> None:
+    writer = SegmentWriter(tmp_path, FailingFiles(), durable=True)
+    writer.append(RECORDS[:1])
+    writer.distrust()
+    assert writer.failed_flushes == 1
+    assert writer.append(RECORDS[:1])[0].segment_no == 2
+    writer.close()
+
+
+def test_a_failed_flush_before_the_next_segment_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", len(RECORDS[0]))
+    files = FailingFiles()
+    writer = SegmentWriter(tmp_path, files, durable=True)
+    writer.append(RECORDS[:1])
+    files.fails = "data"
+    with pytest.raises(OSError, match="lost"):
+        writer.append(RECORDS[:1])
+    assert writer.failed_flushes == 1
+    writer.close()
+
+
+def test_a_segment_whose_name_may_be_lost_is_not_used(tmp_path: Path) -> None:
+    files = FailingFiles()
+    files.fails = "directory"
+    writer = SegmentWriter(tmp_path, files, durable=True)
+    for _ in range(2):
+        with pytest.raises(OSError, match="lost"):
+            writer.append(RECORDS[:1])
+    files.fails = ""
+    assert writer.append(RECORDS[:1]) == [Place(1, 0, len(RECORDS[0]))]
+    writer.close()
+
+
+def test_the_last_segment_number_is_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_SEGMENT_NO", 0)
+    with pytest.raises(OSError, match="no segment numbers left"):
+        SegmentWriter(tmp_path, FILES).append(RECORDS[:1])
