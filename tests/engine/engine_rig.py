@@ -9,11 +9,12 @@ from pathlib import Path
 
 from cow.compactor import Compactor
 from cow.cutting import discard_cut, next_header, prepare_cut
-from cow.engine import Event, LiveEngine, OverflowPolicy
+from cow.engine import LiveEngine
 from cow.files import Files
 from cow.geometry import Geometry
 from cow.image import Identity, Image
 from cow.layout import Durability
+from cow.overflow import Event, OverflowPolicy
 from cow.recovery import Opened, Request, open_store
 from cow.snapshot import SnapshotReader
 from cow.store import Store

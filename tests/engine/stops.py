@@ -98,6 +98,25 @@ def recording(rig: Rig, target: Path, *, power: bool = False) -> Iterator[Record
         patches.undo()
 
 
+@contextmanager
+def watching(look: Callable[[], None]) -> Iterator[None]:
+    """Within this, ``look`` is called before every change."""
+    patches, is_looking = _Patches(), False
+
+    def change() -> None:
+        nonlocal is_looking
+        if not is_looking:
+            is_looking = True
+            look()
+            is_looking = False
+
+    try:
+        _watch_all(patches, change)
+        yield
+    finally:
+        patches.undo()
+
+
 class _Patches:
     def __init__(self) -> None:
         self._undo: list[tuple[Any, str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,14 +64,18 @@ def test_16_tib_carries_on_at_once_with_blocks_at_both_ends(huge_image: Image, t
 
 
 def realistic_bytes(length: int) -> bytes:
-    """Programs and libraries of this machine, one after the other."""
-    parts, total = [], 0
-    for directory in ("/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib/python3"):
-        for path in sorted(Path(directory).rglob("*")):
-            if path.is_file() and not path.is_symlink() and os.access(path, os.R_OK) and total < length:
-                parts.append(path.read_bytes()[: 1 << 20])
-                total += len(parts[-1])
-    return b"".join(parts)[:length]
+    """Programs, libraries and sources of this machine, a third each."""
+    patterns = {"/usr/bin": "*", "/usr/lib": "*.so*", sys.prefix: "*.py"}
+    parts = [files_of(Path(directory), pattern, length // 3) for directory, pattern in patterns.items()]
+    return b"".join(parts)
+
+
+def files_of(directory: Path, pattern: str, length: int) -> bytes:
+    found = bytearray()
+    for path in sorted(directory.rglob(pattern)):
+        if len(found) < length and path.is_file() and not path.is_symlink():
+            found += path.read_bytes()[: 1 << 20]
+    return bytes(found[:length])
 
 
 def test_realistic_data_is_preserved_in_60_percent(make_rig: MakeRig) -> None:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pytest
 from engine_rig import QuickFiles, Rig
 
-from cow.engine import EventKind, OverflowPolicy
 from cow.errors import BufferFull, EngineClosed, SnapshotLost
 from cow.layout import Durability, State
+from cow.overflow import EventKind, OverflowPolicy
 from cow.segments import segment_numbers
 
 BLOCK_BYTES = 4096
