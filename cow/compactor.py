@@ -236,6 +236,9 @@ class Compactor:
         self._follow_cut()
         if not self._hasty or self._control[Counter.STATE] not in KEPT_STATES:
             return False
+        if self._squeezing is None and self._control[Counter.RELEASED_BLOCKS]:
+            # Soon all of it is given back; a record that is made while its blocks are released would stay.
+            return False
         try:
             self._squeeze_some()
         except OSError:
@@ -267,11 +270,15 @@ class Compactor:
         size, index, released = self._staging.block_bytes, self._cut.index, self._cut.released
         live: list[tuple[int, int]] = []
         blocks: dict[int, memoryview] = {}
+        dropped: list[RecordHeader] = []
         for place, header in records:
             raw = self._read_record(place)
+            if released.all_set(header.block_no, header.block_no + header.block_count):
+                continue  # the live server gives it back, and counts that itself
             if raw is None:
                 self._is_spoiled = True
                 continue
+            dropped.append(header)
             entry = pack_place(place)
             for at, block_no in enumerate(range(header.block_no, header.block_no + header.block_count)):
                 if index.get(block_no) == entry and not released.get(block_no):
@@ -281,8 +288,8 @@ class Compactor:
         for run in runs:
             run.raw = b"".join(blocks[block_no] for block_no in range(run.block_no, run.block_no + len(run.entries)))
         self._store_runs(runs, _WELL)
-        self._stored_raw_bytes -= sum(header.raw_bytes for _, header in records)
-        self._stored_bytes -= sum(header.payload_bytes for _, header in records)
+        self._stored_raw_bytes -= sum(header.raw_bytes for header in dropped)
+        self._stored_bytes -= sum(header.payload_bytes for header in dropped)
         self._publish_sums()
 
     def _read_record(self, place: Place) -> memoryview | None:

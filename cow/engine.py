@@ -18,20 +18,19 @@ the claim ends. All shared state is under one lock, which is never held during a
 from __future__ import annotations
 
 import contextlib
-import resource
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Callable, Sequence
 
 from cow.cutting import enter_cut
 from cow.errors import BufferFull, EngineClosed
 from cow.files import Data
-from cow.giveback import GiveBack
 from cow.header import Header
+from cow.heartbeat import Heartbeat
 from cow.image import Image
 from cow.layout import KEPT_STATES, Counter, Durability, State
+from cow.overflow import Event, EventKind, OverflowPolicy
+from cow.pace import Pace
 from cow.preserve import (
     DurablePreserver,
     Preserver,
@@ -41,76 +40,21 @@ from cow.preserve import (
     WaitForCompactor,
     store_errors,
 )
-from cow.seal import free_is_noted, seal_free, write_seal
+from cow.relief import Relief
+from cow.seal import write_seal
 from cow.store import Cut, Store
+from cow.traffic import Claims, Gate
 
 # One request never takes more of the ring than this share, or the ring could not hold two at once.
 _RING_SHARE = 4
-# Waiting writes look again this often even if nobody wakes them.
-_LOOK_AGAIN_S = 0.05
-_GATE_LOOK_S = 0.0002
-_BEAT_NS = 20_000_000
-# A call that took longer than this waited: for the disk, or only for its turn on the processor.
-_SLOW_NS = 8_000_000
-_SUSPICION_NS = 500_000_000
-_CAUTION_NS = 100_000_000
 _WARN_PERCENT = (80, 90, 95)
 
 
-class OverflowPolicy(Enum):
-    """Who gives way when the side buffer is full."""
-
-    BREAK_SNAPSHOT = "break-snapshot"
-    BREAK_WRITE = "break-write"
-    WAIT = "wait"
-
-
-class EventKind(Enum):
-    """What the engine tells its owner about."""
-
-    BUFFER_FILLING = "buffer-filling"
-    OVERFLOW = "overflow"
-    WAITING = "waiting"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """``value``: percent of the limit in use, or the errno of an overflow."""
-
-    kind: EventKind
-    value: int
-
-
-class Pace:
-    """Remembers whether calls on the image have been waiting for the disk lately.
-
-    A slow call raises a suspicion; while it lasts, calls count how often the kernel put this thread to sleep.
-    A busy processor makes calls slow too, but does not put them to sleep.
-    """
-
-    def __init__(self) -> None:
-        self._cautious_until_ns = self._suspicious_until_ns = 0
-        self._sleeps = 0
-
-    def is_quick(self, now_ns: int) -> bool:
-        """Whether a call now can be made without a thread of its own."""
-        if now_ns < self._suspicious_until_ns:
-            self._sleeps = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
-        return now_ns >= self._cautious_until_ns
-
-    def note(self, started_ns: int) -> None:
-        """A call that ``is_quick`` allowed at ``started_ns`` has returned."""
-        now_ns = time.monotonic_ns()
-        if now_ns - started_ns <= _SLOW_NS:
-            return
-        was_suspected = started_ns < self._suspicious_until_ns
-        self._suspicious_until_ns = now_ns + _SUSPICION_NS
-        if was_suspected and resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw != self._sleeps:
-            self._cautious_until_ns = now_ns + _CAUTION_NS
-
-
 class LiveEngine:
-    """The one writer of a store. Thread-safe. Offsets and lengths in bytes of the image."""
+    """The one writer of a store. Thread-safe. Offsets and lengths in bytes of the image.
+
+    ``on_writing`` is called, in any thread, when the first write comes after a pause; ``note_quiet`` ends it.
+    """
 
     def __init__(
         self,
@@ -119,27 +63,22 @@ class LiveEngine:
         policy: OverflowPolicy = OverflowPolicy.BREAK_SNAPSHOT,
         on_event: Callable[[Event], None] = lambda event: None,
         wake_compactor: Callable[[], None] = lambda: None,
+        on_writing: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._image, self._policy = store, image, policy
-        # Called, in any thread, when the first write comes after a pause; ``note_quiet`` ends it.
-        self.on_writing: Callable[[], None] = lambda: None
         self._on_event, self._wake_compactor = on_event, wake_compactor
         self.geometry = store.geometry
         self._control, self._cut = store.control, store.cut
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._claims: list[Ticket] = []
-        # The offsets of writes that have not returned yet; while a cut is made, the gate keeps new ones out.
-        self._under_way: list[int] = []
-        self._gate_closed = False
-        self._pace = Pace()
+        self._claims, self._gate = Claims(), Gate(self._changed)
+        self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing)
         self._closed = False
         self._warned_percent = 0
         self._told_waiting = False
-        self._beat_ns = 0
         self._is_power = store.header.durability is Durability.POWER
         self._preserver = self._new_preserver()
-        self._give_back = GiveBack(store.cut, store.files)
+        self._relief = Relief(store, self._lock, self._claims)
         self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
 
     # --- reading ---------------------------------------------------------------------------------------------
@@ -175,18 +114,15 @@ class LiveEngine:
         """
         first, end = self.geometry.span(offset, len(data))
         now_ns = time.monotonic_ns()
-        # Appending and popping are whole steps for all threads, which adding to a number is not.
-        self._under_way.append(offset)
+        if not self._pace.is_quick(now_ns) or not self._gate.try_enter(offset):
+            return False
         try:
-            # After the append: a cut closes the gate first and then looks who is under way.
-            if self._gate_closed or not self._pace.is_quick(now_ns):
-                return False
             if self._owes(first, end) and not self._try_preserve(first, end):
                 return False
             self._write_image(offset, data, now_ns)
             self._pace.note(now_ns)
         finally:
-            self._under_way.pop()
+            self._gate.leave()
         return True
 
     def write(self, offset: int, data: Data) -> None:
@@ -199,36 +135,14 @@ class LiveEngine:
         self.geometry.span(offset, len(view))
         start = offset
         for at, length in self.geometry.pieces(offset, len(view), self._max_blocks):
-            self._enter_gate(at)
+            self._gate.enter(at)
             try:
                 first, end = self.geometry.span(at, length)
                 if self._owes(first, end):
                     self._preserve(first, end)
                 self._write_image(at, view[at - start : at - start + length], time.monotonic_ns())
             finally:
-                self._under_way.pop()
-
-    def _enter_gate(self, offset: int) -> None:
-        if self._gate_closed:
-            with self._changed:
-                while self._gate_closed:
-                    self._changed.wait()
-                self._under_way.append(offset)
-            return
-        self._under_way.append(offset)
-        if self._gate_closed:
-            self._under_way.pop()
-            self._enter_gate(offset)
-
-    def _wait_outside(self) -> None:
-        """Wait a little (lock held) without keeping a cut waiting; it may have happened afterwards."""
-        offset = self._under_way.pop()
-        try:
-            self._changed.wait(_LOOK_AGAIN_S)
-            while self._gate_closed:
-                self._changed.wait()
-        finally:
-            self._under_way.append(offset)
+                self._gate.leave()
 
     def _owes(self, first: int, end: int) -> bool:
         """Whether a write to these blocks has anything to note before the image may change."""
@@ -236,40 +150,16 @@ class LiveEngine:
         return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._keeps
 
     def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
-        if now_ns - self._beat_ns > _BEAT_NS:
-            self._beat(now_ns)
+        self._heartbeat.beat(now_ns)
         self._image.write(data, offset)
-
-    def _beat(self, now_ns: int) -> None:
-        """Lets a later mount tell our own last write from somebody else's."""
-        self._beat_ns = now_ns
-        self._control[Counter.HEARTBEAT_NS] = time.time_ns()
-        if not self._control[Counter.WRITING]:
-            self._control[Counter.WRITING] = 1
-            self.on_writing()
 
     def note_quiet(self) -> bool:
         """Record the image's modification time if no write came lately; False while writes go on."""
-        control, beat_ns = self._control, self._beat_ns
-        if not control[Counter.WRITING]:
-            return True
-        if self._under_way:
-            # A write that hangs may set the image's time whenever it goes on.
-            control[Counter.HEARTBEAT_NS] = time.time_ns()
-            return False
-        if time.monotonic_ns() - beat_ns <= 2 * _BEAT_NS:
-            return False
-        control[Counter.IMAGE_MTIME_NS] = self._image.identity().mtime_ns
-        control[Counter.WRITING] = 0
-        if self._under_way or self._beat_ns != beat_ns:
-            # A write began meanwhile; it may have found the flag still set.
-            control[Counter.WRITING] = 1
-            return False
-        return True
+        return self._heartbeat.note_quiet(self._gate.under_way)
 
     def note_times(self, mtime_ns: int) -> None:
         """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
-        self._control[Counter.IMAGE_MTIME_NS] = mtime_ns
+        self._heartbeat.note_times(mtime_ns)
 
     # --- preserving ------------------------------------------------------------------------------------------
 
@@ -277,14 +167,11 @@ class LiveEngine:
     def _keeps(self) -> bool:
         return self._control[Counter.STATE] in KEPT_STATES
 
-    def _is_claimed(self, first: int, end: int) -> bool:
-        return any(ticket.first < end and first < ticket.end for ticket in self._claims)
-
     def _try_preserve(self, first: int, end: int) -> bool:
         if self._is_power or end - first > self._max_blocks:
             return False
         with self._lock:
-            if self._is_claimed(first, end):
+            if self._claims.touch(first, end):
                 return False
             ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
             try:
@@ -334,7 +221,7 @@ class LiveEngine:
                     raise EngineClosed("the live view is being closed")
                 if not self._keeps:
                     return None
-                if not self._is_claimed(first, end):
+                if not self._claims.touch(first, end):
                     ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
                     try:
                         self._begin(ticket)
@@ -344,9 +231,9 @@ class LiveEngine:
                     except WaitForCompactor:
                         self._press()
                     else:
-                        self._claims.append(ticket)
+                        self._claims.add(ticket)
                         return ticket
-                self._wait_outside()
+                self._gate.wait_outside()
 
     def _end_claim(self, ticket: Ticket, filled: bool) -> None:
         with self._changed:
@@ -390,89 +277,27 @@ class LiveEngine:
         Waits for the writes under way; its own work takes the same time whatever the size of the image.
         """
         with self._changed:
-            self._gate_closed = True
             try:
-                while self._under_way:
-                    self._changed.wait(_GATE_LOOK_S)
+                self._gate.close()
                 if self._is_power:
                     # What the new snapshot shows must not be undone by a power loss.
                     self._image.sync()
                 enter_cut(self._store, cut, header)
                 self._preserver.close()
                 self._cut, self._preserver = cut, self._new_preserver()
-                self._give_back = GiveBack(cut, self._store.files)
+                self._relief = Relief(self._store, self._lock, self._claims)
                 self._warned_percent, self._told_waiting = 0, False
             finally:
-                self._gate_closed = False
-                self._changed.notify_all()
+                self._gate.open()
         self._wake_compactor()
 
     def settle_free(self, free_runs: Sequence[tuple[int, int]], cut: Cut | None = None) -> int:
-        """The map of ``cut`` is known: these blocks hold nothing, so they are owed no more; how many there are.
-
-        A cut's map is made known once; another for it, or one of a cut that has ended, does nothing.
-        OSError(ENOSPC): the blocks not reached yet stay owed, which is safe.
-        """
-        cut, count = cut or self._cut, 0
-        if cut is not self._cut or free_is_noted(cut):
-            return 0
-        for first, end in free_runs:
-            cut.free.set_range(first, end)
-        # Known and proven to be free before the first is settled: a settled block that nothing explains is damage.
-        seal_free(cut, self._store.files)
-        for first, end in free_runs:
-            with self._lock:
-                if cut is not self._cut:
-                    break  # a newer cut knows nothing of this map
-                self._control[Counter.FREE_BLOCKS] += end - first
-                count += self._settle_run(first, end)
-        return count
-
-    def _settle_run(self, first: int, end: int) -> int:
-        cut, settled = self._cut, 0
-        for low, high in self._unclaimed(first, end):
-            settled += high - low - cut.settled.count_set(low, high)
-            cut.settled.set_range(low, high)
-        self._control[Counter.SETTLED_BLOCKS] += settled
-        return settled
+        """The map of ``cut`` (the present one) is known: see ``Relief.settle_free``."""
+        return self._relief.settle_free(free_runs) if cut in (None, self._cut) else 0
 
     def release(self, first: int, end: int) -> int:
-        """The imager has these blocks: nothing is owed for them, and their copies are given back.
-
-        Returns how many were not released before. A block that a write is about to preserve stays as it is.
-        """
-        cut, control, count = self._cut, self._control, 0
-        with self._lock:
-            parts = list(self._unclaimed(first, end))
-            for low, high in parts:
-                # Released before settled: a reader that finds a block settled looks at this last.
-                count += high - low - cut.released.count_set(low, high)
-                cut.released.set_range(low, high)
-        if self._is_power:
-            # A power loss must not make a block look owed that was overwritten without being preserved.
-            self._store.files.sync(cut.released.file.fd)
-        with self._lock:
-            if cut is not self._cut:
-                return 0  # the snapshot ended meanwhile, and all its space with it
-            control[Counter.RELEASED_BLOCKS] += count
-            for low, high in parts:
-                self._settle_run(low, high)
-            give_back = self._give_back
-        returned_bytes = give_back.give_back(first, end)
-        with self._lock:
-            if cut is self._cut:
-                control[Counter.RETURNED_BYTES] += returned_bytes
-        return count
-
-    def _unclaimed(self, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """The parts of a run that no write is about to preserve; those few stay owed."""
-        for ticket in sorted(self._claims, key=lambda ticket: ticket.first):
-            if ticket.first < end and first < ticket.end:
-                if first < ticket.first:
-                    yield first, ticket.first
-                first = max(first, ticket.end)
-        if first < end:
-            yield first, end
+        """The imager has these blocks: see ``Relief.release``."""
+        return self._relief.release(first, end)
 
     # --- overflow --------------------------------------------------------------------------------------------
 
@@ -487,7 +312,7 @@ class LiveEngine:
             self._told_waiting = True
             self._on_event(Event(EventKind.WAITING, code))
         self._press()
-        self._wait_outside()
+        self._gate.wait_outside()
 
     def _break_snapshot(self, code: int) -> None:
         if not self._keeps:

@@ -9,8 +9,9 @@ import uuid
 import pyfuse3
 import trio
 
-from cow.engine import Event, EventKind, LiveEngine, OverflowPolicy
+from cow.engine import LiveEngine
 from cow.layout import Counter
+from cow.overflow import Event, EventKind, OverflowPolicy
 from snapfs.control import Message, listen, serve
 from snapfs.errors import SnapfsError
 from snapfs.fuse.live_view import LiveView
@@ -36,8 +37,9 @@ class LiveServer:
     def __init__(self, instance: Instance, pipe_fd: int) -> None:
         self._instance, self._pipe_fd = instance, pipe_fd
         policy = OverflowPolicy(instance.options.on_overflow)
-        self.engine = LiveEngine(instance.store, instance.image, policy, self._on_event, instance.work.ring)
-        self.engine.on_writing = self._on_writing
+        self.engine = LiveEngine(
+            instance.store, instance.image, policy, self._on_event, instance.work.ring, self._on_writing
+        )
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._memory = MemoryWatch(self.engine.trim)
         self._last_error: str | None = None

@@ -1,0 +1,30 @@
+"""What happens when the side buffer is full, and what the engine tells its owner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class OverflowPolicy(Enum):
+    """Who gives way when the side buffer is full."""
+
+    BREAK_SNAPSHOT = "break-snapshot"
+    BREAK_WRITE = "break-write"
+    WAIT = "wait"
+
+
+class EventKind(Enum):
+    """What the engine tells its owner about."""
+
+    BUFFER_FILLING = "buffer-filling"
+    OVERFLOW = "overflow"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """``value``: percent of the limit in use, or the errno of an overflow."""
+
+    kind: EventKind
+    value: int
