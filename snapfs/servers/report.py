@@ -62,9 +62,11 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
 def _buffer(instance: Instance, engine: LiveEngine) -> dict[str, Any]:
     control = instance.store.control
     staged = engine.staged_bytes()
+    # Two processes count, and one may be a step ahead of the other.
+    stored = max(0, control[Counter.STORED_BYTES] - control[Counter.RETURNED_BYTES])
     return {
         "raw_bytes": control[Counter.STORED_RAW_BYTES] + staged,
-        "stored_bytes": control[Counter.STORED_BYTES] - control[Counter.RETURNED_BYTES] + staged,
+        "stored_bytes": stored + staged,
         "staged_bytes": staged,
         "limit_bytes": control[Counter.LIMIT_BYTES] or None,
         "on_overflow": instance.options.on_overflow,
