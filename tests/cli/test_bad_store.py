@@ -153,7 +153,7 @@ def kept(kept_once: Kept) -> Iterator[Kept]:
 
 
 def read_blocks(file: Path, count: int) -> list[bytes | None]:
-    """Each block on its own, past the page cache; None where it fails with EIO."""
+    """Each block on its own, past the page cache; None where it is refused, as damaged or as released."""
     blocks: list[bytes | None] = []
     fd = os.open(file, os.O_RDONLY)
     try:
@@ -162,7 +162,7 @@ def read_blocks(file: Path, count: int) -> list[bytes | None]:
             try:
                 blocks.append(os.pread(fd, BLOCK_BYTES, block_no * BLOCK_BYTES))
             except OSError as error:
-                if error.errno != errno.EIO:
+                if error.errno not in (errno.EIO, errno.ENODATA):
                     raise
                 blocks.append(None)
     finally:
@@ -207,7 +207,8 @@ def test_a_damaged_file(kept: Kept, name: str, damage: str) -> None:
         no for no, block in enumerate(blocks) if block not in (None, kept.frozen[no * BLOCK_BYTES :][:BLOCK_BYTES])
     ]
     assert wrong == []
-    wait_until(lambda: damage_is_told(bench) or None not in blocks)
+    # Nothing tells a flipped bit of the released blocks of a killed instance from a released block.
+    wait_until(lambda: None not in blocks or "released" in name or damage_is_told(bench))
     bench.umount().ok()
     assert bench.image.read_bytes() == present
 
