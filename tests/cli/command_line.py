@@ -164,22 +164,22 @@ class Bench:
         yield done
         self.umount(**keywords).ok()
 
-    def traces(self, *, ignore_files: bool = False) -> dict[str, Any]:
+    def traces(self, *, running: bool = False) -> dict[str, Any]:
         """All that a command could leave behind: files, mounts, processes, loop devices, a changed image."""
         return {
-            "files": [] if ignore_files else sorted(str(path) for path in _files_below(self.path)),
+            "files": [] if running else sorted(str(path) for path in _files_below(self.path)),
             "mounts": mounts_below(self.path),
-            "processes": sorted(processes_about(self.path)),
+            "processes": [] if running else sorted(processes_about(self.path)),
             "loops": loops_below(self.path),
             "image": _fingerprint(self.image),
         }
 
     @contextmanager
-    def untouched(self, *, ignore_files: bool = False) -> Iterator[None]:
-        """Nothing of all that may change; a running instance makes files in its store at its own pace."""
-        before = self.traces(ignore_files=ignore_files)
+    def untouched(self, *, running: bool = False) -> Iterator[None]:
+        """Nothing of all that may change; a running instance has files and processes come and go."""
+        before = self.traces(running=running)
         yield
-        assert self.traces(ignore_files=ignore_files) == before
+        assert self.traces(running=running) == before
 
     def end_processes(self) -> None:
         """Whatever a failed test left: a killed instance, and the mounts that it served."""

@@ -90,7 +90,7 @@ def test_an_image_that_another_snapfs_has(bench: Bench) -> None:
 
 
 def test_the_same_mount_twice(bench: Bench) -> None:
-    with bench.mounted(), bench.untouched(ignore_files=True):
+    with bench.mounted(), bench.untouched(running=True):
         bench.mount().refuses(1, f"{bench.live} is already a mount")
 
 
@@ -100,7 +100,7 @@ def test_a_store_that_another_snapfs_has(bench: Bench) -> None:
     points = bench.path / "live2", bench.path / "snap2"
     for point in points:
         point.mkdir()
-    with bench.mounted("--store", bench.store), bench.untouched(ignore_files=True):
+    with bench.mounted("--store", bench.store), bench.untouched(running=True):
         done = snapfs("mount", other, *points, "--store", bench.store)
         done.refuses(1, f"{bench.store}", "in use by", "unmount that one first")
 
