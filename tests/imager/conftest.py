@@ -5,19 +5,10 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from imager_rig import MIB, Bench, digests, make_ext4, make_files, run
-
-
-@dataclass(frozen=True)
-class Original:
-    """An image and the files in it."""
-
-    image: Path
-    files: dict[str, str]
+from imager_rig import MIB, Bench, Original, digests, make_ext4, make_files, run
 
 
 @pytest.fixture(scope="module")

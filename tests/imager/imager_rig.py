@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,11 @@ def read_manifest(backup: Path) -> dict[str, Any]:
 
 def names_in(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
+
+
+@dataclass(frozen=True)
+class Original:
+    """An image and the files in it."""
+
+    image: Path
+    files: dict[str, str]

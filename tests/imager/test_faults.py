@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import Original
 from imager_rig import (
     MIB,
     Bench,
+    Original,
     checked_qcow2,
     files_of,
     loop_device,

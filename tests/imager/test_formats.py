@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Original
 from imager_rig import (
     MIB,
     Bench,
+    Original,
     checked_qcow2,
     digests,
     files_of,

@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import Original
 from imager_rig import (
     MIB,
     Bench,
+    Original,
     checked_qcow2,
     files_of,
     live_load,
