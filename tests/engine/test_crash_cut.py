@@ -203,3 +203,26 @@ def check_snapshot(rig: Rig, matching: list[Model], when: str) -> None:
         assert block_no not in sure.released, where
         right = {old, bytes(length)} if block_no in possible.free else {old}
         assert found in right, where
+
+
+def test_killed_while_a_cut_follows_an_overflow(make_rig: MakeRig, tmp_path: Path) -> None:
+    rig = make_rig(OLD, staging_slots=16)
+    rig.open()
+    rig.engine.set_limit(1)
+    rig.write(0, b"too much")
+    assert rig.control.state is State.OVERFLOWED
+    present = rig.live()
+    with recording(rig, tmp_path) as recorder:
+        recorder.arm()
+        rig.make_cut()
+    for moment in recorder.moments:
+        left = Rig(moment.directory, OLD, staging_slots=16)
+        try:
+            left.open()
+            if left.cut.generation == 1:
+                assert left.control.state is State.OVERFLOWED
+            else:
+                assert left.control.state is State.ACTIVE
+                assert left.snapshot() == present
+        finally:
+            left.remove()

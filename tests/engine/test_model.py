@@ -111,7 +111,7 @@ def test_engine_agrees_with_two_byte_arrays(machine: type[RuleBasedStateMachine]
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60,
+            max_examples=40,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

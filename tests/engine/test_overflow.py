@@ -240,3 +240,45 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition never came true"
         time.sleep(0.001)
+
+
+class OneFailingFlush(QuickFiles):
+    """The first flush waits for ``gate`` and fails; the kernel reports a lost page once, so the next succeed."""
+
+    def __init__(self) -> None:
+        self.begun, self.gate = threading.Event(), threading.Event()
+
+    def sync_data(self, fd: int) -> None:
+        if not self.begun.is_set():
+            self.begun.set()
+            assert self.gate.wait(10)
+            raise OSError(errno.EIO, "lost")
+
+
+def test_a_failed_flush_is_believed_of_every_record_before_it(make_rig: MakeRig) -> None:
+    files = OneFailingFlush()
+    rig = make_rig(OLD, policy=OverflowPolicy.BREAK_WRITE, durability=Durability.POWER, files=files)
+    rig.open()
+    refusals: list[int] = []
+
+    def write(block_no: int) -> None:
+        try:
+            rig.engine.write(block_no * BLOCK_BYTES, NEW[:BLOCK_BYTES])
+        except BufferFull as full:
+            refusals.append(full.errno)
+
+    writers = [threading.Thread(target=write, args=(block_no,)) for block_no in (0, 9)]
+    writers[0].start()
+    assert files.begun.wait(10)
+    segment = rig.cut.segments / "00000001"
+    size_bytes = segment.stat().st_size
+    writers[1].start()
+    wait_until(lambda: segment.stat().st_size > size_bytes)
+    files.gate.set()
+    for writer in writers:
+        writer.join(10)
+    assert refusals == [errno.EIO, errno.EIO]
+    assert rig.live() == OLD
+    write(9)
+    assert segment_numbers(rig.cut.segments) == [1, 2]
+    assert rig.snapshot() == OLD
