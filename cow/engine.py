@@ -387,11 +387,16 @@ class LiveEngine:
         """Give back the resident memory of the mappings."""
         self._cut.trim()
 
-    def close(self) -> None:
-        """Writes that wait fail with EngineClosed; the image is synced. The store stays as it is."""
+    def refuse_waits(self) -> None:
+        """From here on a write that waits, for room or for other writes, fails with EngineClosed."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def close(self) -> None:
+        """Writes that wait fail with EngineClosed; the image is synced. The store stays as it is."""
+        self.refuse_waits()
+        with self._changed:
             while self._claims:
                 self._changed.wait()
         self._preserver.close()

@@ -65,7 +65,8 @@ class LiveServer:
                 nursery.start_soon(self._watch_writing)
                 nursery.start_soon(self._serve_view)
                 await until_stopped()
-                self.engine.stop_waiting()
+                # The compactor has ended already: a write that waits for it would keep us for ever.
+                self.engine.refuse_waits()
                 nursery.cancel_scope.cancel()
         finally:
             pyfuse3.close(unmount=False)
