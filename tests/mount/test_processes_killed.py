@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 import sectors
-from mounted import SERVERS, Ground, Mounted, mount_points_below, run, snapfs, wait_until
+from mounted import SERVERS, Ground, Mounted, find_processes, mount_points_below, run, snapfs, wait_until
 from sectors import SECTOR, ZONE, Versions, content, versions_in
 
 MIB = 1 << 20
@@ -143,11 +144,33 @@ def test_a_killed_compactor_is_started_again(ground: Ground) -> None:
     running.check(before, image_versions(instance.image))
 
 
+def test_writes_that_wait_for_a_dead_compactor_keep_nobody(ground: Ground) -> None:
+    """A compactor that dies again and again is given up; a write that waits for room then fails."""
+    old = content(100 * MIB)
+    instance = ground.mounted(ground.image(old))
+    instance.expect_log("compactor|still in use|goes on alone|write of the image failed")
+    snapshot_id = instance.status()["snapshot"]["id"]
+    instance.processes["compactor"].send(signal.SIGSTOP)
+    words = ["dd", "if=/dev/zero", f"of={instance.live_file}", "bs=1M", "conv=notrunc", "oflag=direct", "count=100"]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as writer:
+        wait_until(lambda: instance.status()["buffer"]["staged_bytes"] > 60 * MIB)
+        while instance.processes["supervisor"].is_running:
+            compactor = compactor_of(instance)
+            if compactor is not None:
+                compactor.send(signal.SIGKILL)
+                compactor.await_end()
+                compactor.close()
+        await_processes(instance)
+        assert writer.wait(20) != 0
+    check_carried_on(instance, old, snapshot_id)
+
+
 def compactor_of(instance: Mounted) -> Any:
     """The present compactor's process, if it has its name already."""
-    from mounted import find_processes
-
-    found = find_processes(instance.processes["supervisor"].pid)
+    try:
+        found = find_processes(instance.processes["supervisor"].pid)
+    except OSError:  # one of them ended meanwhile
+        return None
     compactor = found.pop("compactor", None)
     for process in found.values():
         process.close()
