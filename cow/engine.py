@@ -18,6 +18,7 @@ the claim ends. All shared state is under one lock, which is never held during a
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ class LiveEngine:
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing)
         self._closed = False
         self._warned_percent = 0
-        self._told_waiting = False
+        self._told_waiting = self._compactor_is_gone = False
         self._is_power = store.header.durability is Durability.POWER
         self._preserver = self._new_preserver()
         self._relief = Relief(store, self._lock, self._claims)
@@ -229,6 +230,9 @@ class LiveEngine:
                         self._give_way(refused.errno)
                         continue
                     except WaitForCompactor:
+                        if self._compactor_is_gone:
+                            self._give_way(errno.ENOSPC)
+                            continue
                         self._press()
                     else:
                         self._claims.add(ticket)
@@ -346,10 +350,11 @@ class LiveEngine:
             self._told_waiting = False
             self._changed.notify_all()
 
-    def stop_waiting(self) -> None:
+    def stop_waiting(self, *, compactor_is_gone: bool = False) -> None:
         """From here on a full side buffer ends the snapshot: live data must get out before the end."""
         with self._changed:
             self._policy = OverflowPolicy.BREAK_SNAPSHOT
+            self._compactor_is_gone = compactor_is_gone
             self._changed.notify_all()
 
     def _warn(self) -> None:

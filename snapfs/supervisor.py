@@ -3,7 +3,8 @@
     starting   both views answer -> running; a server fails -> everything is undone, the reason reported
     running    a view is unmounted by whomever -> the other one is unmounted too; while it is busy it goes on
                alone. SIGTERM, SIGINT: both are unmounted, busy or not, after what the kernel holds is written
-    ending     compactor, snapshot server, live server, in this order; then the store is removed, unless the
+    ending     the live server ends what is under way; then compactor, snapshot server, live server go, in this
+               order, so that nothing waits for one that is gone; then the store is removed, unless the
                user named it or a server died: then the next mount carries its snapshot on
 
 A compactor that dies is started again; any other death ends the instance.
@@ -29,7 +30,7 @@ from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.servers.compactor import run_compactor
 from snapfs.servers.instance import Instance
 from snapfs.servers.live import run_live_server
-from snapfs.servers.session import GONE, READY, STOP_SIGNAL
+from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL
 from snapfs.servers.snapshot import run_snapshot_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.mounts import find_mount, flush_filesystem, is_mount_point, unmount
@@ -227,10 +228,26 @@ class Supervisor:
     def _stop_servers(self) -> None:
         for point in (self._instance.snap, self._instance.live):
             _unmount_anyway(point)
+        if live := self._servers.get(LIVE):
+            self._end_serving(live)
         for name in (COMPACTOR, SNAPSHOT, LIVE):
             server = self._servers.get(name)
             if server is not None:
                 self._stop(server)
+
+    def _end_serving(self, live: _Server) -> None:
+        """Have the live server end what is under way, which may need the room that the compactor makes."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(live.pid, STOP_SIGNAL)
+        said = b""
+        while SERVED not in said:
+            ready = select.select([live.pipe_fd, live.pidfd], [], [])[0]
+            if live.pipe_fd not in ready:
+                return
+            data = os.read(live.pipe_fd, 4096)
+            if not data:
+                return
+            said += data
 
     def _stop(self, server: _Server) -> None:
         """The signal, and patience with the two that may still have data to write."""

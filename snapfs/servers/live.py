@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
+from collections.abc import AsyncIterator
 
 import pyfuse3
 import trio
@@ -19,7 +20,7 @@ from snapfs.servers.cuts import Cuts
 from snapfs.servers.instance import Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.report import status_of
-from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
+from snapfs.servers.session import SERVED, become_server, mount_view, serve_view, stop_signals
 
 _LOG = logging.getLogger(__name__)
 _QUIET_LOOK_S = 0.05
@@ -57,21 +58,39 @@ class LiveServer:
             writeback=options.cache == "writeback",
         )
         mount_view(view, instance.live, instance.image_path, options.fuse_options)
-        try:
-            async with trio.open_nursery() as nursery:
-                self._cuts = Cuts(instance, self.engine, nursery)
-                nursery.start_soon(serve, listen(instance.store.path), self._answer)
-                nursery.start_soon(self._watch_room)
-                nursery.start_soon(self._watch_writing)
-                nursery.start_soon(self._serve_view)
-                await until_stopped()
-                # The compactor has ended already: a write that waits for it would keep us for ever.
-                self.engine.refuse_waits()
-                nursery.cancel_scope.cancel()
-        finally:
-            pyfuse3.close(unmount=False)
-            self._close()
+        with stop_signals() as signals:
+            try:
+                await self._serve(signals)
+            finally:
+                pyfuse3.close(unmount=False)
+            # The compactor still runs: what it has to empty is complete only now.
+            os.write(self._pipe_fd, SERVED)
+            await self._until_compacted(signals)
+        self._close()
         return 0
+
+    async def _serve(self, signals: AsyncIterator[int]) -> None:
+        """Until the first signal; returns when the last write that was under way has ended."""
+        instance = self._instance
+        async with trio.open_nursery() as nursery:
+            self._cuts = Cuts(instance, self.engine, nursery)
+            nursery.start_soon(serve, listen(instance.store.path), self._answer)
+            nursery.start_soon(self._watch_room)
+            nursery.start_soon(self._watch_writing)
+            nursery.start_soon(self._serve_view)
+            await anext(signals)
+            # Without a supervisor the compactor has got the same signal, and makes no room any more.
+            self.engine.stop_waiting(compactor_is_gone=self._is_orphan)
+            nursery.cancel_scope.cancel()
+
+    async def _until_compacted(self, signals: AsyncIterator[int]) -> None:
+        """The second signal says that the compactor has ended."""
+        if not self._is_orphan:
+            await anext(signals)
+
+    @property
+    def _is_orphan(self) -> bool:
+        return os.getppid() != self._instance.supervisor_pid
 
     async def _serve_view(self) -> None:
         await serve_view(self._instance.live, self._pipe_fd, foreground=self._instance.options.foreground)

@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 
 import pyfuse3
@@ -34,7 +34,7 @@ from snapfs.system.processes import (
 )
 
 _LOG = logging.getLogger(__name__)
-READY, GONE = b"ready\n", b"gone\n"
+READY, GONE, SERVED = b"ready\n", b"gone\n", b"served\n"
 STOP_SIGNAL = signal.SIGUSR1
 _READ_AHEAD_KIB = 4096
 # Enough for a loop device or a deep queue to keep both cores busy; the default is 12.
@@ -138,8 +138,14 @@ def _session_fd() -> int:
     raise RuntimeError("the FUSE session has no descriptor")
 
 
+@contextlib.contextmanager
+def stop_signals() -> Iterator[AsyncIterator[int]]:
+    """The STOP_SIGNALs that come, one after the other."""
+    with trio.open_signal_receiver(STOP_SIGNAL) as signals:
+        yield signals
+
+
 async def until_stopped() -> None:
     """Return at STOP_SIGNAL."""
-    with trio.open_signal_receiver(STOP_SIGNAL) as signals:
-        async for _ in signals:
-            return
+    with stop_signals() as signals:
+        await anext(signals)
