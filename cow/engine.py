@@ -354,7 +354,7 @@ class LiveEngine:
         """From here on a full side buffer ends the snapshot: live data must get out before the end."""
         with self._changed:
             self._policy = OverflowPolicy.BREAK_SNAPSHOT
-            self._compactor_is_gone = compactor_is_gone
+            self._compactor_is_gone |= compactor_is_gone
             self._changed.notify_all()
 
     def _warn(self) -> None:
@@ -392,16 +392,11 @@ class LiveEngine:
         """Give back the resident memory of the mappings."""
         self._cut.trim()
 
-    def refuse_waits(self) -> None:
-        """From here on a write that waits, for room or for other writes, fails with EngineClosed."""
+    def close(self) -> None:
+        """Writes that wait fail with EngineClosed; the image is synced. The store stays as it is."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-
-    def close(self) -> None:
-        """Writes that wait fail with EngineClosed; the image is synced. The store stays as it is."""
-        self.refuse_waits()
-        with self._changed:
             while self._claims:
                 self._changed.wait()
         self._preserver.close()

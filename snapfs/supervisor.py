@@ -237,6 +237,9 @@ class Supervisor:
 
     def _end_serving(self, live: _Server) -> None:
         """Have the live server end what is under way, which may need the room that the compactor makes."""
+        if COMPACTOR not in self._servers:
+            with contextlib.suppress(SnapfsError):
+                request(self._instance.store.path, "ending", compactor_is_gone=True)
         with contextlib.suppress(ProcessLookupError):
             os.kill(live.pid, STOP_SIGNAL)
         said = b""

@@ -166,7 +166,7 @@ class LiveServer:
         return {}
 
     async def _expect_end(self, message: Message) -> Message:
-        self.engine.stop_waiting()
+        self.engine.stop_waiting(compactor_is_gone=bool(message.get("compactor_is_gone")))
         return {}
 
     async def _release(self, message: Message) -> Message:
