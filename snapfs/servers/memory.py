@@ -10,16 +10,16 @@ from collections.abc import Callable
 
 from snapfs.system.processes import mapped_bytes
 
-# Above what the ring and the program files take in the live server.
-_MOST_MAPPED_BYTES = 96 << 20
+# Beyond what stays mapped after a trim: the ring and the program files.
+_MOST_TO_TRIM_BYTES = 24 << 20
 
 
 class MemoryWatch:
     """Calls ``trim`` when too much is mapped; looks once in ``calls_per_look`` calls."""
 
-    def __init__(self, trim: Callable[[], None], calls_per_look: int = 4096) -> None:
+    def __init__(self, trim: Callable[[], None], calls_per_look: int = 1024) -> None:
         self._trim, self._calls_per_look = trim, calls_per_look
-        self._calls = 0
+        self._calls = self._lasting_bytes = 0
 
     def tick(self) -> None:
         """Once a request."""
@@ -30,5 +30,6 @@ class MemoryWatch:
 
     def look(self) -> None:
         """Trim now if there is need to."""
-        if mapped_bytes() > _MOST_MAPPED_BYTES:
+        if mapped_bytes() > self._lasting_bytes + _MOST_TO_TRIM_BYTES:
             self._trim()
+            self._lasting_bytes = mapped_bytes()
