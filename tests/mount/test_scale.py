@@ -18,7 +18,7 @@ MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 # A block less than 16 TiB: ext4 has no larger file.
 HUGE = 16 * TIB - 4096
 MAX_MEMORY_MIB = 250
-SEQUENTIAL_BYTES, RANDOM_BYTES = 7 * GIB // 4, GIB // 4
+SEQUENTIAL_BYTES, RANDOM_BYTES = 15 * GIB // 8, GIB // 8
 
 
 def disk_bytes(directory: Path) -> int:
