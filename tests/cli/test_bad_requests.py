@@ -21,10 +21,10 @@ def test_impossible_limits(bench: Bench, size: str) -> None:
         bench.mount(f"--buffer-limit={size}").refuses(2, size)
 
 
-@pytest.mark.parametrize("size", ["-1", "lots", "1GB", "4095", "9999999999T"])
-def test_impossible_new_limits(bench: Bench, size: str) -> None:
+def test_impossible_new_limits(bench: Bench) -> None:
     with bench.mounted():
-        snapfs("limit", "--", bench.live, size).refuses(2, size)
+        for size in ("-1", "lots", "1GB", "4095", "9999999999T"):
+            snapfs("limit", "--", bench.live, size).refuses(2, size)
         assert bench.status()["buffer"]["limit_bytes"] is None
 
 
