@@ -18,7 +18,6 @@ the claim ends. All shared state is under one lock, which is never held during a
 from __future__ import annotations
 
 import contextlib
-import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -231,8 +230,7 @@ class LiveEngine:
                         continue
                     except WaitForCompactor:
                         if self._compactor_is_gone:
-                            self._give_way(errno.ENOSPC)
-                            continue
+                            raise EngineClosed("nobody makes room any more") from None
                         self._press()
                     else:
                         self._claims.add(ticket)
@@ -351,7 +349,10 @@ class LiveEngine:
             self._changed.notify_all()
 
     def stop_waiting(self, *, compactor_is_gone: bool = False) -> None:
-        """From here on a full side buffer ends the snapshot: live data must get out before the end."""
+        """From here on a full side buffer ends the snapshot: live data must get out before the end.
+
+        ``compactor_is_gone``: a write that only it could make room for fails with EngineClosed.
+        """
         with self._changed:
             self._policy = OverflowPolicy.BREAK_SNAPSHOT
             self._compactor_is_gone |= compactor_is_gone

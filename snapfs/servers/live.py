@@ -20,7 +20,7 @@ from snapfs.servers.cuts import Cuts
 from snapfs.servers.instance import Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.report import status_of
-from snapfs.servers.session import SERVED, become_server, mount_view, serve_view, stop_signals
+from snapfs.servers.session import SERVED, become_server, mount_view, serve_view, stop_signals, tell_supervisor
 
 _LOG = logging.getLogger(__name__)
 _QUIET_LOOK_S = 0.05
@@ -64,7 +64,7 @@ class LiveServer:
             finally:
                 pyfuse3.close(unmount=False)
             # The compactor still runs: what it has to empty is complete only now.
-            os.write(self._pipe_fd, SERVED)
+            tell_supervisor(self._pipe_fd, SERVED)
             await self._until_compacted(signals)
         self._close()
         return 0

@@ -95,6 +95,12 @@ def _escaped(path: Path) -> str:
     return str(path).replace("\\", "\\\\").replace(",", "\\,")
 
 
+def tell_supervisor(pipe_fd: int, what: bytes) -> None:
+    """One of the lines above; nobody hears it when the supervisor was killed, and that is told by a signal."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(pipe_fd, what)
+
+
 async def serve_view(mount_point: Path, pipe_fd: int, *, foreground: bool) -> None:
     """Answer requests until the view is unmounted or the session is told to end."""
     hurry_receive(_session_fd())
@@ -102,7 +108,7 @@ async def serve_view(mount_point: Path, pipe_fd: int, *, foreground: bool) -> No
         nursery.start_soon(_tell_ready, mount_point, pipe_fd, foreground)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
-    os.write(pipe_fd, GONE)
+    tell_supervisor(pipe_fd, GONE)
 
 
 async def _tell_ready(mount_point: Path, pipe_fd: int, foreground: bool) -> None:
@@ -110,7 +116,7 @@ async def _tell_ready(mount_point: Path, pipe_fd: int, foreground: bool) -> None
     if not foreground:
         # Until here libfuse may have had something to say to the user.
         detach_streams()
-    os.write(pipe_fd, READY)
+    tell_supervisor(pipe_fd, READY)
 
 
 def _tune(mount_point: Path) -> None:
