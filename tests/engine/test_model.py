@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from cow.errors import BlockReleased
 from cow.layout import Durability
 from cow.recovery import Outcome
 
@@ -106,7 +107,112 @@ class DurableEngineMachine(EngineMachine):
     durability = Durability.POWER
 
 
-@pytest.mark.parametrize("machine", [EngineMachine, DurableEngineMachine])
+class ReliefMachine(EngineMachine):
+    """The rules of free and released blocks, of squeezing and of new cuts, on top."""
+
+    @initialize(size=st.sampled_from(_SIZES), seed=st.integers(1, 1000))
+    def begin(self, size: tuple[int, int], seed: int) -> None:
+        super().begin(size, seed)
+        self._forget_cut()
+
+    def _forget_cut(self) -> None:
+        """A new cut: everything is owed, nothing is known to be free or released."""
+        self.owed = set(range(self.rig.geometry.block_count))
+        self.zeros: set[int] = set()
+        self.released: set[int] = set()
+        self.is_mapped = False
+
+    @rule(data=st.data(), waits=st.booleans(), seed=st.integers(1, 1000))
+    def write(self, data: st.DataObject, waits: bool, seed: int) -> None:
+        offset, length = data.draw(self._ranges())
+        content = pattern(length, seed)
+        if waits:
+            self.rig.write(offset, content)
+        elif not self.rig.engine.try_write(offset, content):
+            return
+        self.live[offset : offset + length] = content
+        self.owed -= set(range(*self.rig.geometry.span(offset, length)))
+
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        offset, length = data.draw(self._ranges())
+        self._check_snapshot(offset, length)
+        assert self.rig.engine.read(offset, length) == self.live[offset : offset + length]
+
+    @rule(data=st.data())
+    def try_read(self, data: st.DataObject) -> None:
+        offset, length = data.draw(self._ranges())
+        view = memoryview(bytearray(length))
+        if self.rig.reader.try_read(view, offset):
+            assert view == self._frozen()[offset : offset + length]
+            assert not self.released & set(range(*self.rig.geometry.span(offset, length)))
+
+    def _frozen(self) -> bytearray:
+        frozen = bytearray(self.rig.old)
+        for block_no in self.zeros:
+            offset, length = self.rig.geometry.extent(block_no, block_no + 1)
+            frozen[offset : offset + length] = bytes(length)
+        return frozen
+
+    def _check_snapshot(self, offset: int, length: int) -> None:
+        if self.released & set(range(*self.rig.geometry.span(offset, length))):
+            with pytest.raises(BlockReleased):
+                self.rig.reader.read(offset, length)
+        else:
+            assert self.rig.reader.read(offset, length) == self._frozen()[offset : offset + length]
+
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        first, end = data.draw(self._runs())
+        blocks = set(range(first, end))
+        assert self.rig.engine.release(first, end) == len(blocks - self.released)
+        self.released |= blocks
+        self.owed -= blocks
+
+    @precondition(lambda self: not self.is_mapped)
+    @rule(data=st.data())
+    def learn_what_is_free(self, data: st.DataObject) -> None:
+        first, end = data.draw(self._runs())
+        blocks = set(range(first, end)) & self.owed
+        assert self.rig.engine.settle_free([(first, end)]) == len(blocks)
+        self.zeros |= blocks
+        self.owed -= blocks
+        self.is_mapped = True
+
+    @rule()
+    def squeeze(self) -> None:
+        self.rig.compactor.drain()
+        self.rig.compactor.squeeze()
+
+    @rule()
+    def cut(self) -> None:
+        self.rig.make_cut()
+        self.rig.old = bytes(self.live)
+        self._forget_cut()
+
+    def _runs(self) -> st.SearchStrategy[tuple[int, int]]:
+        count = self.rig.geometry.block_count
+        return st.tuples(st.integers(0, count - 1), st.integers(1, 24)).map(
+            lambda pair: (pair[0], min(count, pair[0] + pair[1]))
+        )
+
+    def teardown(self) -> None:
+        if not hasattr(self, "rig"):
+            return
+        try:
+            for block_no in range(self.rig.geometry.block_count):
+                self._check_snapshot(*self.rig.geometry.extent(block_no, block_no + 1))
+            assert self.rig.live() == self.live
+        finally:
+            self.rig.close()
+            shutil.rmtree(self.directory)
+
+
+class DurableReliefMachine(ReliefMachine):
+    durability = Durability.POWER
+
+
+@pytest.mark.parametrize("machine", [EngineMachine, DurableEngineMachine, ReliefMachine, DurableReliefMachine])
 def test_engine_agrees_with_two_byte_arrays(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(
         machine,
