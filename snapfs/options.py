@@ -93,6 +93,7 @@ class MountOptions:
     fuse_options: tuple[str, ...] = ()
     foreground: bool = False
     single_pass: bool = False
+    skip_swap: bool = False
 
     def __post_init__(self) -> None:
         check_block_bytes(self.block_bytes)

@@ -17,8 +17,15 @@ from snapfs.cli.types import SIZE
 @click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as a PNG.")
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as an SVG.")
 @click.option("--block-size", type=SIZE, default=None, help="Of an image that is not mounted; 4K by default.")
+@click.option("--skip-swap", is_flag=True, help="Of an image that is not mounted: count swap space as free.")
 def map_command(
-    path: Path, as_json: bool, domain: Path | None, png: Path | None, svg: Path | None, block_size: int | None
+    path: Path,
+    as_json: bool,
+    domain: Path | None,
+    png: Path | None,
+    svg: Path | None,
+    block_size: int | None,
+    skip_swap: bool,
 ) -> None:
     """Show what IMAGE consists of and which blocks are used; without options as a picture in the terminal."""
     from rich.console import Console
@@ -28,7 +35,7 @@ def map_command(
     from snapfs.usedmap.draw import draw_png, draw_svg
     from snapfs.usedmap.terminal import terminal_map
 
-    layers = read_map(path, block_size)
+    layers = read_map(path, block_size, skip_swap=skip_swap)
     if domain is not None:
         with domain.open("w") as file:
             write_domain(file, layers.image_map)

@@ -20,6 +20,7 @@ from snapfs.options import MountOptions, split_fuse_options
 @click.option(
     "--protect", type=click.Choice(["used", "all"]), default="used", show_default=True, help="Blocks to protect."
 )
+@click.option("--skip-swap", is_flag=True, help="With --protect used: count swap space as free, but for its header.")
 @click.option("--buffer-limit", type=SIZE, default=None, help="The most the side buffer may take on disk.")
 @click.option(
     "--on-overflow",

@@ -29,14 +29,14 @@ from snapfs.usedmap.scan import scan
 MAP_VERSION = 1
 
 
-def read_map(path: Path, block_bytes: int | None = None) -> Layers:
+def read_map(path: Path, block_bytes: int | None = None, *, skip_swap: bool = False) -> Layers:
     """The map of ``path``: LIVE, SNAP or IMAGE of a mounted image, or any other image."""
     if block_bytes is not None:
         check_block_bytes(block_bytes)
     try:
         store = find_store(path)
     except NotMountedError:
-        return Layers(_scan(path, block_bytes or DEFAULT_BLOCK_BYTES))
+        return Layers(_scan(path, block_bytes or DEFAULT_BLOCK_BYTES, skip_swap))
     if block_bytes is not None:
         raise SnapfsError(f"{path} is mounted with blocks of its own; leave out --block-size.", path=path)
     return _snapshot_layers(store)
@@ -51,7 +51,7 @@ def image_name(path: Path) -> str:
     return Path(image).name
 
 
-def _scan(path: Path, block_bytes: int) -> ImageMap:
+def _scan(path: Path, block_bytes: int, skip_swap: bool) -> ImageMap:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -63,7 +63,7 @@ def _scan(path: Path, block_bytes: int) -> ImageMap:
         size_bytes = os.lseek(fd, 0, os.SEEK_END)
         if not size_bytes:
             raise SnapfsError(f"{path} is empty; name an image with something in it.", path=path)
-        return scan(fd, size_bytes, block_bytes)
+        return scan(fd, size_bytes, block_bytes, skip_swap=skip_swap)
     finally:
         os.close(fd)
 

@@ -198,6 +198,8 @@ class Cuts:
         command += ["--block-bytes", str(instance.store.header.block_bytes)]
         if instance.sector_bytes:
             command += ["--sector-bytes", str(instance.sector_bytes)]
+        if instance.options.skip_swap:
+            command.append("--skip-swap")
         for offset in self.facts.get("frozen_offsets") or []:
             command += ["--frozen", str(offset)]
         for entry in self.facts.get("not_frozen") or []:

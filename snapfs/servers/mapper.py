@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("--block-bytes", type=int, required=True)
     parser.add_argument("--sector-bytes", type=int)
+    parser.add_argument("--skip-swap", action="store_true")
     parser.add_argument("--frozen", type=int, action="append", default=[])
     parser.add_argument("--not-frozen", type=int, action="append", default=[])
     options = parser.parse_args(arguments)
@@ -39,7 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fd = open_beside(options.snapshot)
     size_bytes = os.fstat(fd).st_size
     image_map = scan(
-        fd, size_bytes, options.block_bytes, sector_bytes=options.sector_bytes, frozen_by_us=options.frozen
+        fd,
+        size_bytes,
+        options.block_bytes,
+        sector_bytes=options.sector_bytes,
+        skip_swap=options.skip_swap,
+        frozen_by_us=options.frozen,
     )
     for offset in options.not_frozen:
         distrust(image_map, offset)

@@ -142,3 +142,10 @@ def test_a_block_size_that_cannot_be_is_wrong_usage(ground: UsedGround) -> None:
     done = snapfs("map", ground.stale(MIB), "--block-size", "5000")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+def test_swap_is_free_but_for_its_header_when_asked(ground: UsedGround) -> None:
+    image = ground.stale(64 * MIB)
+    run("mkswap", "-q", image)
+    assert map_of(image)["regions"][0]["used_bytes"] == 64 * MIB
+    assert map_of(image, "--skip-swap")["regions"][0]["used_bytes"] == BLOCK_BYTES
