@@ -114,3 +114,13 @@ def read_header(store: Path) -> Header | None:
 def write_header(store: Path, header: Header, files: Files, *, durable: bool = True) -> None:
     """Rename the header in; not ``durable``: killed processes leave the old or the new one, a power loss none."""
     files.replace(store / HEADER_NAME, encode_header(header), durable=durable)
+
+
+def flush_header(store: Path, files: Files) -> None:
+    """Make a header durable that was renamed in without it: after a power loss it must not read as damaged."""
+    fd = os.open(store / HEADER_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        files.sync(fd)
+    finally:
+        os.close(fd)
+    files.sync_directory(store)

@@ -26,6 +26,7 @@ from bitarray import bitarray
 
 from cow.cutting import discard_cut, next_header, prepare_cut
 from cow.engine import LiveEngine
+from cow.header import flush_header
 from cow.layout import Counter, Protect
 from cow.store import Cut
 from snapfs.control import Message
@@ -114,6 +115,9 @@ class Cuts:
             await self._until_shown(generation)
             await self._drop_ended()
             self.facts = {key: message.get(key) for key in ("freeze_ms", "frozen", "not_frozen", "frozen_offsets")}
+            store = self._instance.store
+            # The cut itself had no time for it.
+            await trio.to_thread.run_sync(flush_header, store.path, store.files)
             (self._path / FACTS_NAME).write_text(json.dumps(self.facts))
             self.start_mapping()
             return {}
