@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from bench.backup import BackupBench
 from bench.image import Master, make_master
 from bench.measure import wrong_bytes
 from bench.peers.base import Peer, PeerError
@@ -25,7 +26,7 @@ from bench.plot import write_plot
 from bench.processes import MemoryPeak
 from bench.report import print_report
 from bench.results import Results
-from bench.rows import PEER_NAMES, ROWS_BY_NAME, SNAPFS
+from bench.rows import BACKUP_ROWS, MOUNT_ROWS, PEER_NAMES, ROWS_BY_NAME, SECTIONS, SNAPFS, Row, chosen_rows
 from bench.work import FULL, GROUPS, PEAK_ROW, QUICK, Group, Session, Sizes
 
 PEERS: tuple[type[Peer], ...] = (Snapfs, Qemu, Xfs, Btrfs, Pyfuse3, Libfuse, Raw)
@@ -94,14 +95,30 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def concerns(rows: tuple[Row, ...], wanted: set[str]) -> bool:
+    return any(row.name in wanted for row in rows)
+
+
+def run_mounts(
+    scratch: Path, sizes: Sizes, wanted: set[str], names: tuple[str, ...], results: Results, console: Console
+) -> None:
+    with ExitStack() as stack:
+        master = make_master(scratch, sizes.image_bytes, sizes.data_bytes, sizes.free_bytes)
+        peers = [make(scratch / make.name, master) for make in PEERS if not names or make.name in names]
+        for peer in peers:
+            stack.callback(peer.close)
+        stack.callback(ignore_signals)
+        Bench(master, sizes, wanted, results, console).run_rounds(peers)
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="One round of everything in small: does it work, roughly how fast.")
 @click.option(
     "--only",
     multiple=True,
     metavar="ROW",
-    type=click.Choice(list(ROWS_BY_NAME)),
-    help="Only this row (again for more).",
+    type=click.Choice([*SECTIONS, *ROWS_BY_NAME]),
+    help="Only this row, or all of mount or backup (again for more).",
 )
 @click.option(
     "--peer", "names", multiple=True, type=click.Choice(PEER_NAMES), help="Only this peer (again for more)."
@@ -129,16 +146,16 @@ def main(
     now = datetime.now(UTC)
     results = Results(now.strftime("%Y-%m-%dT%H:%M:%SZ"), rounds or (1 if quick else 3), quick)
     sizes = QUICK if quick else FULL
+    wanted = chosen_rows(only)
     console = Console(width=None if sys.stdout.isatty() else 120)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="snapfs-bench.", dir=folder)))
-        console.print(f"[dim]making an image of {sizes.image_bytes >> 20} MiB in {scratch}[/dim]", highlight=False)
-        master = make_master(scratch, sizes.image_bytes, sizes.data_bytes, sizes.free_bytes)
-        peers = [make(scratch / make.name, master) for make in PEERS if not names or make.name in names]
-        for peer in peers:
-            stack.callback(peer.close)
+        console.print(f"[dim]making images of {sizes.image_bytes >> 20} MiB in {scratch}[/dim]", highlight=False)
         stack.callback(ignore_signals)
-        Bench(master, sizes, set(only or ROWS_BY_NAME), results, console).run_rounds(peers)
+        if concerns(MOUNT_ROWS, wanted):
+            run_mounts(scratch, sizes, wanted, names, results, console)
+        if concerns(BACKUP_ROWS, wanted):
+            BackupBench(scratch / "backup", sizes, wanted, names, results, console).run()
     print_report(results, console)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{now:%Y-%m-%d-%H%M%S}{'-quick' if quick else ''}"

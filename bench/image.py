@@ -18,6 +18,7 @@ from pathlib import Path
 MIB = 1 << 20
 BLOCK_BYTES = 4096
 COPY_BYTES = 1 * MIB
+TREE_INODES = 1 << 18
 SOURCES = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/include", "/usr/share", "/opt", "/usr/local")
 # Neither text nor machine code, and compressed already: more of them would make the data less like a system disk.
 SKIPPED_SUFFIXES = (".gz", ".xz", ".zst", ".png", ".jpg", ".whl", ".zip", ".woff2")
@@ -56,6 +57,33 @@ def make_master(folder: Path, image_bytes: int, data_bytes: int, free_bytes: int
     run("mkfs.ext4", "-q", "-b", str(BLOCK_BYTES), "-d", str(content), str(image), f"{image_bytes // 1024}k")
     shutil.rmtree(content)
     return Master(image, file_range(image, "/data"), longest_free_range(image).head(free_bytes))
+
+
+def make_tree_master(folder: Path, image_bytes: int, data_bytes: int) -> Master:
+    """An ext4 image of `image_bytes` in `folder` with files of this machine, about `data_bytes`.
+
+    As many inodes and as large a journal whatever the size, so that what is used depends on the files only.
+    """
+    folder.mkdir()
+    content = folder / "content"
+    content.mkdir()
+    copy_files(content, data_bytes)
+    image = folder / "image.img"
+    how = ("-q", "-b", str(BLOCK_BYTES), "-N", str(TREE_INODES), "-J", "size=16", "-d", str(content))
+    run("mkfs.ext4", *how, str(image), f"{image_bytes // 1024}k")
+    shutil.rmtree(content)
+    return Master(image, Range(0, 0), longest_free_range(image).head(MIB))
+
+
+def copy_files(content: Path, length: int) -> None:
+    """Files of this machine, a thousand in a folder, until they are `length` bytes or there are no more."""
+    for number, source in enumerate(machine_files()):
+        folder = content / str(number // 1000)
+        folder.mkdir(exist_ok=True)
+        shutil.copyfile(source, folder / f"{number}-{source.name}"[:200])
+        length -= source.stat().st_size
+        if length <= 0 or number == TREE_INODES // 2:
+            return
 
 
 def write_realistic_data(path: Path, length: int) -> None:

@@ -9,11 +9,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.results import Results
-from bench.rows import PEER_NAMES, SNAPFS, Row
+from bench.rows import COLUMNS, SNAPFS, Row
 
 COLOURS = {
     "snapfs": "#111111", "qemu": "#d1495b", "xfs": "#2a78b5", "btrfs": "#66a182",
     "pyfuse3": "#b18fcf", "libfuse": "#edae49", "raw": "#9a9a9a",
+    "dd": "#7f4f24", "partclone": "#3d9a9b", "unreleased": "#c77dba",
 }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def write_plot(results: Results, path: Path) -> None:
 
 def draw_row(axes: Axes, results: Results, row: Row, line: int) -> None:
     ours = results.median(row.name, SNAPFS)
-    for peer in PEER_NAMES:
+    for peer in COLUMNS:
         theirs = results.median(row.name, peer)
         if ours and theirs:
             better = ours / theirs if row.less_is_better else theirs / ours
@@ -50,11 +51,11 @@ def draw_row(axes: Axes, results: Results, row: Row, line: int) -> None:
 
 
 def label(value: float | None, unit: str) -> str:
-    return "" if value is None else f"{value:,.0f} {unit}"
+    return "" if value is None else f"{value:,.{0 if value >= 10 else 2}f} {unit}"
 
 
 def legend(axes: Axes, results: Results) -> None:
-    shown = [peer for peer in PEER_NAMES if any(results.median(row.name, peer) for row in results.measured_rows())]
+    shown = [peer for peer in COLUMNS if any(results.median(row.name, peer) for row in results.measured_rows())]
     marks = [Line2D([], [], color=COLOURS[peer], marker="o", linestyle="", label=peer) for peer in shown]
     axes.legend(handles=marks, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(marks), frameon=False)
     axes.text(1.01, 1.01, "snapfs", transform=axes.transAxes, fontsize=8, fontweight="bold")

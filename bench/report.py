@@ -6,15 +6,16 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.results import Results
-from bench.rows import PEER_NAMES, Goal, Row
+from bench.rows import COLUMNS, Goal, Row
 
 
 def print_report(results: Results, console: Console) -> None:
     measured = results.measured_rows()
-    peers = [peer for peer in PEER_NAMES if any(results.values[row.name].get(peer) for row in measured)]
+    peers = [peer for peer in COLUMNS if any(results.values[row.name].get(peer) for row in measured)]
     console.print(value_table(results, measured, peers))
     console.print(goal_table(results, measured))
-    console.print(cpu_table(results, measured, peers))
+    if any(results.median_cpu(row.name, peer) is not None for row in measured for peer in peers):
+        console.print(cpu_table(results, measured, peers))
     for line in results.voided:
         console.print(f"[red]{line}[/red]", highlight=False)
 
@@ -46,7 +47,7 @@ def goal_shown(row: Row, goal: Goal, reached: float) -> tuple[str, str]:
     """What was reached, and what is asked."""
     bound = "≤" if row.less_is_better else "≥"
     if goal.at_most is not None:
-        return f"{reached * goal.at_most:.0f} {row.unit}", f"≤ {goal.at_most:g} {row.unit}"
+        return f"{shown(reached * goal.at_most)} {row.unit}", f"≤ {goal.at_most:g} {row.unit}"
     if goal.above:
         return f"{goal.peer} {reached:+.0f} {row.unit}", f"≤ {goal.above:+g} {row.unit}"
     return f"{reached:.2f} × {goal.peer}", f"{bound} {goal.factor:g} ×"

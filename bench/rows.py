@@ -15,9 +15,16 @@ BTRFS = "btrfs"
 PYFUSE3 = "pyfuse3"
 LIBFUSE = "libfuse"
 RAW = "raw"
+DD = "dd"
+PARTCLONE = "partclone"
+# snapfs again, but for the one option that the row is about.
+UNRELEASED = "unreleased"
 
 # With a snapshot first; the others are limits rather than rivals.
-PEER_NAMES = (SNAPFS, QEMU, XFS, BTRFS, PYFUSE3, LIBFUSE, RAW)
+MOUNTED = (SNAPFS, QEMU, XFS, BTRFS, PYFUSE3, LIBFUSE, RAW)
+IMAGERS = (SNAPFS, DD, QEMU, PARTCLONE)
+PEER_NAMES = (*MOUNTED, DD, PARTCLONE)
+COLUMNS = (*PEER_NAMES, UNRELEASED)
 WITH_SNAPSHOT = (SNAPFS, QEMU, XFS, BTRFS)
 
 
@@ -46,7 +53,7 @@ def versus(**factors: float) -> tuple[Goal, ...]:
 FSYNC_GOALS = (Goal(QEMU), Goal(RAW, above=200))
 OVER_FUSE = (SNAPFS, PYFUSE3, LIBFUSE, RAW)
 
-ROWS = (
+MOUNT_ROWS = (
     Row("seq-burst", "MB/s", "1 MiB sequential direct, depth 4, first touch, 48 MiB", versus(qemu=2)),
     Row("seq", "MB/s", "the same, 512 MiB", versus(qemu=1)),
     Row("rand-qd1", "IOPS", "4 KiB random direct, depth 1, first touch", versus(qemu=4, xfs=1.5, btrfs=1.5)),
@@ -56,9 +63,9 @@ ROWS = (
     Row("retouch-qd1", "IOPS", "4 KiB random direct, depth 1, already preserved", versus(qemu=1.5)),
     Row("retouch-qd16", "IOPS", "the same, depth 16", versus(qemu=2.5)),
     Row("free-write", "MB/s", "1 MiB sequential direct into free blocks of an ext4", versus(qemu=2)),
-    Row("live-read-qd1", "IOPS", "4 KiB random direct reads, depth 1", versus(qemu=1.3), peers=PEER_NAMES),
-    Row("live-read-qd16", "IOPS", "the same, depth 16", versus(qemu=2.5), peers=PEER_NAMES),
-    Row("live-read-seq", "MB/s", "1 MiB sequential direct reads, depth 4", versus(qemu=2), peers=PEER_NAMES),
+    Row("live-read-qd1", "IOPS", "4 KiB random direct reads, depth 1", versus(qemu=1.3), peers=MOUNTED),
+    Row("live-read-qd16", "IOPS", "the same, depth 16", versus(qemu=2.5), peers=MOUNTED),
+    Row("live-read-seq", "MB/s", "1 MiB sequential direct reads, depth 4", versus(qemu=2), peers=MOUNTED),
     Row("snap-read-cold", "MB/s", "the whole snapshot after seq and random writes, cold", versus(qemu=2)),
     Row("snap-read-warm", "MB/s", "the same again", versus(qemu=5)),
     Row(
@@ -76,13 +83,50 @@ ROWS = (
         versus(pyfuse3=0.9, libfuse=1),
         peers=OVER_FUSE,
     ),
-    Row("fsync-p50", "µs", "4 KiB write + fsync, nothing owed, median", FSYNC_GOALS, True, PEER_NAMES),
-    Row("fsync-p99", "µs", "the same, 99th percentile", versus(qemu=1), True, PEER_NAMES),
-    Row("fsync-owed-p50", "µs", "4 KiB write + fsync, first touch, median", FSYNC_GOALS, True, PEER_NAMES),
-    Row("fsync-owed-p99", "µs", "the same, 99th percentile", versus(qemu=1), True, PEER_NAMES),
+    Row("fsync-p50", "µs", "4 KiB write + fsync, nothing owed, median", FSYNC_GOALS, True, MOUNTED),
+    Row("fsync-p99", "µs", "the same, 99th percentile", versus(qemu=1), True, MOUNTED),
+    Row("fsync-owed-p50", "µs", "4 KiB write + fsync, first touch, median", FSYNC_GOALS, True, MOUNTED),
+    Row("fsync-owed-p99", "µs", "the same, 99th percentile", versus(qemu=1), True, MOUNTED),
     Row("buffer", "MiB", "disk space taken by what seq preserved", versus(qemu=0.55), True),
     Row("memory", "MiB", "peak of all server processes together", (Goal(None, at_most=200),), True, (SNAPFS, QEMU)),
 )
+BACKUP_ROWS = (
+    Row(
+        "backup-raw",
+        "MB/s",
+        "used bytes of an unmounted image into a file",
+        versus(dd=1, qemu=1, partclone=1),
+        peers=IMAGERS,
+    ),
+    Row("backup-qcow2", "MB/s", "the same into a qcow2", versus(qemu=1), peers=(SNAPFS, QEMU)),
+    Row(
+        "backup-size",
+        "×",
+        "time for the same files in 1 TiB against the usual image",
+        (Goal(None, at_most=1.3),),
+        True,
+        (SNAPFS,),
+    ),
+    Row(
+        "backup-release",
+        "MiB",
+        "the most the store grows by while all used blocks are rewritten during a backup with --release",
+        versus(unreleased=0.5),
+        True,
+        (SNAPFS, UNRELEASED),
+    ),
+    Row(
+        "backup-release-end",
+        "MiB",
+        "what is left of that afterwards",
+        versus(unreleased=0.25),
+        True,
+        (SNAPFS, UNRELEASED),
+    ),
+)
+ROWS = (*MOUNT_ROWS, *BACKUP_ROWS)
+# A name for all rows of a kind.
+SECTIONS = {"mount": MOUNT_ROWS, "backup": BACKUP_ROWS}
 ROWS_BY_NAME = {row.name: row for row in ROWS}
 
 
@@ -96,3 +140,8 @@ def goal_ratio(row: Row, goal: Goal, ours: float, theirs: float | None) -> tuple
         return ours - theirs, ours <= theirs + goal.above
     ratio = ours / theirs
     return ratio, ratio <= goal.factor if row.less_is_better else ratio >= goal.factor
+
+
+def chosen_rows(names: tuple[str, ...]) -> set[str]:
+    """Rows and sections by name; all rows when none is named."""
+    return {row.name for name in names for row in SECTIONS.get(name) or (ROWS_BY_NAME[name],)} or set(ROWS_BY_NAME)

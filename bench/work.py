@@ -29,13 +29,14 @@ class Sizes:
     free_bytes: int = 256 * MIB
     divisor: int = 1
     fsync_count: int = 1000
+    backup_rate_bytes: int = 128 * MIB
 
     def mib(self, amount: int) -> int:
         return amount * MIB // self.divisor
 
 
 FULL = Sizes()
-QUICK = Sizes(512 * MIB, 128 * MIB, 32 * MIB, divisor=8, fsync_count=100)
+QUICK = Sizes(512 * MIB, 128 * MIB, 32 * MIB, divisor=8, fsync_count=100, backup_rate_bytes=64 * MIB)
 
 
 @dataclass

@@ -35,3 +35,18 @@ def test_quick_bench_draws_a_plot_and_leaves_nothing_else(tmp_path: Path) -> Non
     (plot,) = tmp_path.glob("*.png")
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert leftovers(tmp_path) == []
+
+
+def test_quick_bench_of_backups_compares_imagers_and_the_use_of_release(tmp_path: Path) -> None:
+    done = run_bench(tmp_path, "--only", "backup")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert result["voided"] == []
+    assert {name: set(row["peers"]) for name, row in result["rows"].items()} == {
+        "backup-raw": {"snapfs", "dd", "qemu", "partclone"},
+        "backup-qcow2": {"snapfs", "qemu"},
+        "backup-size": {"snapfs"},
+        "backup-release": {"snapfs", "unreleased"},
+        "backup-release-end": {"snapfs", "unreleased"},
+    }
+    assert leftovers(tmp_path) == []

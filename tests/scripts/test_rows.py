@@ -1,8 +1,8 @@
-"""The judgement of a goal: what counts as enough in either direction."""
+"""The judgement of a goal, what counts as enough in either direction, and the choice of rows."""
 
 import pytest
 
-from bench.rows import QEMU, RAW, Goal, Row, goal_ratio
+from bench.rows import BACKUP_ROWS, QEMU, RAW, ROWS_BY_NAME, Goal, Row, chosen_rows, goal_ratio
 
 MORE = Row("more", "IOPS", "")
 LESS = Row("less", "µs", "", less_is_better=True)
@@ -30,3 +30,16 @@ def test_goal_is_met_or_missed(
 def test_goal_against_a_peer_that_was_not_measured_is_an_error() -> None:
     with pytest.raises(ValueError, match="qemu, which was not measured"):
         goal_ratio(MORE, Goal(QEMU, 2), 1.0, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        ((), set(ROWS_BY_NAME)),
+        (("seq", "memory"), {"seq", "memory"}),
+        (("seq", "backup"), {"seq", *(row.name for row in BACKUP_ROWS)}),
+    ],
+    ids=["none", "rows", "section"],
+)
+def test_rows_are_chosen_by_name_or_by_section(names: tuple[str, ...], rows: set[str]) -> None:
+    assert chosen_rows(names) == rows

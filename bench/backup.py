@@ -1,0 +1,143 @@
+"""The section of backups: one unmounted image copied by each imager in turn, and backups of a snapshot in use.
+
+A copy starts with nothing of the image in the page cache (programs and libraries stay there), and its time ends
+when DEST is on the disk, whether the program sees to that or not. A copy that is wrong
+has no figure.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Container
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.image import Master, data_extents, make_tree_master, run
+from bench.imagers import IMAGERS, Imager, snapfs_command, verify_raw
+from bench.peers.base import PeerError
+from bench.peers.snapfs import Snapfs
+from bench.release import AFTER_ROW, PEAK_ROW, backup_while_rewriting
+from bench.results import Results
+from bench.rows import BACKUP_ROWS, SNAPFS, UNRELEASED
+from bench.work import Sizes
+
+SIZE_ROW = "backup-size"
+HUGE_BYTES = 1 << 40
+
+
+class BackupBench:
+    """The rows `wanted` for the peers `names` (all when empty), all files in `folder`."""
+
+    def __init__(
+        self, folder: Path, sizes: Sizes, wanted: Container[str], names: Container[str], results: Results,
+        console: Console,
+    ) -> None:  # fmt: skip
+        self.folder = folder
+        self.sizes = sizes
+        self.wanted = {row.name for row in BACKUP_ROWS if row.name in wanted}
+        self.names = names
+        self.results = results
+        self.console = console
+        self.mounted: Snapfs | None = None
+        folder.mkdir()
+        self.master = make_tree_master(folder / "tree", sizes.image_bytes, sizes.data_bytes)
+
+    def run(self) -> None:
+        for round_no in range(self.results.rounds):
+            for row in IMAGERS.keys() & self.wanted:
+                imagers = [imager for imager in IMAGERS[row] if self.is_asked(imager.name)]
+                turn = round_no % max(len(imagers), 1)
+                for imager in [*imagers[turn:], *imagers[:turn]]:
+                    self.attempt(round_no, imager.name, row, lambda i=imager, r=row: self.copy(r, i))  # type: ignore[misc]
+        if self.is_asked(SNAPFS):
+            self.run_alone()
+
+    def run_alone(self) -> None:
+        """What only snapfs does: backups of a huge image, and of a snapshot in use."""
+        if SIZE_ROW in self.wanted:
+            self.attempt(0, SNAPFS, SIZE_ROW, self.compare_sizes)
+        if {PEAK_ROW, AFTER_ROW} & self.wanted:
+            for round_no in range(self.results.rounds):
+                for name in (SNAPFS, UNRELEASED):
+                    self.attempt(round_no, name, PEAK_ROW, lambda n=name: self.rewrite(n))  # type: ignore[misc]
+
+    def is_asked(self, name: str) -> bool:
+        return not self.names or name in self.names
+
+    def attempt(self, round_no: int, name: str, row: str, work: Callable[[], None]) -> None:
+        where = f"round {round_no + 1}, {name}: {row}"
+        self.console.print(f"[dim]{where}[/dim]", highlight=False)
+        try:
+            work()
+        except (OSError, RuntimeError, ValueError, PeerError) as error:
+            self.results.voided.append(f"{where}: {error}")
+
+    def copy(self, row: str, imager: Imager) -> None:
+        seconds = self.copy_seconds(imager, self.master)
+        self.results.values[row][imager.name].append(used_bytes(self.master) / seconds / 1e6)
+
+    def copy_seconds(self, imager: Imager, master: Master) -> float:
+        dest = self.folder / "dest"
+        try:
+            forget(master.path)
+            start = time.perf_counter()
+            run(*imager.command(master.path, dest))
+            flush(dest)
+            seconds = time.perf_counter() - start
+            if wrong := imager.verify(master, dest):
+                raise RuntimeError(f"{wrong:,} bytes of the copy are wrong, so the figure is void")
+            return seconds
+        finally:
+            for path in self.folder.glob("dest*"):
+                path.unlink()
+
+    def compare_sizes(self) -> None:
+        """The same files in an image of the usual size and in a huge one, in turn."""
+        imager = Imager(SNAPFS, lambda image, dest: snapfs_command(image, dest, "raw"), verify_raw)
+        huge = make_tree_master(self.folder / "huge", HUGE_BYTES, self.sizes.data_bytes)
+        for _ in range(self.results.rounds):
+            usual_s = self.copy_seconds(imager, self.master)
+            self.results.values[SIZE_ROW][SNAPFS].append(self.copy_seconds(imager, huge) / usual_s)
+        huge.path.unlink()
+
+    def rewrite(self, name: str) -> None:
+        if self.mounted is None:
+            self.mounted = Snapfs(self.folder / "mounted", self.master)
+        peer = self.mounted
+        try:
+            found = backup_while_rewriting(
+                peer, self.folder / "dest", self.sizes.backup_rate_bytes, release=name == SNAPFS
+            )
+        finally:
+            peer.close()
+            for path in self.folder.glob("dest*"):
+                path.unlink()
+        for row, value in found.items():
+            if row in self.wanted:
+                self.results.values[row][name].append(value)
+
+
+def used_bytes(master: Master) -> int:
+    """Of an image that mkfs has just made: what it wrote."""
+    with master.path.open("rb") as file:
+        return sum(extent.length for extent in data_extents(file.fileno()))
+
+
+def forget(path: Path) -> None:
+    """Out of the page cache: the copy has to read it from the disk."""
+    os.sync()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def flush(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
