@@ -46,7 +46,7 @@ class BackupBench:
 
     def run(self) -> None:
         for round_no in range(self.results.rounds):
-            for row in IMAGERS.keys() & self.wanted:
+            for row in (row for row in IMAGERS if row in self.wanted):
                 imagers = [imager for imager in IMAGERS[row] if self.is_asked(imager.name)]
                 turn = round_no % max(len(imagers), 1)
                 for imager in [*imagers[turn:], *imagers[:turn]]:

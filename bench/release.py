@@ -29,14 +29,13 @@ SAMPLE_SECONDS = 0.05
 
 
 def backup_while_rewriting(peer: Snapfs, dest: Path, rate_bytes: int, *, release: bool) -> dict[str, float]:
-    """What the store takes at most and at the end, in MiB more than when it was empty.
+    """What the store takes on disk at most and at the end, in MiB.
 
     RuntimeError when the backup is not the cut, or a released block was preserved.
     """
     peer.start()
     parts = used_parts(peer.master)
     seconds = sum(part.length for part in parts) / rate_bytes
-    empty_bytes = peer.side_buffer_bytes()
     more = ("--rate", str(rate_bytes), *(("--release",) if release else ()))
     with StorePeak(peer) as peak, rewriting(peer.live, parts, seconds):
         run(*snapfs_command(peer.live_folder, dest, "raw", *more))
@@ -46,8 +45,7 @@ def backup_while_rewriting(peer: Snapfs, dest: Path, rate_bytes: int, *, release
         raise RuntimeError(f"{wrong:,} bytes of the backup differ from the cut, so the figures are void")
     if release:
         refuse_late_preserving(peer, parts)
-    peak_bytes = max(peak.peak_bytes, end_bytes)
-    return {PEAK_ROW: (peak_bytes - empty_bytes) / MIB, AFTER_ROW: max(0, end_bytes - empty_bytes) / MIB}
+    return {PEAK_ROW: max(peak.peak_bytes, end_bytes) / MIB, AFTER_ROW: end_bytes / MIB}
 
 
 def refuse_late_preserving(peer: Snapfs, parts: list[Range]) -> None:

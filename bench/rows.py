@@ -110,7 +110,7 @@ BACKUP_ROWS = (
     Row(
         "backup-release",
         "MiB",
-        "the most the store grows by while all used blocks are rewritten during a backup with --release",
+        "peak of the store on disk, all used blocks rewritten during a backup with --release",
         versus(unreleased=0.5),
         True,
         (SNAPFS, UNRELEASED),
@@ -118,7 +118,7 @@ BACKUP_ROWS = (
     Row(
         "backup-release-end",
         "MiB",
-        "what is left of that afterwards",
+        "the store on disk when both are done",
         versus(unreleased=0.25),
         True,
         (SNAPFS, UNRELEASED),
