@@ -104,6 +104,7 @@ class MappedFile:
 
     def __init__(self, path: Path, size_bytes: int, files: Files, *, writable: bool, create: bool = False) -> None:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        self.fd = -1
         self.path, self.size_bytes, self._files, self._is_new = path, size_bytes, files, create
         self.fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
         if create:
@@ -170,5 +171,11 @@ class MappedFile:
 
     def close(self) -> None:
         os.close(self.fd)
+        self.fd = -1
         # Views handed out keep the mapping alive until they are gone; closing it under them would raise.
         del self.map
+
+    def __del__(self) -> None:
+        # A store that could not be opened as a whole leaves some of its files open.
+        if self.fd >= 0:
+            os.close(self.fd)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import selectors
 import signal
 import socket
@@ -34,6 +33,7 @@ from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL
 from snapfs.servers.snapshot import run_snapshot_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.mounts import find_mount, flush_filesystem, is_mount_point, unmount
+from snapfs.system.processes import readable
 
 _LOG = logging.getLogger(__name__)
 LIVE, SNAPSHOT, COMPACTOR = "live", "snapshot", "compactor"
@@ -129,7 +129,7 @@ class Supervisor:
     def _bury(self, server: _Server) -> None:
         """A server's process ended without having been told to."""
         # What it said last may still be in its pipe.
-        if select.select([server.pipe_fd], [], [], 0)[0]:
+        if readable([server.pipe_fd], 0):
             self._hear(server)
         self._forget(server)
         status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])
@@ -192,7 +192,7 @@ class Supervisor:
                 flush_filesystem(self._instance.live)
             os._exit(0)
         pidfd = os.pidfd_open(pid)
-        if not select.select([pidfd], [], [], _FLUSH_TIMEOUT_S)[0]:
+        if not readable([pidfd], _FLUSH_TIMEOUT_S):
             _LOG.error("%s could not be flushed in %d s", self._instance.live, _FLUSH_TIMEOUT_S)
             os.kill(pid, signal.SIGKILL)
         os.close(pidfd)
@@ -244,7 +244,7 @@ class Supervisor:
             os.kill(live.pid, STOP_SIGNAL)
         said = b""
         while SERVED not in said:
-            ready = select.select([live.pipe_fd, live.pidfd], [], [])[0]
+            ready = readable([live.pipe_fd, live.pidfd])
             if live.pipe_fd not in ready:
                 return
             data = os.read(live.pipe_fd, 4096)
@@ -256,7 +256,7 @@ class Supervisor:
         """The signal, and patience with the two that may still have data to write."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(server.pid, STOP_SIGNAL)
-        if server.name == SNAPSHOT and not select.select([server.pidfd], [], [], _SERVER_TIMEOUT_S)[0]:
+        if server.name == SNAPSHOT and not readable([server.pidfd], _SERVER_TIMEOUT_S):
             os.kill(server.pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])
         if status:

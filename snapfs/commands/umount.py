@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.system.discovery import find_store
 from snapfs.system.holders import check_unused, unmount_unused
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount, flush_filesystem, is_mount_point, is_stale, unmount
+from snapfs.system.processes import readable
 
 _END_S = 600.0
 _PATIENCE_S = 3.0
@@ -66,11 +66,11 @@ def _write_out(store: Path, live: Path) -> None:
             flush_filesystem(live)
         os._exit(0)
     pidfd = os.pidfd_open(pid)
-    if not select.select([pidfd], [], [], _PATIENCE_S)[0]:
+    if not readable([pidfd], _PATIENCE_S):
         # Writes may be waiting for room that never comes; now the snapshot gives way.
         with contextlib.suppress(SnapfsError):
             request(store, "ending")
-        if not select.select([pidfd], [], [], _END_S)[0]:
+        if not readable([pidfd], _END_S):
             os.kill(pid, signal.SIGKILL)
     os.close(pidfd)
     os.waitpid(pid, 0)

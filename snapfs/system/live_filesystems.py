@@ -16,7 +16,6 @@ Rules:
 from __future__ import annotations
 
 import os
-import select
 import signal
 import stat
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from snapfs.system.block_devices import (
     stacked_on,
 )
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
+from snapfs.system.processes import readable
 
 _SECTOR_BYTES: Final = 512
 _MAX_DEPTH: Final = 8  # filesystems on files of filesystems ...
@@ -139,7 +139,7 @@ def _asked_identity(node: Path) -> tuple[int, int] | None:
         finally:
             os._exit(0)
     os.close(write_fd)
-    answered = bool(select.select([read_fd], [], [], _ASK_TIMEOUT_S)[0])
+    answered = bool(readable([read_fd], _ASK_TIMEOUT_S))
     answer = os.read(read_fd, 64).split() if answered else []
     os.close(read_fd)
     if not answered:

@@ -10,7 +10,9 @@ Rules:
 from __future__ import annotations
 
 import os
+import select
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -100,6 +102,14 @@ def descends_from(pid: int, ancestor_pid: int) -> bool:
             return False
         pid = int(line.rpartition(b")")[2].split()[1])
     return pid == ancestor_pid
+
+
+def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
+    """Which of ``fds`` can be read, or have ended, within the time. Unlike select(2) for any descriptor number."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return [fd for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)]
 
 
 def mapped_bytes() -> int:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import select
 import signal
 import threading
 import time
@@ -31,7 +30,7 @@ from typing import Final, Protocol
 
 from snapfs.errors import SnapfsError
 from snapfs.system import libc
-from snapfs.system.processes import detach_streams, set_oom_score, set_process_name
+from snapfs.system.processes import detach_streams, readable, set_oom_score, set_process_name
 
 _DONE, _EXPIRED, _STATES = 0, 1, 16
 _TOUCHED, _REFUSED, _THAWED = 1, 2, 3
@@ -167,7 +166,7 @@ def _harden() -> None:
 
 def _is_closed(pipe_fd: int, timeout_s: float | None) -> bool:
     """Wait until the parent has closed the pipe, or is gone; False when the time was over first."""
-    return bool(select.select([pipe_fd], [], [], timeout_s)[0])
+    return bool(readable([pipe_fd], timeout_s))
 
 
 def lock_memory() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 
 from snapfs.commands.status import read_status
 from snapfs.system.discovery import STORE_LINK
+from snapfs.system.processes import readable
 
 SNAPFS = Path(sys.executable).with_name("snapfs")
 COMMAND_TIMEOUT_S = 40.0
@@ -69,14 +69,14 @@ class Process:
 
     @property
     def is_running(self) -> bool:
-        return not select.select([self._fd], [], [], 0)[0]
+        return not readable([self._fd], 0)
 
     def send(self, number: int) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fd, number)
 
     def await_end(self, timeout_s: float = 20.0) -> None:
-        assert select.select([self._fd], [], [], timeout_s)[0], f"process {self.pid} did not end"
+        assert readable([self._fd], timeout_s), f"process {self.pid} did not end"
 
     def cpu_ticks(self) -> int:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -149,7 +149,7 @@ class Mounted:
             words = [SNAPFS, "mount", self.image, self.live, self.snap, *self.options, "-f"]
             self._foreground = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
         assert self._foreground.stdout is not None
-        assert select.select([self._foreground.stdout], [], [], COMMAND_TIMEOUT_S)[0], log.read_text()
+        assert readable([self._foreground.stdout.fileno()], COMMAND_TIMEOUT_S), log.read_text()
         self._adopt(log)
         return self._foreground
 
