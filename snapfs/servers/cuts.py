@@ -34,6 +34,7 @@ from snapfs.errors import SnapfsError
 from snapfs.servers.instance import Instance
 from snapfs.servers.mapper import FREE_NAME, REGIONS_NAME
 from snapfs.servers.report import utc_text
+from snapfs.system.mounts import is_mount_point
 
 _LOG = logging.getLogger(__name__)
 FACTS_NAME = "facts.json"
@@ -187,10 +188,10 @@ class Cuts:
         except OSError as error:
             what_failed = error.strerror or str(error)
         finally:
-            # A cut that ended meanwhile has no map, and its mapper was right to fail.
+            # A cut that ended meanwhile, or whose view went, has no map, and its mapper was right to fail.
             if cut is self._instance.store.cut:
                 self.map_state = "none" if scope.cancelled_caught else state
-                if what_failed:
+                if what_failed and is_mount_point(self._instance.snap):
                     _LOG.warning("the map of used blocks failed, so every block is preserved: %s", what_failed)
             self._mapping = None
             self._map_done.set()
