@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from bench.image import restore, run
@@ -23,11 +25,14 @@ class Qemu(Peer):
     read_bytes = CLUSTER_BYTES
     read_direct = True
     server: subprocess.Popen[bytes] | None = None
+    rendezvous: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self) -> None:
         restore(self.master, self.image)
         self.side = self.folder / "side.qcow2"
-        self.socket = self.folder / "nbd.sock"
+        # A socket's path may have 107 bytes, which the folder of the bench alone may exceed.
+        self.rendezvous = tempfile.TemporaryDirectory(prefix="snapfs-bench-")
+        self.socket = Path(self.rendezvous.name) / "nbd.sock"
         self.live = self.folder / "live.img"
         self.snapshot = self.folder / "snap.img"
         for view in (self.live, self.snapshot):
@@ -71,8 +76,10 @@ class Qemu(Peer):
         self.server = None
         for name in ("live.img", "snap.img"):
             unmount(self.folder / name)
-        for name in ("side.qcow2", "nbd.sock"):
-            (self.folder / name).unlink(missing_ok=True)
+        (self.folder / "side.qcow2").unlink(missing_ok=True)
+        if self.rendezvous:
+            self.rendezvous.cleanup()
+            self.rendezvous = None
 
     def pids(self) -> list[int]:
         return [self.server.pid] if self.server else []
