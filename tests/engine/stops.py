@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from engine_rig import QuickFiles, Rig
 from cow.bitmaps import Bitmap
 from cow.control import Control
 from cow.files import Files, MappedFile
+from cow.image import Image
 from cow.index import Index
 from cow.staging import Staging
 
@@ -99,19 +101,23 @@ def recording(rig: Rig, target: Path, *, power: bool = False) -> Iterator[Record
 
 
 @contextmanager
-def watching(look: Callable[[], None]) -> Iterator[None]:
-    """Within this, ``look`` is called before every change."""
-    patches, is_looking = _Patches(), False
+def watching(look: Callable[[], None], *, also_reads: bool = False) -> Iterator[None]:
+    """Within this, ``look`` is called before every change, with ``also_reads`` before every read of what is shared.
+
+    In the thread that does it; what ``look`` itself does is not watched.
+    """
+    patches, looking = _Patches(), threading.local()
 
     def change() -> None:
-        nonlocal is_looking
-        if not is_looking:
-            is_looking = True
+        if not getattr(looking, "is_looking", False):
+            looking.is_looking = True
             look()
-            is_looking = False
+            looking.is_looking = False
 
     try:
         _watch_all(patches, change)
+        if also_reads:
+            _watch_reads(patches, change)
         yield
     finally:
         patches.undo()
@@ -132,13 +138,19 @@ class _Patches:
             setattr(owner, name, real)
 
 
-def _watch_all(patches: _Patches, change: Callable[[], None]) -> None:
+def _before(change: Callable[[], None]) -> Callable[[Any], Any]:
     def before(real: Any) -> Any:
         def watched(*arguments: Any, **more: Any) -> Any:
             change()
             return real(*arguments, **more)
 
         return watched
+
+    return before
+
+
+def _watch_all(patches: _Patches, change: Callable[[], None]) -> None:
+    before = _before(change)
 
     def creating(real: Any) -> Any:
         def watched(path: Any, flags: int, *rest: Any, **more: Any) -> Any:
@@ -207,6 +219,31 @@ def _watch_ranges(patches: _Patches, change: Callable[[], None]) -> None:
     patches.set(Index, "set_stored", stored)
     patches.set(Index, "replace", replaced)
     patches.set(Files, "read_into", halves)
+
+
+def _watch_reads(patches: _Patches, change: Callable[[], None]) -> None:
+    """Looks at the maps and files that all processes share. Runs of bits are found one after the other."""
+
+    def stepwise(real: Any) -> Any:
+        def watched(bitmap: Bitmap, first: int, end: int) -> Iterator[Any]:
+            change()
+            for run in real(bitmap, first, end):
+                yield run
+                change()
+
+        return watched
+
+    for owner, names in (
+        (Bitmap, ("get", "any_set", "all_set", "clear_runs", "count_set")),
+        (Index, ("get", "get_range")),
+        (Staging, ("tags", "checksums")),
+        (Control, ("__getitem__",)),
+        (Files, ("pread",)),
+        (Image, ("try_read_into",)),
+    ):
+        for name in names:
+            patches.set(owner, name, _before(change))
+    patches.set(Bitmap, "runs", stepwise)
 
 
 class Disk:

@@ -1,15 +1,19 @@
-"""Reads between any two changes of the writer, and writes between any two steps of a reader."""
+"""Reads between any two changes of the writer, writes between any two steps of a reader, and all of them at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from engine_rig import QuickFiles, Rig, pattern
 from stops import watching
 from test_crash_cut import BLOCK_BYTES, OLD, STEPS, Cut, check_snapshot, models
+from turns import Turns
 
+import cow.compactor
+import cow.pace
 from cow.errors import BlockReleased, SnapshotEnded
 from cow.image import Image
 from cow.layout import Durability
@@ -151,3 +155,114 @@ def test_a_reader_of_the_cut_before_is_told_that_it_ended(make_rig: MakeRig, tmp
     with pytest.raises(SnapshotEnded):
         before.read(0, 1)
     assert rig.snapshot() == OLD
+
+
+# So many blocks that every slot of the ring is used again and again.
+MANY = 72
+MUCH = pattern(MANY * BLOCK_BYTES - 50)
+
+
+class Everybody:
+    """A writer, a compactor, a reader and one who releases, for `Turns`; and what is right at each moment."""
+
+    def __init__(self, rig: Rig, turns: Turns) -> None:
+        self._rig, self._turns = rig, turns
+        self._live = bytearray(MUCH)
+        self._begun: set[int] = set()
+        self._released: set[int] = set()
+        self.reads = self.refusals = self.squeezes = 0
+        turns.add(self._write, wants_lock=True)
+        turns.add(self._release, wants_lock=True)
+        turns.add(self._compact, wants_lock=False)
+        turns.add(self._read, wants_lock=False)
+
+    def _write(self) -> None:
+        dice = self._turns.dice
+        for number in range(40):
+            first = dice.randrange(MANY - 3)
+            data = pattern(dice.randint(1, 3 * BLOCK_BYTES), number + 2)
+            offset = first * BLOCK_BYTES + dice.randrange(50)
+            data = data[: len(MUCH) - offset]
+            if self._rig.durability is Durability.POWER:
+                self._rig.engine.write(offset, data)
+            else:
+                while not self._rig.engine.try_write(offset, data):
+                    self._turns.step()
+            self._live[offset : offset + len(data)] = data
+
+    def _release(self) -> None:
+        dice, bitmap = self._turns.dice, self._rig.cut.released
+        for _ in range(8):
+            for _ in range(dice.randrange(150)):
+                self._turns.step()
+            first = dice.randrange(MANY)
+            end = min(MANY, first + dice.randint(1, 5))
+            self._begun.update(range(first, end))
+            self._rig.engine.release(first, end)
+            # What a write had claimed at that moment is not released.
+            released = {block_no for block_no in range(first, end) if bitmap.get(block_no)}
+            assert self._rig.durability is Durability.POWER or len(released) == end - first
+            self._released |= released
+
+    def _compact(self) -> None:
+        while self._turns.count > 2:
+            self._rig.compactor.step()
+            # What a release has given back this moment ends the squeezing, as a disk error does.
+            with suppress(OSError):
+                self.squeezes += self._rig.compactor.squeeze()
+            self._turns.step()
+        self._rig.compactor.drain()
+
+    def _read(self) -> None:
+        store = open_reader(self._rig.store_path, self._rig.files)
+        reader = SnapshotReader(store, self._rig.image)
+        try:
+            while self._turns.count > 1:
+                first = self._turns.dice.randrange(MANY)
+                self._look(reader, first, min(MANY, first + self._turns.dice.randint(1, 4)))
+            for block_no in range(MANY):
+                self._look(reader, block_no, block_no + 1)
+        finally:
+            reader.close()
+            store.close()
+        assert self._rig.live() == self._live
+
+    def _look(self, reader: SnapshotReader, first: int, end: int) -> None:
+        blocks = set(range(first, end))
+        before = blocks & self._released
+        offset, length = self._rig.geometry.extent(first, end)
+        view = memoryview(bytearray(length))
+        try:
+            if not reader.try_read(view, offset):
+                reader.read_into(view, offset)
+        except BlockReleased:
+            assert blocks & self._begun
+            self.refusals += 1
+            return
+        assert not before, "what was released is never read again"
+        assert view == MUCH[offset : offset + length]
+        self.reads += 1
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_no_interleaving_of_all_shows_anything_wrong(
+    make_rig: MakeRig, durability: Durability, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = refusals = squeezes = 0
+    # A slow disk would send every write the long way.
+    monkeypatch.setattr(cow.pace.Pace, "is_quick", lambda self, now_ns: True)
+    real = cow.compactor.acceleration_for
+    for seed in range(40):
+        # What is stored in haste is squeezed later.
+        hasty = seed % 2 == 0
+        monkeypatch.setattr(cow.compactor, "acceleration_for", (lambda share: 0) if hasty else real)
+        turns, rig = Turns(seed), make_rig(MUCH, durability=durability, staging_slots=16)
+        with watching(turns.step, also_reads=True):
+            rig.open()
+            everybody = Everybody(rig, turns)
+            turns.run(rig.engine._lock)
+        reads, refusals = reads + everybody.reads, refusals + everybody.refusals
+        squeezes += everybody.squeezes
+        rig.remove()
+    assert min(reads, refusals) > 100
+    assert squeezes or durability is Durability.POWER
