@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -60,6 +61,8 @@ class Bench:
         session = Session(peer, self.master, self.sizes, self.wanted)
         try:
             peer.start()
+            # What the peers before left dirty would be written to the disk during this one's rows.
+            os.sync()
             with MemoryPeak(peer.pids) as memory:
                 group.work(session)
             wrong = self.verify(peer)

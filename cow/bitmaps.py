@@ -43,8 +43,15 @@ class Bitmap:
 
     def set_range(self, first: int, end: int) -> None:
         """Set the bits; OSError(ENOSPC) when the disk has no room for them, and then none is set."""
-        self.file.ensure(first // 8, (end - 1) // 8 + 1 - first // 8)
-        self._bits[first:end] = 1
+        self.allocate(first, end)
+        self.set_allocated(first, end)
+
+    def set_allocated(self, first: int, end: int) -> None:
+        """Set bits that were allocated before."""
+        if end - first == 1:
+            self._bits[first] = 1
+        else:
+            self._bits[first:end] = 1
 
     def allocate(self, first: int, end: int) -> None:
         """Make a later ``set_range`` of these bits certain to succeed."""
@@ -52,6 +59,8 @@ class Bitmap:
 
     def clear_runs(self, first: int, end: int) -> list[tuple[int, int]]:
         """The runs of zeros between ``first`` and ``end``."""
+        if self._bits.find(1, first, end) < 0:
+            return [(first, end)]
         return list(self._runs(0, first, end))
 
     def runs(self, first: int, end: int) -> Iterator[tuple[bool, int, int]]:

@@ -8,7 +8,7 @@ that got a checksum right has the very bytes that were written, for the very blo
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import lz4.block
 import xxhash
@@ -29,11 +29,11 @@ from cow.layout import (
 _CHECKSUM = struct.Struct("<Q")
 # Acceleration that stands for "do not compress at all".
 STORE_RAW = 0
+_FLAGS = {flag.value: flag for flag in RecordFlag}
 _U64 = (1 << 64) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class RecordHeader:
+class RecordHeader(NamedTuple):
     """What a record says of itself; sizes in bytes."""
 
     block_no: int
@@ -76,11 +76,11 @@ def parse_header(data: Data) -> RecordHeader:
     if len(data) < RECORD.size:
         raise Damaged("the record is cut short")
     magic, version, flag, count, generation, block_no, raw_bytes, payload_bytes, checksum = RECORD.unpack_from(data)
-    if magic != RECORD_MAGIC or version != FORMAT_VERSION or flag not in RecordFlag.__members__.values():
+    if magic != RECORD_MAGIC or version != FORMAT_VERSION or flag not in _FLAGS:
         raise Damaged("there is no record where the index says")
     if not count or payload_bytes > raw_bytes or raw_bytes > SEGMENT_BYTES:
         raise Damaged("the record's header makes no sense")
-    return RecordHeader(block_no, count, generation, RecordFlag(flag), raw_bytes, payload_bytes, checksum)
+    return RecordHeader(block_no, count, generation, _FLAGS[flag], raw_bytes, payload_bytes, checksum)
 
 
 def decode(data: Data) -> tuple[RecordHeader, Data]:

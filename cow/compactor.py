@@ -39,7 +39,7 @@ from cow.store import Cut, Store, open_cut
 _STEP_BYTES = 2 << 20
 # (share of the ring in use, lz4 acceleration): the last whose share is reached applies.
 _WELL = 1
-_PACE = ((0.0, _WELL), (0.5, 4), (0.7, 16), (0.9, STORE_RAW))
+_PACE = ((0.0, _WELL), (0.75, 4), (0.85, 16), (0.95, STORE_RAW))
 _WORKERS = 2
 
 

@@ -25,10 +25,10 @@ class Control:
         elif self._numbers[Counter.MAGIC] != CONTROL_MAGIC:
             raise StoreError(str(path.parent), "has a damaged control page")
 
-    def __getitem__(self, counter: Counter) -> int:
+    def __getitem__(self, counter: int) -> int:
         return self._numbers[counter]
 
-    def __setitem__(self, counter: Counter, value: int) -> None:
+    def __setitem__(self, counter: int, value: int) -> None:
         self._numbers[counter] = value
 
     @property

@@ -21,6 +21,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from cow.cutting import enter_cut
 from cow.errors import BufferFull, EngineClosed
@@ -43,11 +44,21 @@ from cow.preserve import (
 from cow.relief import Relief
 from cow.seal import write_seal
 from cow.store import Cut, Store
+from cow.syncing import Syncer
 from cow.traffic import Claims, Gate
 
 # One request never takes more of the ring than this share, or the ring could not hold two at once.
 _RING_SHARE = 4
 _WARN_PERCENT = (80, 90, 95)
+
+# Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
+_STATE: Final = Counter.STATE.value
+_PRESERVED_BLOCKS: Final = Counter.PRESERVED_BLOCKS.value
+_SETTLED_BLOCKS: Final = Counter.SETTLED_BLOCKS.value
+_CHANGED_BLOCKS: Final = Counter.CHANGED_BLOCKS.value
+_PRESSED: Final = Counter.PRESSED.value
+_COMPACTOR_IDLE: Final = Counter.COMPACTOR_IDLE.value
+_LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
 
 
 class LiveEngine:
@@ -73,6 +84,7 @@ class LiveEngine:
         self._changed = threading.Condition(self._lock)
         self._claims, self._gate = Claims(), Gate(self._changed)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing)
+        self._syncer = Syncer(image)
         self._closed = False
         self._warned_percent = 0
         self._told_waiting = self._compactor_is_gone = False
@@ -151,6 +163,7 @@ class LiveEngine:
 
     def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
         self._heartbeat.beat(now_ns)
+        self._syncer.unsynced_bytes += len(data)
         self._image.write(data, offset)
 
     def note_quiet(self) -> bool:
@@ -165,7 +178,7 @@ class LiveEngine:
 
     @property
     def _keeps(self) -> bool:
-        return self._control[Counter.STATE] in KEPT_STATES
+        return self._control[_STATE] in KEPT_STATES
 
     def _try_preserve(self, first: int, end: int) -> bool:
         if self._is_power or end - first > self._max_blocks:
@@ -252,21 +265,21 @@ class LiveEngine:
         if ticket.runs:
             self._preserver.publish(ticket)
             for first, end in ticket.runs:
-                cut.settled.set_range(first, end)
+                cut.settled.set_allocated(first, end)
             count = ticket.count
-            control[Counter.PRESERVED_BLOCKS] += count
-            control[Counter.SETTLED_BLOCKS] += count
-            if control[Counter.PRESSED]:
-                control[Counter.PRESSED] = 0
-            if control[Counter.COMPACTOR_IDLE]:
+            control[_PRESERVED_BLOCKS] += count
+            control[_SETTLED_BLOCKS] += count
+            if control[_PRESSED]:
+                control[_PRESSED] = 0
+            if control[_COMPACTOR_IDLE]:
                 self._wake_compactor()
-            if control[Counter.LIMIT_BYTES]:
+            if control[_LIMIT_BYTES]:
                 self._warn()
         first, end = ticket.first, ticket.end
         unchanged = end - first - cut.changed.count_set(first, end)
         if unchanged:
-            cut.changed.set_range(first, end)
-            control[Counter.CHANGED_BLOCKS] += unchanged
+            cut.changed.set_allocated(first, end)
+            control[_CHANGED_BLOCKS] += unchanged
 
     # --- the next cut ----------------------------------------------------------------------------------------
 
@@ -386,8 +399,12 @@ class LiveEngine:
                 self._control[Counter.STATE] = State.DAMAGED
 
     def sync(self) -> None:
-        """Make all live writes durable, as fsync of the image does."""
-        self._image.sync()
+        """Make all live writes durable, as fsync of the image does; waits for the disk."""
+        self._syncer.sync()
+
+    def try_sync(self) -> bool:
+        """The same, if it will not take long."""
+        return self._syncer.try_sync()
 
     def trim(self) -> None:
         """Give back the resident memory of the mappings."""

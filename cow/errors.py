@@ -59,6 +59,10 @@ class BlockReleased(CowError):
         self.block_no = block_no
 
 
+class WouldWait(CowError):
+    """The call may not wait, and the disk would have to be waited for. Do it again where waiting is allowed."""
+
+
 class BufferFull(CowError):
     """The side buffer takes no more and the policy is break-write: fail the live write with ``errno``."""
 

@@ -42,11 +42,22 @@ class Files:
                 raise OSError(errno.EIO, "the file ends before the data does")
             done += count
 
+    def try_read_into(self, fd: int, views: Sequence[memoryview], offset: int) -> bool:
+        """The same from the page cache only; False (and no promise what ``views`` hold) if it would wait."""
+        wanted = sum(len(view) for view in views)
+        try:
+            return os.preadv(fd, views, offset, os.RWF_NOWAIT) == wanted
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            return False
+
     def pwrite(self, fd: int, data: Data, offset: int) -> None:
-        view = memoryview(data)
-        done = os.pwrite(fd, view, offset)
-        while done < len(view):
-            done += os.pwrite(fd, view[done:], offset + done)
+        done = os.pwrite(fd, data, offset)
+        while done < len(data):
+            done += os.pwrite(fd, memoryview(data)[done:], offset + done)
 
     def sync_data(self, fd: int) -> None:
         os.fdatasync(fd)

@@ -42,8 +42,11 @@ class Image:
     def try_read_into(self, views: list[memoryview], offset: int) -> bool:
         """The same from the page cache only; False (and no promise what ``views`` hold) if it would wait."""
         wanted = self._clip(views, offset)
+        length = 0
+        for view in wanted:
+            length += len(view)
         try:
-            return os.preadv(self.fd, wanted, offset, os.RWF_NOWAIT) == sum(map(len, wanted))
+            return os.preadv(self.fd, wanted, offset, os.RWF_NOWAIT) == length
         except BlockingIOError:
             return False
         except OSError as error:
@@ -53,7 +56,9 @@ class Image:
             return False
 
     def _clip(self, views: list[memoryview], offset: int) -> list[memoryview]:
-        over = offset + sum(map(len, views)) - self.size_bytes
+        over = offset - self.size_bytes
+        for view in views:
+            over += len(view)
         if over <= 0:
             return views
         clipped = list(views)

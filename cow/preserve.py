@@ -13,10 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from cow.codec import encode, payload_bytes
 from cow.errors import CowError
@@ -26,6 +26,13 @@ from cow.segments import SegmentWriter, remove_segments
 from cow.store import Store
 
 Runs = list[tuple[int, int]]
+
+# Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
+_RESERVED_SEQ: Final = Counter.RESERVED_SEQ.value
+_COMMITTED_SEQ: Final = Counter.COMMITTED_SEQ.value
+_FREED_SEQ: Final = Counter.FREED_SEQ.value
+_STORE_ERRNO: Final = Counter.STORE_ERRNO.value
+_LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
 
 
 class StoreRefused(CowError):
@@ -49,7 +56,14 @@ class Ticket:
     runs: Runs
     count: int = 0
     seq: int = 0
-    entries: list[tuple[int, int, int]] = field(default_factory=list)
+    entries: Sequence[tuple[int, int, int]] = ()
+
+    def count_owed(self) -> int:
+        """How many blocks are to be preserved."""
+        count = 0
+        for first, end in self.runs:
+            count += end - first
+        return count
 
 
 class Preserver(Protocol):
@@ -88,7 +102,7 @@ def store_errors() -> Iterator[None]:
 
 def _over_limit(store: Store, staged_bytes: int, more_bytes: int) -> bool:
     control = store.control
-    limit = control[Counter.LIMIT_BYTES]
+    limit = control[_LIMIT_BYTES]
     if not limit:
         return False
     return control[Counter.STORED_BYTES] - control[Counter.RETURNED_BYTES] + staged_bytes + more_bytes > limit
@@ -113,11 +127,11 @@ class StagedPreserver:
 
     def begin(self, ticket: Ticket) -> None:
         control, staging = self._control, self._staging
-        count = sum(end - first for first, end in ticket.runs)
-        reserved = control[Counter.RESERVED_SEQ]
+        count = ticket.count_owed()
+        reserved = control[_RESERVED_SEQ]
         # Freed before stored (in _over_limit): a step that ends in between is counted twice, not missed.
-        waiting = reserved - control[Counter.FREED_SEQ]
-        failed = control[Counter.STORE_ERRNO]
+        waiting = reserved - control[_FREED_SEQ]
+        failed = control[_STORE_ERRNO]
         size = self._geometry.block_bytes
         if _over_limit(self._store, waiting * size, count * size):
             # Staged blocks count with their raw size until it is known how small they get.
@@ -128,11 +142,13 @@ class StagedPreserver:
             if failed:
                 raise StoreRefused(failed)
             raise WaitForCompactor
-        with store_errors():
+        try:
             staging.allocate()
             _allocate(self._store, ticket)
+        except OSError as error:
+            raise StoreRefused(error.errno or errno.EIO) from error
         ticket.seq, ticket.count = reserved, count
-        control[Counter.RESERVED_SEQ] = reserved + count
+        control[_RESERVED_SEQ] = reserved + count
         self._open.append(ticket)
 
     def try_fill(self, ticket: Ticket) -> bool:
@@ -160,8 +176,8 @@ class StagedPreserver:
         self._commit(ticket)
 
     def abandon(self, ticket: Ticket) -> None:
-        if self._control[Counter.RESERVED_SEQ] == ticket.seq + ticket.count:
-            self._control[Counter.RESERVED_SEQ] = ticket.seq
+        if self._control[_RESERVED_SEQ] == ticket.seq + ticket.count:
+            self._control[_RESERVED_SEQ] = ticket.seq
         else:
             self._staging.void(ticket.seq, ticket.count)
         self._commit(ticket)
@@ -169,7 +185,7 @@ class StagedPreserver:
     def _commit(self, ticket: Ticket) -> None:
         self._open.remove(ticket)
         control = self._control
-        control[Counter.COMMITTED_SEQ] = self._open[0].seq if self._open else control[Counter.RESERVED_SEQ]
+        control[_COMMITTED_SEQ] = self._open[0].seq if self._open else control[_RESERVED_SEQ]
 
     def discard(self) -> None:
         """The compactor owns the segments and does it."""
@@ -235,7 +251,7 @@ class DurablePreserver:
         self._run_blocks = max(1, RECORD_RAW_BYTES // self._geometry.block_bytes)
 
     def begin(self, ticket: Ticket) -> None:
-        ticket.count = sum(end - first for first, end in ticket.runs)
+        ticket.count = ticket.count_owed()
         size_bytes = ticket.count * self._geometry.block_bytes
         if _over_limit(self._store, self._promised_bytes, size_bytes):
             raise WaitForCompactor if self._promised_bytes else StoreRefused(errno.ENOSPC)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cow.codec import RecordHeader, decode, parse_header
-from cow.errors import CowError, Damaged
+from cow.errors import CowError, Damaged, WouldWait
 from cow.files import Data, Files
 from cow.layout import (
     LOST_ENTRY,
@@ -132,14 +132,17 @@ class SegmentReader:
         self._open: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, entry: int, block_no: int, generation: int) -> tuple[RecordHeader, Data]:
-        """Header and raw blocks of the record that holds ``block_no``; Damaged when it does not."""
+    def read(self, entry: int, block_no: int, generation: int, *, may_wait: bool = True) -> tuple[RecordHeader, Data]:
+        """Header and raw blocks of the record that holds ``block_no``; Damaged when it does not.
+
+        WouldWait: unless ``may_wait``, what is not in the page cache is not read.
+        """
         if entry == LOST_ENTRY:
             raise Damaged("its preserved content is lost", block_no)
         place = unpack_place(entry)
         with self._lock:
             # Read under the lock: another thread may close the least recently used descriptor.
-            data = self._files.pread(self._descriptor(place.segment_no, block_no), place.length, place.offset)
+            data = self._read_place(self._descriptor(place.segment_no, block_no), place, may_wait=may_wait)
         try:
             header, raw = decode(data)
         except Damaged as error:
@@ -147,6 +150,14 @@ class SegmentReader:
         if header.generation != generation or not 0 <= block_no - header.block_no < header.block_count:
             raise Damaged(f"the record of segment {place.segment_no} belongs to other blocks", block_no)
         return header, raw
+
+    def _read_place(self, fd: int, place: Place, *, may_wait: bool) -> Data:
+        if may_wait:
+            return self._files.pread(fd, place.length, place.offset)
+        data = bytearray(place.length)
+        if not self._files.try_read_into(fd, [memoryview(data)], place.offset):
+            raise WouldWait
+        return data
 
     def _descriptor(self, segment_no: int, block_no: int) -> int:
         fd = self._open.get(segment_no)

@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from cow.codec import slot_checksums, slot_seed
-from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost
+from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.image import Image
 from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter
 from cow.segments import SegmentReader
@@ -29,6 +29,8 @@ from cow.store import Store
 
 # Neighbouring requests often end and begin inside one record; it is decompressed once.
 _CACHED_RECORDS = 16
+# As long as the largest request of a view.
+_ZEROS = memoryview(bytes(1 << 20))
 
 
 class SnapshotReader:
@@ -41,6 +43,7 @@ class SnapshotReader:
         self._segments = SegmentReader(store.cut.segments, store.files)
         self._records: OrderedDict[int, tuple[int, int, memoryview]] = OrderedDict()
         self._scratch = memoryview(bytearray(0))
+        self._may_wait = True
 
     def check(self) -> None:
         """Raise what a read now would raise for the snapshot as a whole."""
@@ -53,15 +56,27 @@ class SnapshotReader:
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 
     def try_read(self, view: memoryview, offset: int) -> bool:
-        """Fill ``view`` if every byte is owed and in the page cache; False when it takes ``read_into``."""
-        first, end = self.geometry.span(offset, len(view))
-        settled = self._cut.settled
-        if settled.any_set(first, end) or not self._image.try_read_into([view], offset):
+        """``read_into``, unless the disk would have to be waited for: then False, and ``view`` holds nothing."""
+        self._may_wait = False
+        try:
+            self.read_into(view, offset)
+        except WouldWait:
             return False
-        if settled.any_set(first, end):
+        finally:
+            self._may_wait = True
+        return True
+
+    def reads_as_zeros(self, offset: int, length: int) -> bool:
+        """Whether a read would find nothing but free blocks, so that it can be answered without one.
+
+        SnapshotLost, SnapshotEnded: as for ``read_into``.
+        """
+        first, end = self.geometry.span(offset, length)
+        cut = self._cut
+        if not (cut.settled.all_set(first, end) and cut.free.all_set(first, end) and cut.index.is_empty(first, end)):
             return False
         self.check()
-        return True
+        return not cut.released.any_set(first, end)
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset``, clipped at the end of the image."""
@@ -91,7 +106,11 @@ class SnapshotReader:
     def _read_owed(self, view: memoryview, offset: int, first: int, end: int) -> None:
         skip, at, count = self.geometry.overlap(first, end, offset, len(view))
         start, _ = self.geometry.extent(first, end)
-        self._image.read_into([view[at : at + count]], start + skip)
+        owed = [view[at : at + count]]
+        if self._may_wait:
+            self._image.read_into(owed, start + skip)
+        elif not self._image.try_read_into(owed, start + skip):
+            raise WouldWait
         for is_settled, low, high in self._cut.settled.runs(first, end):
             if is_settled:
                 self._read_settled(view, offset, low, high)
@@ -109,7 +128,10 @@ class SnapshotReader:
     def _read_staged(self, view: memoryview, offset: int, first: int, end: int, seq: int) -> None:
         staging, size = self._staging, self.geometry.block_bytes
         raw = self._scratch_of((end - first) * size)
-        staging.read_into(raw, seq)
+        if self._may_wait:
+            staging.read_into(raw, seq)
+        elif not staging.try_read_into(raw, seq):
+            raise WouldWait
         noted = staging.checksums(seq, end - first)
         entries = self._cut.index.get_range(first, end)
         actual = slot_checksums(raw, size, slot_seed(self._cut.generation, seq))
@@ -142,7 +164,7 @@ class SnapshotReader:
     def _record(self, entry: int, block_no: int) -> tuple[int, int, memoryview]:
         cached = self._records.get(entry)
         if cached is None:
-            header, raw = self._segments.read(entry, block_no, self._cut.generation)
+            header, raw = self._segments.read(entry, block_no, self._cut.generation, may_wait=self._may_wait)
             cached = header.block_no, header.block_count, memoryview(raw)
             self._records[entry] = cached
             if len(self._records) > _CACHED_RECORDS:
@@ -157,7 +179,7 @@ class SnapshotReader:
                     raise BlockReleased(low)
                 raise Damaged("the index lost the block", low)
             _, at, count = self.geometry.overlap(low, high, offset, len(view))
-            view[at : at + count] = bytes(count)
+            view[at : at + count] = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
 
     def _place(self, view: memoryview, offset: int, first: int, end: int, raw: memoryview) -> None:
         skip, at, count = self.geometry.overlap(first, end, offset, len(view))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import mmap
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
 
 from cow.codec import slot_checksums, slot_seed
@@ -98,6 +99,11 @@ class Staging:
             self.fill(generation, seq + head, first + head, end)
             return
         size = self.block_bytes
+        if count == 1:
+            self._tags[slot] = first
+            data = self._data[slot * size : until * size]
+            self._checksums[slot] = slot_checksums(data, size, slot_seed(generation, seq))[0]
+            return
         self._tags[slot:until] = array("Q", range(first, end))
         data = self._data[slot * size : until * size]
         self._checksums[slot:until] = array("Q", slot_checksums(data, size, slot_seed(generation, seq)))
@@ -124,11 +130,20 @@ class Staging:
 
     def read_into(self, view: memoryview, seq: int) -> None:
         """Copy whole slots from ``seq`` on by system calls, so that a reader's memory does not grow by the ring."""
+        for part, offset in self._parts(view, seq):
+            self._files.read_into(self.file.fd, [part], offset)
+
+    def try_read_into(self, view: memoryview, seq: int) -> bool:
+        """The same from the page cache only; False if it would wait."""
+        return all(self._files.try_read_into(self.file.fd, [part], offset) for part, offset in self._parts(view, seq))
+
+    def _parts(self, view: memoryview, seq: int) -> Iterator[tuple[memoryview, int]]:
+        """``view`` with the offset in the file that each part of it comes from: two where the ring wraps."""
         size, slot = self.block_bytes, seq % self.slots
         head = min(len(view), (self.slots - slot) * size)
-        self._files.read_into(self.file.fd, [view[:head]], self._data_offset + slot * size)
+        yield view[:head], self._data_offset + slot * size
         if head < len(view):
-            self._files.read_into(self.file.fd, [view[head:]], self._data_offset)
+            yield view[head:], self._data_offset
 
     def close(self) -> None:
         self._tags.release()

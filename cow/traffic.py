@@ -85,6 +85,8 @@ class Claims:
 
     def touch(self, first: int, end: int) -> bool:
         """Whether one of these blocks is claimed."""
+        if not self._tickets:
+            return False
         return any(ticket.first < end and first < ticket.end for ticket in self._tickets)
 
     def unclaimed(self, first: int, end: int) -> Iterator[tuple[int, int]]:

@@ -154,7 +154,8 @@ class LiveView(View):
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         try:
-            await trio.to_thread.run_sync(self._engine.sync, limiter=self._syncers)
+            if not self._engine.try_sync():
+                await trio.to_thread.run_sync(self._engine.sync, limiter=self._syncers)
         except Exception as error:
             raise self._failure(error, "fsync") from error
 

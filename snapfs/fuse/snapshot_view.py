@@ -21,10 +21,12 @@ from cow.image import Image
 from cow.snapshot import SnapshotReader
 from cow.store import Store
 from snapfs.fuse.errnos import fuse_error
-from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View, wants_write
+from snapfs.fuse.view import IMAGE_INODE, LASTING_S, MAX_REQUEST_BYTES, View, wants_write
 
 _LOG = logging.getLogger(__name__)
 _READERS = 4
+# What free blocks read as, shared by all answers.
+_ZEROS = memoryview(bytes(MAX_REQUEST_BYTES))
 # A file handle is the inode that was opened, with this bit when its reads do not count.
 _UNCOUNTED = 1 << 62
 
@@ -135,9 +137,7 @@ class SnapshotView(View):
         try:
             if fh & ~_UNCOUNTED != shown.inode:
                 raise SnapshotEnded("the file was opened before the present cut")
-            view = self._scratch[:size] if size <= len(self._scratch) else memoryview(bytearray(size))
-            if not shown.reader.try_read(view, off):
-                view = await trio.to_thread.run_sync(shown.read, off, size, limiter=self._readers)
+            view = await self._read(shown, off, size)
             if not fh & _UNCOUNTED:
                 self.on_read(off, size)
             # pyfuse3 takes any buffer, and sends it before the next request can use the scratch memory.
@@ -146,3 +146,11 @@ class SnapshotView(View):
             if isinstance(error, Damaged):
                 self._on_damage(str(error))
             raise fuse_error(error) from error
+
+    async def _read(self, shown: _Shown, offset: int, length: int) -> memoryview:
+        if length <= len(_ZEROS) and shown.reader.reads_as_zeros(offset, length):
+            return _ZEROS[:length]
+        view = self._scratch[:length] if length <= len(self._scratch) else memoryview(bytearray(length))
+        if shown.reader.try_read(view, offset):
+            return view
+        return await trio.to_thread.run_sync(shown.read, offset, length, limiter=self._readers)

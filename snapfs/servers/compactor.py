@@ -1,7 +1,7 @@
 """The compactor process: moves staged blocks to segments when it disturbs least.
 
 Nothing is gained by hurrying while the ring has room: a burst that ends soon is compacted after it. So the
-compactor waits until the ring is half full or the writes pause, unless a write already waits for room.
+compactor waits until the ring is three quarters full or the writes pause, unless a write already waits for room.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from snapfs.servers.session import STOP_SIGNAL, become_server
 from snapfs.system.processes import detach_streams
 
 _LOG = logging.getLogger(__name__)
-_HURRY_SHARE = 0.5
+_HURRY_SHARE = 0.75
 _PAUSE_S = 0.02
 _SETTLE_S = 0.05
 _RETRY_S = 0.2

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 import pytest
 from engine_rig import QuickFiles, Rig
 
-from cow.compactor import Compactor
 from cow.image import Image
 from cow.layout import Durability
 from cow.snapshot import SnapshotReader
@@ -78,14 +77,12 @@ class Compacting(threading.Thread):
         self._rig, self.stopped = rig, threading.Event()
 
     def run(self) -> None:
-        assert self._rig.store is not None
-        compactor = Compactor(self._rig.store)
+        compactor = self._rig.compactor
         while not self.stopped.is_set():
             if compactor.step():
                 self._rig.engine.room_made()
             else:
                 self.stopped.wait(0.0005)
-        compactor.close()
 
 
 @contextmanager

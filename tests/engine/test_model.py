@@ -143,8 +143,19 @@ class ReliefMachine(EngineMachine):
     def try_read(self, data: st.DataObject) -> None:
         offset, length = data.draw(self._ranges())
         view = memoryview(bytearray(length))
-        if self.rig.reader.try_read(view, offset):
-            assert view == self._frozen()[offset : offset + length]
+        released = self.released & set(range(*self.rig.geometry.span(offset, length)))
+        try:
+            is_done = self.rig.reader.try_read(view, offset)
+        except BlockReleased:
+            assert released
+            return
+        assert not is_done or (view == self._frozen()[offset : offset + length] and not released)
+
+    @rule(data=st.data())
+    def ask_for_zeros(self, data: st.DataObject) -> None:
+        offset, length = data.draw(self._ranges())
+        if self.rig.reader.reads_as_zeros(offset, length):
+            assert self._frozen()[offset : offset + length] == bytes(length)
             assert not self.released & set(range(*self.rig.geometry.span(offset, length)))
 
     def _frozen(self) -> bytearray:
