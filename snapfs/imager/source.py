@@ -137,10 +137,7 @@ class ImageSource:
             ) from error
         # What was read once is not needed again, and would push out of memory what others need.
         os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_DONTNEED)
-        for start, stop in free_blocks_in(self._used, self.block_bytes, offset, len(view)):
-            for at in range(start, stop, len(_ZEROS)):
-                end = min(at + len(_ZEROS), stop)
-                view[at:end] = _ZEROS[: end - at]
+        _clear_free(view, offset, self._used, self.block_bytes)
 
     def release(self, offset: int, length: int) -> None:
         raise AssertionError("an image that is not mounted owes nothing")
@@ -215,6 +212,8 @@ class SnapshotSource:
             _read_whole(self._fd, view, offset)
         except OSError as error:
             raise self._why(error) from error
+        # What was overwritten before the map was known was preserved, and the view shows it.
+        _clear_free(view, offset, self._used, self.block_bytes)
 
     def release(self, offset: int, length: int) -> None:
         request(self._store, "release", _RELEASE_TIMEOUT_S, id=self._snapshot["id"], offset=offset, length=length)
@@ -330,6 +329,14 @@ def _read_used(image_map: dict[str, Any], block_count: int) -> bitarray:
 def _used_bytes(used: bitarray, block_bytes: int, size_bytes: int) -> int:
     past_the_end = len(used) * block_bytes - size_bytes
     return used.count() * block_bytes - (past_the_end if used[-1] else 0)
+
+
+def _clear_free(view: memoryview, offset: int, used: bitarray, block_bytes: int) -> None:
+    """Make the free blocks in `view`, which is at `offset` of the image, zeros."""
+    for start, stop in free_blocks_in(used, block_bytes, offset, len(view)):
+        for at in range(start, stop, len(_ZEROS)):
+            end = min(at + len(_ZEROS), stop)
+            view[at:end] = _ZEROS[: end - at]
 
 
 def _read_whole(fd: int, view: memoryview, offset: int) -> None:

@@ -19,6 +19,7 @@ from imager_rig import (
     read_manifest,
     run,
     snapfs,
+    wait_until,
 )
 
 FORMATS = [("--format", "raw"), ("--format", "qcow2"), ("--format", "qcow2", "--compress")]
@@ -91,6 +92,25 @@ def test_holes_of_the_image_are_not_read_but_what_was_written_since_is_zeros(ben
         assert manifest["used_bytes"] == 64 * MIB
         assert manifest["data_bytes"] == 6 * MIB
         run("cmp", bench.path / "backup", bench.snap_file)
+
+
+def test_what_was_deleted_and_preserved_is_not_in_a_backup(bench: Bench) -> None:
+    """A free block that was overwritten before the map was known: preserved, so the view shows it."""
+    offset = 12 * MIB
+    with bench.mounted():
+        wait_until(lambda: bench.status()["snapshot"]["map"] == "ready")
+        free_file = next(bench.image.with_name("disk.img.snapfs").glob("cut-*/free"))
+        with free_file.open("r+b") as file:
+            file.seek(offset // 4096 // 8)
+            assert file.read(1) == b"\0", "all used"
+            file.seek(offset // 4096 // 8)
+            file.write(b"\2")
+        snapfs("backup", bench.live, bench.path / "backup").ok()
+        shown, saved = bench.snap_file.read_bytes(), (bench.path / "backup").read_bytes()
+    free = slice(offset + 4096, offset + 8192)
+    assert any(shown[free])
+    assert not any(saved[free])
+    assert shown[: free.start] == saved[: free.start]
 
 
 def test_an_image_that_was_replaced_is_not_asked_for_holes(bench: Bench) -> None:
