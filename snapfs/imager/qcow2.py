@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +64,16 @@ class Export:
         _, said = self._process.communicate(timeout=_END_S)
         lines = said.strip().splitlines()
         return lines[-1].removeprefix("qemu-nbd: ").rstrip(".") if lines else "qemu-nbd ended without a word"
+
+    @contextlib.contextmanager
+    def noticing_its_end(self, way_out: str) -> Iterator[None]:
+        """A connection that breaks means that qemu-nbd has ended; say so, and why."""
+        try:
+            yield
+        except ConnectionError as error:
+            raise SnapfsError(
+                f"The qemu-nbd of {self.path} ended half-way ({self.complaint()}); {way_out}.", path=self.path
+            ) from error
 
     def close(self, *, cleanly: bool = True) -> None:
         """SnapfsError when qemu-nbd says that the file is not whole."""
@@ -133,9 +144,9 @@ class Qcow2Target:
             _run_qemu_img(self.path, *words)
 
     @contextlib.contextmanager
-    def _errors(self) -> Any:
+    def _errors(self) -> Iterator[None]:
         try:
-            with write_errors(self.name, self._way_out):
+            with write_errors(self.name, self._way_out), self._export.noticing_its_end(self._way_out):
                 yield
         except SnapfsError:
             self._is_whole = False
@@ -150,7 +161,8 @@ class Qcow2Reader:
         self.size_bytes = self._export.client.size_bytes
 
     def read_into(self, view: memoryview, offset: int) -> None:
-        self._export.client.read_into(view, offset)
+        with self._export.noticing_its_end("try again"):
+            self._export.client.read_into(view, offset)
 
     def close(self) -> None:
         with contextlib.suppress(SnapfsError):

@@ -90,6 +90,10 @@ class Running:
     def done_bytes(self) -> int:
         return max((progress["done_bytes"] for progress in self.progress), default=0)
 
+    def kill_child(self, name: str) -> None:
+        """SIGKILL to the one process of this name that it has started."""
+        run("pkill", "--signal", "KILL", "--parent", str(self._process.pid), "--exact", name)
+
     def await_bytes(self, count: int) -> None:
         wait_until(lambda: self.done_bytes >= count or self._process.poll() is not None)
         assert self._process.poll() is None, self.lines
