@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from operator import eq
 
 from cow.codec import STORE_RAW, RecordHeader, decode, encode, payload_bytes, slot_checksums, slot_seed
+from cow.direct import DirectWriter
 from cow.errors import Damaged
 from cow.files import Data, Files
 from cow.layout import (
@@ -61,6 +63,22 @@ class _Run:
     raw: Data = b""
 
 
+# The first of some neighbouring blocks, and the index entries of all.
+_Piece = tuple[int, list[int]]
+
+
+def _neighbours(tags: list[int], block_count: int) -> Iterator[tuple[int, int, int]]:
+    """``(place in tags, first block, end)`` for slots that follow each other and hold neighbouring blocks."""
+    at = 0
+    while at < len(tags):
+        until = at + 1
+        while until < len(tags) and tags[until] == tags[at] + until - at:
+            until += 1
+        if tags[at] < block_count:
+            yield at, tags[at], min(tags[at] + until - at, block_count)
+        at = until
+
+
 class Compactor:
     """Owns the segments and ``FREED_SEQ``; follows the live server from cut to cut."""
 
@@ -69,7 +87,8 @@ class Compactor:
         self._files: Files = store.files
         # After a restart of this process alone, perhaps an older one than the present.
         self._cut: Cut = store.cut
-        self._writer = SegmentWriter(self._cut.segments, store.files)
+        self._direct = DirectWriter(store.files)
+        self._writer = self._new_writer()
         self._follow_cut()
         self._stored_bytes = self._control[Counter.STORED_BYTES]
         self._stored_raw_bytes = self._control[Counter.STORED_RAW_BYTES]
@@ -125,16 +144,19 @@ class Compactor:
             return
         self._writer.close()
         remove_segments(self._cut.segments)
-        self._writer = SegmentWriter(self._cut.segments, self._files)
+        self._writer = self._new_writer()
 
     def _follow_cut(self) -> None:
         generation = self._control[Counter.GENERATION]
         if generation not in (self._cut.generation, NO_GENERATION):
             self._writer.close()
             self._cut = self._open_cut(generation)
-            self._writer = SegmentWriter(self._cut.segments, self._files)
+            self._writer = self._new_writer()
             self._stored_bytes = self._stored_raw_bytes = 0
             self._hasty, self._squeezing = [], None
+
+    def _new_writer(self) -> SegmentWriter:
+        return SegmentWriter(self._cut.segments, self._files, direct=self._direct)
 
     def _open_cut(self, generation: int) -> Cut:
         store = self._store
@@ -192,29 +214,39 @@ class Compactor:
         noted = self._staging.checksums(seq, count)
         sums = slot_checksums(data, size, slot_seed(self._cut.generation, seq))
         index, released = self._cut.index, self._cut.released
-        live: list[tuple[int, int]] = []
-        for at, block_no in enumerate(self._staging.tags(seq, count)):
-            number = seq + at
-            if block_no >= index.block_count:
+        live: list[_Piece] = []
+        for at, first, end in _neighbours(self._staging.tags(seq, count), index.block_count):
+            entries, until = list(range(STAGED | seq + at, (STAGED | seq + at) + end - first)), at + end - first
+            is_whole = sums[at:until] == noted[at:until] and index.get_range(first, end) == entries
+            if is_whole and not released.any_set(first, end):
+                live.append((first, entries))
                 continue
-            if index.get(block_no) != STAGED | number or released.get(block_no):
-                continue
-            if sums[at] != noted[at]:
-                index.replace(block_no, [STAGED | number], LOST_ENTRY)
-                continue
-            live.append((block_no, STAGED | number))
+            for block_no, entry, is_right in zip(
+                range(first, end), entries, map(eq, sums[at:until], noted[at:until]), strict=True
+            ):
+                if index.get(block_no) != entry or released.get(block_no):
+                    continue
+                if is_right:
+                    live.append((block_no, [entry]))
+                else:
+                    index.replace(block_no, [entry], LOST_ENTRY)
         live.sort()
         return self._join(live)
 
-    def _join(self, live: list[tuple[int, int]]) -> list[_Run]:
-        """Runs of neighbours, of bounded length, from ``(block, entry)`` in order."""
+    def _join(self, live: list[_Piece]) -> list[_Run]:
+        """Runs of neighbours, of bounded length, from pieces in order."""
         runs: list[_Run] = []
-        for block_no, entry in live:
-            last = runs[-1] if runs else None
-            if last and block_no == last.block_no + len(last.entries) and len(last.entries) < self._run_blocks:
-                last.entries.append(entry)
-            else:
-                runs.append(_Run(block_no, [entry]))
+        for first, entries in live:
+            at = 0
+            while at < len(entries):
+                last = runs[-1] if runs else None
+                if last and first + at == last.block_no + len(last.entries) and len(last.entries) < self._run_blocks:
+                    room = self._run_blocks - len(last.entries)
+                    last.entries += entries[at : at + room]
+                else:
+                    room = self._run_blocks
+                    runs.append(_Run(first + at, entries[at : at + room]))
+                at += room
         return runs
 
     def _gather(self, run: _Run, base_seq: int) -> memoryview:
@@ -268,7 +300,7 @@ class Compactor:
     def _squeeze_records(self, records: list[tuple[Place, RecordHeader]]) -> None:
         """Store what is still needed of ``records`` again, in longer runs where neighbours meet."""
         size, index, released = self._staging.block_bytes, self._cut.index, self._cut.released
-        live: list[tuple[int, int]] = []
+        live: list[_Piece] = []
         blocks: dict[int, memoryview] = {}
         dropped: list[RecordHeader] = []
         for place, header in records:
@@ -283,7 +315,7 @@ class Compactor:
             for at, block_no in enumerate(range(header.block_no, header.block_no + header.block_count)):
                 if index.get(block_no) == entry and not released.get(block_no):
                     blocks[block_no] = raw[at * size : (at + 1) * size]
-                    live.append((block_no, entry))
+                    live.append((block_no, [entry]))
         runs = self._join(sorted(live))
         for run in runs:
             run.raw = b"".join(blocks[block_no] for block_no in range(run.block_no, run.block_no + len(run.entries)))

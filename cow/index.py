@@ -51,7 +51,10 @@ class Index:
 
     def replace(self, first: int, expected: list[int], entry: int) -> None:
         """Point each block from ``first`` on to ``entry`` if its entry still is the expected one."""
-        entries = self._entries
+        entries, end = self._entries, first + len(expected)
+        if entries[first:end].tolist() == expected:
+            entries[first:end] = array("Q", [entry]) * len(expected)
+            return
         for block_no, old in enumerate(expected, first):
             if entries[block_no] == old:
                 entries[block_no] = entry

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cow.codec import RecordHeader, decode, parse_header
+from cow.direct import ALIGN_BYTES, DirectWriter
 from cow.errors import CowError, Damaged, WouldWait
 from cow.files import Data, Files
 from cow.layout import (
@@ -48,11 +49,17 @@ def remove_segments(directory: Path) -> None:
 
 
 class SegmentWriter:
-    """Appends records; not thread-safe. With ``durable`` a full segment is flushed before the next begins."""
+    """Appends records; not thread-safe. With ``durable`` a full segment is flushed before the next begins.
 
-    def __init__(self, directory: Path, files: Files, *, durable: bool = False) -> None:
+    Many records at once are written through ``direct`` if there is one, and begin and end at a page then.
+    """
+
+    def __init__(
+        self, directory: Path, files: Files, *, durable: bool = False, direct: DirectWriter | None = None
+    ) -> None:
         self._directory, self._files, self._durable = directory, files, durable
         self.segment_no = max(segment_numbers(directory), default=0)
+        self._direct = direct
         self._offset = SEGMENT_BYTES
         self.fd = -1
         # Counts the flushes that failed: what was appended before such a one may never reach the disk.
@@ -67,14 +74,25 @@ class SegmentWriter:
             if end == start:
                 self._next_segment()
                 continue
-            at = self._offset
-            self._files.pwrite(self.fd, b"".join(records[start:end]), at)
-            self._offset += length
+            at = self._write(records[start:end], length)
             for record in records[start:end]:
                 places.append(Place(self.segment_no, at, len(record)))
                 at += len(record)
             start = end
         return places
+
+    def _write(self, records: list[bytes], length: int) -> int:
+        """Append ``length`` bytes; where they begin."""
+        direct = self._direct
+        if direct and direct.suits(length):
+            at = -(-self._offset // ALIGN_BYTES) * ALIGN_BYTES
+            if at + length <= SEGMENT_BYTES and direct.write(self.fd, records, length, at):
+                self._offset = -(-(at + length) // ALIGN_BYTES) * ALIGN_BYTES
+                return at
+        at = self._offset
+        self._files.pwrite(self.fd, b"".join(records), at)
+        self._offset += length
+        return at
 
     def _fitting(self, records: list[bytes], start: int) -> tuple[int, int]:
         room, length, end = SEGMENT_BYTES - self._offset, 0, start
@@ -217,8 +235,8 @@ def scan_segment(
 
 def _record_at(fd: int, files: Files, offset: int, size_bytes: int, *, verify: bool) -> RecordHeader | str:
     head = files.pread(fd, RECORD.size, offset)
-    if not any(head):
-        return ""  # a hole left by what was released
+    if not any(head[:RECORD_ALIGN]):
+        return ""  # a hole left by what was released, or the rest of a page
     try:
         header = parse_header(head)
         if offset + RECORD.size + header.payload_bytes > size_bytes:
