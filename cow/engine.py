@@ -56,7 +56,6 @@ _STATE: Final = Counter.STATE.value
 _PRESERVED_BLOCKS: Final = Counter.PRESERVED_BLOCKS.value
 _SETTLED_BLOCKS: Final = Counter.SETTLED_BLOCKS.value
 _CHANGED_BLOCKS: Final = Counter.CHANGED_BLOCKS.value
-_PRESSED: Final = Counter.PRESSED.value
 _COMPACTOR_IDLE: Final = Counter.COMPACTOR_IDLE.value
 _LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
 
@@ -88,6 +87,8 @@ class LiveEngine:
         self._closed = False
         self._warned_percent = 0
         self._told_waiting = self._compactor_is_gone = False
+        # The threads whose writes wait for room.
+        self._pressing: set[int] = set()
         self._is_power = store.header.durability is Durability.POWER
         self._preserver = self._new_preserver()
         self._relief = Relief(store, self._lock, self._claims)
@@ -181,7 +182,8 @@ class LiveEngine:
         return self._control[_STATE] in KEPT_STATES
 
     def _try_preserve(self, first: int, end: int) -> bool:
-        if self._is_power or end - first > self._max_blocks:
+        # Who waits for room comes first: else a large write might never find enough of it.
+        if self._is_power or self._pressing or end - first > self._max_blocks:
             return False
         with self._lock:
             if self._claims.touch(first, end):
@@ -211,6 +213,12 @@ class LiveEngine:
             allocate_changed(self._cut, ticket)
 
     def _preserve(self, first: int, end: int) -> None:
+        try:
+            self._preserve_in_turn(first, end)
+        finally:
+            self._stop_pressing()
+
+    def _preserve_in_turn(self, first: int, end: int) -> None:
         while (ticket := self._claim(first, end)) is not None:
             filled = False
             try:
@@ -269,8 +277,6 @@ class LiveEngine:
             count = ticket.count
             control[_PRESERVED_BLOCKS] += count
             control[_SETTLED_BLOCKS] += count
-            if control[_PRESSED]:
-                control[_PRESSED] = 0
             if control[_COMPACTOR_IDLE]:
                 self._wake_compactor()
             if control[_LIMIT_BYTES]:
@@ -345,8 +351,17 @@ class LiveEngine:
         self._on_event(Event(EventKind.OVERFLOW, code))
 
     def _press(self) -> None:
+        """This thread waits for room (lock held); the compactor hurries and tells of each slot until nobody does."""
+        self._pressing.add(threading.get_ident())
         self._control[Counter.PRESSED] = 1
         self._wake_compactor()
+
+    def _stop_pressing(self) -> None:
+        if threading.get_ident() in self._pressing:
+            with self._lock:
+                self._pressing.remove(threading.get_ident())
+                if not self._pressing:
+                    self._control[Counter.PRESSED] = 0
 
     def room_made(self) -> None:
         """The compactor freed slots: writes that wait look again."""

@@ -14,7 +14,7 @@ import pytest
 from engine_rig import QuickFiles, Rig
 
 from cow.errors import BufferFull, EngineClosed, SnapshotLost
-from cow.layout import Durability, State
+from cow.layout import Counter, Durability, State
 from cow.overflow import EventKind, OverflowPolicy
 from cow.segments import segment_numbers
 
@@ -282,3 +282,23 @@ def test_a_failed_flush_is_believed_of_every_record_before_it(make_rig: MakeRig)
     write(9)
     assert segment_numbers(rig.cut.segments) == [1, 2]
     assert rig.snapshot() == OLD
+
+
+def test_the_compactor_is_pressed_until_no_write_waits(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, staging_slots=16)
+    rig.open()
+    rig.compactor._step_slots = 4
+    for block_no in range(16):
+        assert rig.engine.try_write(block_no * BLOCK_BYTES, NEW[:BLOCK_BYTES])
+    waiting = [
+        threading.Thread(target=rig.engine.write, args=(at * BLOCK_BYTES, NEW[: 4 * BLOCK_BYTES]), daemon=True)
+        for at in (16, 20)
+    ]
+    for thread in waiting:
+        thread.start()
+    wait_until(lambda: len(rig.engine._pressing) == 2)
+    for left in (1, 0):
+        rig.compactor.step()
+        rig.engine.room_made()
+        wait_until(lambda left=left: sum(thread.is_alive() for thread in waiting) == left)  # type: ignore[misc]
+        assert rig.control[Counter.PRESSED] == left
