@@ -3,8 +3,9 @@
 Rules
 - A file is written under a name of its own (DEST.partial) and renamed when it is whole and durable: a finished
   name means a finished file.
-- Writes go past the page cache where the filesystem lets them: nobody reads the backup soon, its pages would push
-  out of memory what the machine needs, and syncing then takes no time.
+- Large writes go past the page cache where the filesystem lets them: nobody reads the backup soon, its pages
+  would push out of memory what the machine needs, and syncing then takes no time.
+- Small ones go through it, or each would wait for the disk: a large image has thousands of small metadata extents.
 - Cells that hold zeros become holes.
 """
 
@@ -26,6 +27,8 @@ from snapfs.system.holders import describe, holders_of_image
 
 _BLKGETSIZE64: Final = 0x80081272
 _ALIGNMENT: Final = 4096
+# From here on writing itself takes longer than getting to the disk and back.
+_LARGE_BYTES: Final = 1 << 20
 _ZEROS: Final = bytes(1 << 20)
 
 
@@ -97,10 +100,12 @@ class FileTarget:
                     if not keep:
                         os.ftruncate(self.fd, 0)
                     os.ftruncate(self.fd, size_bytes)
-                self._is_direct = self._set_direct(on=True)
+                # The very same file: a second look at its name might find another.
+                self._cached_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
         except BaseException:
             os.close(self.fd)
             raise
+        self._is_direct, self._is_cached = _set_direct(self.fd), False
         self.holds_zeros = not is_device and not keep
 
     def write(self, view: memoryview, offset: int) -> None:
@@ -122,6 +127,9 @@ class FileTarget:
     def sync(self) -> None:
         with write_errors(self.name, self._way_out):
             os.fdatasync(self.fd)
+            if self._is_cached:
+                os.posix_fadvise(self._cached_fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                self._is_cached = False
             if not os.path.samestat(os.fstat(self.fd), os.stat(self.path)):
                 raise vanished(self.name)
 
@@ -129,33 +137,20 @@ class FileTarget:
         """A file has its size from the beginning."""
 
     def close(self) -> None:
+        os.close(self._cached_fd)
         os.close(self.fd)
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
-        if self._is_direct and (offset | len(view)) % _ALIGNMENT:
-            # Only the end of an image that is no multiple of a page.
-            self._set_direct(on=False)
+        if self._is_direct and len(view) >= _LARGE_BYTES and not (offset | len(view)) % _ALIGNMENT:
             try:
                 _write_whole(self.fd, view, offset)
-            finally:
-                self._set_direct(on=True)
-            return
-        try:
-            _write_whole(self.fd, view, offset)
-        except OSError as error:
-            if error.errno != errno.EINVAL or not self._is_direct:
-                raise
-            self._is_direct = False
-            self._set_direct(on=False)
-            _write_whole(self.fd, view, offset)
-
-    def _set_direct(self, *, on: bool) -> bool:
-        flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(self.fd, fcntl.F_SETFL, flags | os.O_DIRECT if on else flags & ~os.O_DIRECT)
-        except OSError:
-            return False
-        return on
+                return
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._is_direct = False
+        _write_whole(self._cached_fd, view, offset)
+        self._is_cached = True
 
 
 class StreamTarget:
@@ -224,6 +219,15 @@ def _open_device(path: Path, size_bytes: int) -> int:
             f"{path} has {device_bytes} bytes, the image {size_bytes}; name a device that is large enough.", path=path
         )
     return fd
+
+
+def _set_direct(fd: int) -> bool:
+    """Whether what is written to `fd` goes past the page cache from now on."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:
+        return False
+    return True
 
 
 def _write_whole(fd: int, view: memoryview, offset: int) -> None:
