@@ -166,12 +166,14 @@ def _journal(options: BackupOptions, source: Source) -> Iterator[tuple[Plan, Jou
             raise SnapfsError(f"{options.written_to} is gone, so nothing can be resumed; leave out --resume.")
         yield Plan(list(journal.extents), dict(journal.done)), journal
         path.unlink(missing_ok=True)
-    except BaseException:
+    except BaseException as error:
         if not journal.done:
-            # Nothing that could be resumed: leave no debris.
+            # Nothing that could be resumed: leave no debris, and do not send anybody there.
             path.unlink(missing_ok=True)
             if not options.is_device:
                 options.written_to.unlink(missing_ok=True)
+            if isinstance(error, SnapfsError):
+                error.sentence = error.sentence.replace(_RESUME, "back up again")
         raise
     finally:
         journal.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from snapfs.errors import SnapfsError, UsageError
 from snapfs.imager.backup import sync_directory
 from snapfs.imager.extents import free_ranges
-from snapfs.imager.manifest import Manifest, manifest_path, read_manifest
+from snapfs.imager.manifest import Manifest, manifest_of
 from snapfs.imager.pace import Pace, yield_to_others
 from snapfs.imager.progress import Report
 from snapfs.imager.reader import BackupReader, open_backup
@@ -39,7 +39,7 @@ class RestoreOptions:
 
 def restore(options: RestoreOptions, report: Report, confirm: Confirm) -> Manifest:
     """Write the image. SnapfsError: a new image has not got its name; one that was there is only half restored."""
-    manifest = read_manifest(options.manifest or manifest_path(options.backup))
+    manifest = manifest_of(options.backup, options.manifest)
     with open_backup(options.backup, manifest) as reader:
         if options.image.exists():
             _check_existing(options, manifest, confirm)

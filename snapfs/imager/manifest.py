@@ -73,6 +73,13 @@ def manifest_path(backup: Path) -> Path:
     return backup.with_name(backup.name + ".json")
 
 
+def manifest_of(backup: Path, file: Path | None = None) -> Manifest:
+    """The manifest of a backup that is there, from `file` or from beside it."""
+    if not backup.exists():
+        raise SnapfsError(f"{backup} does not exist; name a backup.", path=backup)
+    return read_manifest(file or manifest_path(backup))
+
+
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write it under `path`, durably."""
     data = {

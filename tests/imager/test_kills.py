@@ -47,7 +47,7 @@ def test_a_killed_qemu_nbd_is_said_and_resumed(bench: Bench) -> None:
         with running("backup", bench.live, backup, *SLOWLY, *QCOW2) as process:
             process.await_bytes(8 * MIB)
             process.kill_child("qemu-nbd")
-            process.wait().refuses(1, "qemu-nbd", "ended half-way", "--resume")
+            process.wait().refuses(1, "qemu-nbd", "ended half-way", "back up again")
         assert not {"backup", "backup.partial"} & names_in(bench.path)
         assert bench.status()["snapshot"]["state"] == "active"
         # Nothing was known to be on the disk: nothing is left to be resumed.

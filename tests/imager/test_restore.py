@@ -57,6 +57,11 @@ def test_a_backup_that_was_cut_short_is_found(backup: Path) -> None:
     snapfs("verify", backup).refuses(1, "is missing")
 
 
+def test_a_backup_that_is_not_there_is_refused(bench: Bench) -> None:
+    for words in (("verify",), ("restore", bench.path / "restored.img")):
+        snapfs(words[0], bench.path / "nothing", *words[1:]).refuses(1, "does not exist")
+
+
 def test_a_backup_without_its_manifest_is_refused(bench: Bench, backup: Path) -> None:
     (bench.path / "backup.json").unlink()
     snapfs("verify", backup).refuses(1, "backup.json")
