@@ -286,7 +286,10 @@ class Compactor:
             if segment_no == self._writer.segment_no:
                 self._writer.begin_segment()
             self._squeezing = scan_segment(self._cut.segments, segment_no, self._files)
-        taken = list(islice(self._squeezing, self._step_slots // self._run_blocks * 2))
+        try:
+            taken = list(islice(self._squeezing, self._step_slots // self._run_blocks * 2))
+        except FileNotFoundError:
+            taken = []  # all of it was released
         if taken:
             self._squeeze_records([found for found in taken if not isinstance(found, ScanProblem)])
             return
@@ -294,7 +297,7 @@ class Compactor:
         self._squeezing = None
         # The highest number stays: the next writer of this cut must not use it again.
         if not self._is_spoiled and segment_no < self._writer.segment_no:
-            segment_path(self._cut.segments, segment_no).unlink()
+            segment_path(self._cut.segments, segment_no).unlink(missing_ok=True)
         self._is_spoiled = False
 
     def _squeeze_records(self, records: list[tuple[Place, RecordHeader]]) -> None:
@@ -326,7 +329,10 @@ class Compactor:
 
     def _read_record(self, place: Place) -> memoryview | None:
         """The blocks of a record; None when it is damaged, or was given back this moment: its segment stays."""
-        fd = os.open(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fd = os.open(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
         try:
             return memoryview(decode(self._files.pread(fd, place.length, place.offset))[1])
         except Damaged:

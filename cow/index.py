@@ -30,10 +30,6 @@ class Index:
     def get_range(self, first: int, end: int) -> list[int]:
         return self._entries[first:end].tolist()
 
-    def is_empty(self, first: int, end: int) -> bool:
-        """Whether nothing of blocks ``first`` to ``end`` was ever preserved."""
-        return self.file.map[first * ENTRY_BYTES : end * ENTRY_BYTES] == bytes((end - first) * ENTRY_BYTES)
-
     def allocate(self, first: int, end: int) -> None:
         """Make a later store to these entries certain to succeed; OSError(ENOSPC) if it cannot be."""
         self.file.ensure(first * ENTRY_BYTES, (end - first) * ENTRY_BYTES)

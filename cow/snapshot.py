@@ -73,7 +73,7 @@ class SnapshotReader:
         """
         first, end = self.geometry.span(offset, length)
         cut = self._cut
-        if not (cut.settled.all_set(first, end) and cut.free.all_set(first, end) and cut.index.is_empty(first, end)):
+        if not (cut.settled.all_set(first, end) and cut.free.all_set(first, end)):
             return False
         self.check()
         return not cut.released.any_set(first, end)
@@ -116,14 +116,28 @@ class SnapshotReader:
                 self._read_settled(view, offset, low, high)
 
     def _read_settled(self, view: memoryview, offset: int, first: int, end: int) -> None:
+        if not self._cut.free.any_set(first, end):
+            self._read_preserved(view, offset, first, end)
+            return
+        for is_free, low, high in list(self._cut.free.runs(first, end)):
+            if is_free:
+                # Also what was preserved before that was known: all free blocks look the same.
+                _, at, count = self.geometry.overlap(low, high, offset, len(view))
+                view[at : at + count] = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
+            else:
+                self._read_preserved(view, offset, low, high)
+
+    def _read_preserved(self, view: memoryview, offset: int, first: int, end: int) -> None:
         for entry, low, high in _entry_runs(first, self._cut.index.get_range(first, end)):
             kind = entry & KIND_MASK
             if kind == STAGED:
                 self._read_staged(view, offset, low, high, entry & SEQ_MASK)
             elif kind == STORED:
                 self._read_stored(view, offset, low, high, entry)
+            elif self._cut.released.all_set(low, high):
+                raise BlockReleased(low)
             else:
-                self._read_unpreserved(view, offset, low, high)
+                raise Damaged("the index lost the block", low)
 
     def _read_staged(self, view: memoryview, offset: int, first: int, end: int, seq: int) -> None:
         staging, size = self._staging, self.geometry.block_bytes
@@ -170,16 +184,6 @@ class SnapshotReader:
             if len(self._records) > _CACHED_RECORDS:
                 self._records.popitem(last=False)
         return cached
-
-    def _read_unpreserved(self, view: memoryview, offset: int, first: int, end: int) -> None:
-        """Settled without an entry: free blocks are zeros, released ones are refused, all else is damage."""
-        for is_free, low, high in self._cut.free.runs(first, end):
-            if not is_free:
-                if self._cut.released.all_set(low, high):
-                    raise BlockReleased(low)
-                raise Damaged("the index lost the block", low)
-            _, at, count = self.geometry.overlap(low, high, offset, len(view))
-            view[at : at + count] = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
 
     def _place(self, view: memoryview, offset: int, first: int, end: int, raw: memoryview) -> None:
         skip, at, count = self.geometry.overlap(first, end, offset, len(view))

@@ -19,7 +19,7 @@ _INTERRUPTED = 130
 @click.argument("source", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
 @click.argument("dest", metavar="DEST|-", type=click.Path(path_type=Path))
 @click.option("--format", type=click.Choice(["raw", "qcow2"]), default="raw", show_default=True, help="Of DEST.")
-@click.option("--compress", is_flag=True, help="Compress a qcow2.")
+@click.option("--compress", is_flag=True, help="Compress a qcow2; takes about ten times as long.")
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of DEST.json.")
 @click.option("--cut", is_flag=True, help="Make a new cut first, release all of it afterwards.")
 @click.option("--release", is_flag=True, help="The snapshot keeps nothing that is safely in DEST.")

@@ -24,6 +24,8 @@ from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View
 
 _LOG = logging.getLogger(__name__)
 _READERS, _WRITERS, _SYNCERS = 8, 16, 4
+# Long: while writes go on the kernel takes no answer for the newest, and asks again with each of them.
+_ATTRIBUTES_LAST_S = 60.0
 _WRITE_BACK_NS = 2_000_000_000
 
 
@@ -72,7 +74,7 @@ class LiveView(View):
         entry.st_blocks = -(-self._image_bytes // 512) if self._device else info.st_blocks
         entry.st_atime_ns, entry.st_mtime_ns = held.atime_ns, held.mtime_ns
         entry.st_ctime_ns = held.mtime_ns if self._device else info.st_ctime_ns
-        entry.attr_timeout = 1.0
+        entry.attr_timeout = _ATTRIBUTES_LAST_S
         entry.entry_timeout = LASTING_S
         return entry
 

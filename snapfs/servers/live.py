@@ -23,7 +23,7 @@ from snapfs.servers.report import status_of
 from snapfs.servers.session import SERVED, become_server, mount_view, serve_view, stop_signals, tell_supervisor
 
 _LOG = logging.getLogger(__name__)
-_QUIET_LOOK_S = 0.05
+_QUIET_LOOK_S = 0.02
 
 
 def run_live_server(instance: Instance, pipe_fd: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from snapfs.system.processes import mapped_bytes
 
 # Beyond what stays mapped after a trim: the ring and the program files.
-_MOST_TO_TRIM_BYTES = 24 << 20
+_MOST_TO_TRIM_BYTES = 16 << 20
 
 
 class MemoryWatch:

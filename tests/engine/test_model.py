@@ -184,8 +184,8 @@ class ReliefMachine(EngineMachine):
     @rule(data=st.data())
     def learn_what_is_free(self, data: st.DataObject) -> None:
         first, end = data.draw(self._runs())
-        blocks = set(range(first, end)) & self.owed
-        assert self.rig.engine.settle_free([(first, end)]) == len(blocks)
+        blocks = set(range(first, end))
+        assert self.rig.engine.settle_free([(first, end)]) == len(blocks & self.owed)
         self.zeros |= blocks
         self.owed -= blocks
         self.is_mapped = True
