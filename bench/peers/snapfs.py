@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from bench import processes
 from bench.image import restore, run
-from bench.peers.base import Peer, disk_bytes, is_mounted, unmount
+from bench.peers.base import Peer, disk_bytes, is_mounted, unmount, wait_until
 from bench.rows import SNAPFS
 
 PROGRAM = Path(sys.executable).with_name("snapfs")
@@ -34,9 +35,16 @@ class Snapfs(Peer):
         run(str(PROGRAM), "mount", str(self.image), str(self.live_folder), str(self.snapshot_folder))
         self.live = self.live_folder / self.image.name
         self.snapshot = self.snapshot_folder / self.image.name
-        status = json.loads(run(str(PROGRAM), "status", str(self.live_folder), "--json"))
+        status = self.status()
         self.main_pid = status["pid"]
         self.store = Path(status["store"])
+        # The rows are about a snapshot that knows what is free; finding that out takes about half a second, once.
+        wait_until(lambda: self.status()["snapshot"]["map"] == "ready", "the map of used blocks")
+        processes.settle(self.pids())
+
+    def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(run(str(PROGRAM), "status", str(self.live_folder), "--json"))
+        return answer
 
     def stop(self) -> None:
         self.main_pid = None
