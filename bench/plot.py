@@ -57,5 +57,6 @@ def label(value: float | None, unit: str) -> str:
 def legend(axes: Axes, results: Results) -> None:
     shown = [peer for peer in COLUMNS if any(results.median(row.name, peer) for row in results.measured_rows())]
     marks = [Line2D([], [], color=COLOURS[peer], marker="o", linestyle="", label=peer) for peer in shown]
-    axes.legend(handles=marks, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(marks), frameon=False)
+    columns = -(-len(marks) // (1 + (len(marks) > 7)))
+    axes.legend(handles=marks, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
     axes.text(1.01, 1.01, "snapfs", transform=axes.transAxes, fontsize=8, fontweight="bold")
