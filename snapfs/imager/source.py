@@ -212,7 +212,7 @@ class SnapshotSource:
             _read_whole(self._fd, view, offset)
         except OSError as error:
             raise self._why(error) from error
-        # What was overwritten before the map was known was preserved, and the view shows it.
+        # What somebody read of the view before the map was known may still be in the page cache.
         _clear_free(view, offset, self._used, self.block_bytes)
 
     def release(self, offset: int, length: int) -> None:
