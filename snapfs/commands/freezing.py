@@ -208,7 +208,7 @@ def cut_frozen(plan: Plan, cut: Callable[[float], dict[str, Any]], timeout_s: fl
         signals.deferred(),
         _undisturbed(),
         closing(GracePeriods()) as grace_periods,
-        Watchdog([*plan.targets, grace_periods], timeout_s) as watchdog,
+        Watchdog([*plan.targets, grace_periods], timeout_s, [plan.live_fd]) as watchdog,
     ):
         plan.sync()
         with _shortened(grace_periods, watchdog, len(plan.targets)):

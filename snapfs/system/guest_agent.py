@@ -8,15 +8,20 @@ Rules:
 - Every wait has an end: an agent that is not running in the guest never answers.
 - The guest is thawed whenever its freeze was asked for, also when the answer did not come: the agent takes the
   requests one after the other.
+- The connection is shared with the watchdog, and an answer goes to whoever reads first, so the two take turns. A
+  process that dies gives up its turn; one that is stopped loses it after `_PATIENCE_S`.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +29,8 @@ from snapfs.errors import SnapfsError, UsageError
 
 _SENTINEL: Final = b"\xff"
 _SYNC_TIMEOUT_S: Final = 5.0
+_PATIENCE_S: Final = 2.0
+_LOOK_AGAIN_S: Final = 0.01
 _MAX_ANSWER_BYTES: Final = 1 << 20
 
 
@@ -34,13 +41,14 @@ class GuestAgent:
         self.path = path
         self._received = b""
         self._sync_no = 0
+        self._turn_fd = os.memfd_create("snapfs-guest-agent")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(_SYNC_TIMEOUT_S)
             self._socket.connect(os.fspath(path))
             self._sync()
         except OSError as error:
-            self._socket.close()
+            self.close()
             reason = error.strerror or "it does not answer"
             raise SnapfsError(
                 f"The guest agent behind {path} cannot be used ({reason}); start qemu-ga in the guest, or leave "
@@ -50,6 +58,7 @@ class GuestAgent:
 
     def close(self) -> None:
         self._socket.close()
+        os.close(self._turn_fd)
 
     def check_thawed(self) -> None:
         """SnapfsError when somebody else has frozen the guest."""
@@ -61,17 +70,37 @@ class GuestAgent:
 
     def freeze(self, timeout_s: float) -> int:
         """Freeze the guest; how many of its filesystems that were, at least one. OSError: perhaps none."""
-        count = int(self._ask("guest-fsfreeze-freeze", timeout_s))
+        with self._turn():
+            count = int(self._ask("guest-fsfreeze-freeze", timeout_s))
         if not count:
             raise OSError(errno.EOPNOTSUPP, "it has no filesystem that can be frozen")
         return count
 
     def thaw(self) -> bool:
         """Thaw the guest; False when nothing was frozen (any more). OSError: not known, try again."""
-        self._sync()
-        return int(self._ask("guest-fsfreeze-thaw", _SYNC_TIMEOUT_S)) > 0
+        with self._turn():
+            self._sync()
+            return int(self._ask("guest-fsfreeze-thaw", _SYNC_TIMEOUT_S)) > 0
 
     # --- protocol --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A lock of the process, so a fork does not inherit it and the kernel takes it from the dead."""
+        until = time.monotonic() + _PATIENCE_S
+        while not self._is_our_turn() and time.monotonic() < until:
+            time.sleep(_LOOK_AGAIN_S)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._turn_fd, fcntl.LOCK_UN)
+
+    def _is_our_turn(self) -> bool:
+        try:
+            fcntl.lockf(self._turn_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
 
     def _sync(self) -> None:
         """Throw away what is left of earlier requests, ours or another client's."""

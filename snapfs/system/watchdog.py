@@ -12,6 +12,7 @@
 Rules:
 - Forked before the first freeze, it says that it is ready before anything is frozen. It has the descriptors
   already; it opens no file, logs nothing, and keeps its memory from being paged out.
+- It may go on for long after the parent, so it closes what is not needed for a thaw: the live view can be unmounted.
 - It is in a session of its own and ignores the signals that end the parent from a terminal.
 - One thread a target: a thaw waits while a freeze is under way, and must not keep the others waiting.
 - While the parent lives, a thaw is tried again and again: the parent may be about to freeze.
@@ -49,10 +50,11 @@ class Frozen(Protocol):
 
 
 class Watchdog:
-    """Use it around the freeze: ``with Watchdog(targets, timeout_s) as watchdog``; end with `finish`."""
+    """Use it around the freeze: ``with Watchdog(targets, timeout_s) as watchdog``. ``unneeded_fds`` are open in the
+    parent and closed in the watchdog."""
 
-    def __init__(self, targets: Sequence[Frozen], timeout_s: float) -> None:
-        self._targets, self._timeout_s = targets, timeout_s
+    def __init__(self, targets: Sequence[Frozen], timeout_s: float, unneeded_fds: Sequence[int] = ()) -> None:
+        self._targets, self._timeout_s, self._unneeded_fds = targets, timeout_s, unneeded_fds
         self._shared = mmap.mmap(-1, _STATES + max(1, len(targets)))
         self._pid = self._pipe_fd = -1
 
@@ -114,6 +116,8 @@ class Watchdog:
         """In the child: never returns."""
         try:
             _harden()
+            for fd in self._unneeded_fds:
+                os.close(fd)
             begin, closed = threading.Event(), threading.Event()
             threading.stack_size(_STACK_BYTES)
             threads = [
