@@ -26,7 +26,7 @@ from bench.peers.snapfs import Snapfs
 from bench.plot import write_plot
 from bench.processes import MemoryPeak
 from bench.report import print_report
-from bench.results import Results
+from bench.results import Peak, Results
 from bench.rows import BACKUP_ROWS, MOUNT_ROWS, PEER_NAMES, ROWS_BY_NAME, SECTIONS, SNAPFS, Row, chosen_rows
 from bench.work import FULL, GROUPS, PEAK_ROW, QUICK, Group, Session, Sizes
 
@@ -74,22 +74,29 @@ class Bench:
         if wrong:
             self.results.voided.append(f"{where}: {wrong:,} bytes of the snapshot are wrong, so the figures are void")
             return
-        self.keep(session, memory.peak_bytes)
+        self.keep(session)
+        self.keep_peak(session, memory, where)
 
     def verify(self, peer: Peer) -> int:
         if peer.snapshot is None:
             return 0
         return wrong_bytes(self.master, peer.snapshot, peer.read_bytes, direct=peer.read_direct)
 
-    def keep(self, session: Session, peak_bytes: int) -> None:
+    def keep(self, session: Session) -> None:
         name = session.peer.name
         for row, value in session.values.items():
             self.results.values[row][name].append(value)
         for row, value in session.cpu_seconds_per_gib.items():
             self.results.cpu_seconds_per_gib[row][name].append(value)
-        if session.wants(PEAK_ROW):
-            peaks = self.results.values[PEAK_ROW][name]
-            peaks[:] = [max([peak_bytes / (1 << 20), *peaks])]
+
+    def keep_peak(self, session: Session, memory: MemoryPeak, where: str) -> None:
+        if not session.wants(PEAK_ROW):
+            return
+        peaks = self.results.values[PEAK_ROW][session.peer.name]
+        peak_mib = memory.peak_bytes / (1 << 20)
+        if peak_mib > max(peaks, default=0):
+            peaks[:] = [peak_mib]
+            self.results.peak_parts[session.peer.name] = Peak(where, memory.parts)
 
 
 def ignore_signals() -> None:

@@ -7,11 +7,13 @@ import mmap
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from bench.image import Master, Range, data_extents, run
+
+REST_SECONDS, REST_LIMIT_SECONDS = 5.0, 40.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ def run_fio(job: Job, path: Path) -> Moved:
     result = json.loads(output[output.index("{") :])["jobs"][0]
     side = result["read" if "read" in job.pattern else "write"]
     return Moved(side["bw_bytes"], side["iops"])
+
+
+def resting(figure: Callable[[], int]) -> int:
+    """`figure` once it has not changed for some seconds: what is left when everybody has finished."""
+    deadline = time.monotonic() + REST_LIMIT_SECONDS
+    last, changed = figure(), time.monotonic()
+    while changed + REST_SECONDS > time.monotonic() < deadline:
+        time.sleep(0.2)
+        now = figure()
+        if now != last:
+            last, changed = now, time.monotonic()
+    return last
 
 
 def fsync_latencies_us(path: Path, where: Range, count: int) -> list[float]:

@@ -53,30 +53,34 @@ def settle(pids: list[int], limit_seconds: float = 20.0) -> None:
         before = now
 
 
-def memory_bytes(pids: list[int]) -> int:
-    """Proportional set size: what several processes map in common counts once."""
-    total = 0
+def memory_bytes(pids: list[int]) -> dict[str, int]:
+    """Proportional set size of each, named as "PID comm": what several processes map in common counts once."""
+    sizes = {}
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return total
+        sizes[f"{pid} {name}"] = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return sizes
 
 
 class MemoryPeak:
-    """Samples the memory of some processes while it is entered; `peak_bytes` afterwards."""
+    """Samples the memory of some processes while it is entered; the peak of their sum, and its parts, afterwards."""
 
     def __init__(self, pids: Callable[[], list[int]]) -> None:
         self._pids = pids
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self.peak_bytes = 0
+        self.parts: dict[str, int] = {}
 
     def _sample(self) -> None:
         while True:
-            self.peak_bytes = max(self.peak_bytes, memory_bytes(self._pids()))
+            parts = memory_bytes(self._pids())
+            if sum(parts.values()) > self.peak_bytes:
+                self.peak_bytes, self.parts = sum(parts.values()), parts
             if self._over.wait(SAMPLE_SECONDS):
                 return
 

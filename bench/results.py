@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ def figures() -> Figures:
     return defaultdict(lambda: defaultdict(list))
 
 
+@dataclass(frozen=True)
+class Peak:
+    """When a peer's servers had most memory, and how many bytes each of them had."""
+
+    where: str
+    parts: dict[str, int]
+
+
 @dataclass
 class Results:
     """`values` and `cpu_seconds_per_gib`: row, peer, then one figure per round. `voided`: why figures are missing."""
@@ -31,6 +39,7 @@ class Results:
     quick: bool
     values: Figures = field(default_factory=figures)
     cpu_seconds_per_gib: Figures = field(default_factory=figures)
+    peak_parts: dict[str, Peak] = field(default_factory=dict)
     voided: list[str] = field(default_factory=list)
 
     def median(self, row: str, peer: str | None) -> float | None:
@@ -62,6 +71,7 @@ class Results:
             "quick": self.quick,
             "machine": machine(),
             "rows": {row.name: self.row_as_json(row) for row in self.measured_rows()},
+            "memory_peaks": {peer: asdict(peak) for peer, peak in self.peak_parts.items()},
             "voided": self.voided,
         }
 

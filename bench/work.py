@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from bench import processes
 from bench.image import MIB, Master
-from bench.measure import Job, Moved, drop_caches, fsync_latencies_us, percentile, read_seconds, run_fio
+from bench.measure import Job, Moved, drop_caches, fsync_latencies_us, percentile, read_seconds, resting, run_fio
 from bench.peers.base import Peer
 from bench.rows import ROWS_BY_NAME
 
@@ -94,7 +94,7 @@ class Session:
 def do_seq(session: Session) -> None:
     session.sequential(("seq",), 512)
     if session.wants("buffer"):
-        session.keep("buffer", session.peer.side_buffer_bytes() / MIB)
+        session.keep("buffer", resting(session.peer.side_buffer_bytes) / MIB)
     if not session.wants("snap-read-cold", "snap-read-warm"):
         return
     session.random((), 16, 64)

@@ -171,6 +171,21 @@ class LiveEngine:
         """Record the image's modification time if no write came lately; False while writes go on."""
         return self._heartbeat.note_quiet(self._gate.under_way)
 
+    def rest(self) -> bool:
+        """Nobody has written for a while: give the ring's space back to the disk. False while it is not empty."""
+        staging = self._store.staging
+        with self._lock:
+            if self.staged_bytes():
+                return False
+            if not staging.takes_space:
+                return True
+            try:
+                staging.give_back()
+            except OSError:
+                return True
+        staging.warm()
+        return True
+
     def note_times(self, mtime_ns: int) -> None:
         """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
         self._heartbeat.note_times(mtime_ns)

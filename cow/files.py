@@ -124,8 +124,9 @@ class MappedFile:
         self.map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED, access)
         # Else each touch brings in up to 32 pages around it, which scattered writes never use.
         self.map.madvise(mmap.MADV_RANDOM)
-        # One byte a page, in untouched anonymous memory: what was never asked for costs nothing.
-        self._allocated = mmap.mmap(-1, -(-size_bytes // PAGE_BYTES))
+        # One byte a page, in untouched anonymous memory: what was never asked for costs nothing. Private, or the
+        # advice to forget it would be no more than that.
+        self._allocated = mmap.mmap(-1, -(-size_bytes // PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def ensure(self, offset: int, length: int) -> None:
         """Make the range safe to store into; OSError(ENOSPC) when the disk has no room for it.
@@ -165,14 +166,26 @@ class MappedFile:
             if start < offset:
                 yield start, offset - start
 
+    @property
+    def takes_space(self) -> bool:
+        return os.fstat(self.fd).st_blocks > 0
+
+    def empty(self) -> None:
+        """All zeros and no space on disk again; OSError: the filesystem cannot do that, and nothing changed."""
+        # In one step: a file cut to nothing meanwhile would kill whoever reads it through a mapping.
+        self._files.punch(self.fd, 0, self.size_bytes)
+        self._forget_allocated()
+
     def clear(self) -> None:
-        """All zeros and no space on disk again."""
+        """``empty``, by other means where the filesystem cannot."""
         try:
-            # In one step: a file cut to nothing meanwhile would kill whoever reads it through a mapping.
-            self._files.punch(self.fd, 0, self.size_bytes)
+            self.empty()
         except OSError:
             os.ftruncate(self.fd, 0)
             os.ftruncate(self.fd, self.size_bytes)
+            self._forget_allocated()
+
+    def _forget_allocated(self) -> None:
         self._allocated.madvise(mmap.MADV_DONTNEED)
         self._is_new = True
 

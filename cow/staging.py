@@ -10,8 +10,8 @@ of the control page cut the sequence:
 A slot is filled in the order data, tag (the number of the block in it), checksum (XXH3-64 of the data, seeded
 with the cut's generation and the sequence number), and only then indexed. A slot whose block's index entry
 does not name this very sequence number is dead: its write failed, or an earlier cut owned it.
-The ring's file is one hole until the first block is preserved, then it is allocated as a whole: a store into
-it can never meet a full disk.
+The ring's file is one hole until a block is preserved, then it is allocated as a whole: a store into it can never
+meet a full disk. Once it has been empty for a while it becomes a hole again.
 """
 
 from __future__ import annotations
@@ -80,6 +80,15 @@ class Staging:
         for offset in range(0, self.file.size_bytes, _WARM_BYTES):
             length = min(_WARM_BYTES, self.file.size_bytes - offset)
             self._files.read_into(self.file.fd, [piece[:length]], offset)
+
+    @property
+    def takes_space(self) -> bool:
+        """Whether anything of it is allocated on disk."""
+        return self.file.takes_space
+
+    def give_back(self) -> None:
+        """Nothing is in it: take no space on disk. OSError: the filesystem cannot give it back."""
+        self.file.empty()
 
     def views(self, seq: int, count: int) -> list[memoryview]:
         """The memory of ``count`` slots from ``seq`` on: one piece, or two where the ring wraps."""

@@ -24,6 +24,8 @@ from snapfs.servers.session import SERVED, become_server, mount_view, serve_view
 
 _LOG = logging.getLogger(__name__)
 _QUIET_LOOK_S = 0.02
+# Longer than the pauses of a machine that works, shorter than the kernel takes to write the ring out for nothing.
+_REST_AFTER_S = 3.0
 
 
 def run_live_server(instance: Instance, pipe_fd: int) -> int:
@@ -121,6 +123,16 @@ class LiveServer:
             while not self.engine.note_quiet():
                 self._memory.look()
                 await trio.sleep(_QUIET_LOOK_S)
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Until somebody writes, or there is nothing left to do for those who have written."""
+        has_rested = False
+        while not has_rested:
+            with trio.move_on_after(_REST_AFTER_S):
+                await trio.lowlevel.wait_readable(self._writing)
+                return
+            has_rested = await trio.to_thread.run_sync(self.engine.rest)
 
     def _on_event(self, event: Event) -> None:
         if event.kind is EventKind.BUFFER_FILLING:

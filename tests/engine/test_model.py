@@ -62,6 +62,10 @@ class EngineMachine(RuleBasedStateMachine):
         self.rig.compactor.step()
 
     @rule()
+    def rest(self) -> None:
+        self.rig.engine.rest()
+
+    @rule()
     def kill(self) -> None:
         self.rig.abandon()
         self._reopen()
@@ -194,6 +198,11 @@ class ReliefMachine(EngineMachine):
     def squeeze(self) -> None:
         self.rig.compactor.drain()
         self.rig.compactor.squeeze()
+
+    @rule()
+    def rest(self) -> None:
+        self.rig.compactor.drain()
+        assert self.rig.engine.rest()
 
     @rule()
     def cut(self) -> None:

@@ -80,8 +80,8 @@ def test_idle_instance_uses_no_processor_time(ground: Ground) -> None:
     instance = ground.mounted(ground.image(16 * MIB))
     overwrite(instance)
     run("sync", "-f", instance.live_file)
-    wait_until(lambda: instance.status()["buffer"]["staged_bytes"] == 0)
-    time.sleep(0.5)  # what is done after the last write is over
+    wait_until(lambda: not (instance.store / "staging").stat().st_blocks, what="the rest after the last write")
+    time.sleep(0.5)  # what is done for it is over
 
     def ticks() -> int:
         return sum(process.cpu_ticks() for process in instance.processes.values())

@@ -73,6 +73,7 @@ def test_a_cleared_map_is_a_hole_again(bitmap: Bitmap) -> None:
     assert bitmap.file.path.stat().st_blocks == 0
     bitmap.set_range(1, 2)
     assert list(bitmap.set_runs()) == [(1, 2)]
+    assert bitmap.file.path.stat().st_blocks > 0
 
 
 def test_a_map_of_another_size_is_refused(tmp_path: Path) -> None:
