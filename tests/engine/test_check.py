@@ -145,7 +145,9 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """An old store, unpacked, and the dump that belongs to it."""
     with tarfile.open(request.param) as tar:
-        tar.extractall(tmp_path, filter="data")
+        # Python 3.11 has it from its fourth release on.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(tmp_path)
     return tmp_path, request.param.with_name(request.param.name.replace(".tar.xz", ".dump"))
 
 
