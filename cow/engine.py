@@ -64,6 +64,7 @@ class LiveEngine:
     """The one writer of a store. Thread-safe. Offsets and lengths in bytes of the image.
 
     ``on_writing`` is called, in any thread, when the first write comes after a pause; ``note_quiet`` ends it.
+    ``on_beat`` is called now and then as long as writes go on, in any thread.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class LiveEngine:
         on_event: Callable[[Event], None] = lambda event: None,
         wake_compactor: Callable[[], None] = lambda: None,
         on_writing: Callable[[], None] = lambda: None,
+        on_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._image, self._policy = store, image, policy
         self._on_event, self._wake_compactor = on_event, wake_compactor
@@ -82,7 +84,7 @@ class LiveEngine:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._claims, self._gate = Claims(), Gate(self._changed)
-        self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing)
+        self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, on_beat)
         self._syncer = Syncer(image)
         self._closed = False
         self._warned_percent = 0

@@ -17,10 +17,13 @@ _BEAT_NS = 20_000_000
 
 
 class Heartbeat:
-    """``on_writing`` is called, in any thread, when the first write comes after a pause."""
+    """``on_writing`` is called, in any thread, when the first write comes after a pause; ``on_beat`` as long as
+    writes go on, at most once in 20 ms."""
 
-    def __init__(self, control: Control, image: Image, on_writing: Callable[[], None]) -> None:
-        self._control, self._image, self._on_writing = control, image, on_writing
+    def __init__(
+        self, control: Control, image: Image, on_writing: Callable[[], None], on_beat: Callable[[], None]
+    ) -> None:
+        self._control, self._image, self._on_writing, self._on_beat = control, image, on_writing, on_beat
         self._beat_ns = 0
 
     def beat(self, now_ns: int) -> None:
@@ -32,6 +35,7 @@ class Heartbeat:
         if not self._control[Counter.WRITING]:
             self._control[Counter.WRITING] = 1
             self._on_writing()
+        self._on_beat()
 
     def note_quiet(self, under_way: Sequence[int]) -> bool:
         """Note the image's modification time if no write came lately and none is ``under_way``."""

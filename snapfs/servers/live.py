@@ -23,7 +23,8 @@ from snapfs.servers.report import status_of
 from snapfs.servers.session import SERVED, become_server, mount_view, serve_view, stop_signals, tell_supervisor
 
 _LOG = logging.getLogger(__name__)
-_QUIET_LOOK_S = 0.02
+# Each look takes the event loop a tenth of a millisecond, which a sync would wait for.
+_QUIET_LOOK_S = 0.1
 # Longer than the pauses of a machine that works, shorter than the kernel takes to write the ring out for nothing.
 _REST_AFTER_S = 3.0
 
@@ -41,7 +42,13 @@ class LiveServer:
         self._instance, self._pipe_fd = instance, pipe_fd
         policy = OverflowPolicy(instance.options.on_overflow)
         self.engine = LiveEngine(
-            instance.store, instance.image, policy, self._on_event, instance.work.ring, self._on_writing
+            instance.store,
+            instance.image,
+            policy,
+            self._on_event,
+            instance.work.ring,
+            self._on_writing,
+            self._on_beat,
         )
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._memory = MemoryWatch(self.engine.trim)
@@ -115,13 +122,15 @@ class LiveServer:
     def _on_writing(self) -> None:
         os.eventfd_write(self._writing, 1)
 
+    def _on_beat(self) -> None:
+        self._memory.look()
+
     async def _watch_writing(self) -> None:
         """Sleeps without a timer until somebody writes; then looks now and then until nobody does."""
         while True:
             await trio.lowlevel.wait_readable(self._writing)
             os.eventfd_read(self._writing)
             while not self.engine.note_quiet():
-                self._memory.look()
                 await trio.sleep(_QUIET_LOOK_S)
             await self._rest()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from snapfs.system.processes import mapped_bytes
+from snapfs.system.processes import MappedMemory
 
 # Beyond what stays mapped after a trim: the ring and the program files.
 _MOST_TO_TRIM_BYTES = 16 << 20
@@ -20,6 +20,7 @@ class MemoryWatch:
     def __init__(self, trim: Callable[[], None], calls_per_look: int = 1024) -> None:
         self._trim, self._calls_per_look = trim, calls_per_look
         self._calls = self._lasting_bytes = 0
+        self._mapped = MappedMemory()
 
     def tick(self) -> None:
         """Once a request."""
@@ -30,6 +31,6 @@ class MemoryWatch:
 
     def look(self) -> None:
         """Trim now if there is need to."""
-        if mapped_bytes() > self._lasting_bytes + _MOST_TO_TRIM_BYTES:
+        if self._mapped.bytes() > self._lasting_bytes + _MOST_TO_TRIM_BYTES:
             self._trim()
-            self._lasting_bytes = mapped_bytes()
+            self._lasting_bytes = self._mapped.bytes()

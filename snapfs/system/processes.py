@@ -9,6 +9,7 @@ Rules:
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import signal
@@ -20,6 +21,7 @@ from snapfs.system import libc
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _MAX_NAME_BYTES: Final = 15  # TASK_COMM_LEN without its final zero
+_MAX_STATM_BYTES: Final = 256
 
 # The largest that glibc accepts. Above every request (1 MiB) and every record, so no buffer comes from mmap.
 _HEAP_THRESHOLD_BYTES: Final = 32 << 20
@@ -112,9 +114,15 @@ def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
     return [fd for fd, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)]
 
 
-def mapped_bytes() -> int:
-    """Resident memory of this process that belongs to mapped files: the kernel can give it back at any time."""
-    return int(Path("/proc/self/statm").read_text().split()[2]) * os.sysconf("SC_PAGE_SIZE")
+class MappedMemory:
+    """Looks at the process it was made in, whose requests wait meanwhile: to open the file costs 300 µs."""
+
+    def __init__(self) -> None:
+        self._fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+    def bytes(self) -> int:
+        """Resident memory that belongs to mapped files: the kernel can give it back at any time."""
+        return int(os.pread(self._fd, _MAX_STATM_BYTES, 0).split()[2]) * mmap.PAGESIZE
 
 
 def detach_streams(*, stderr_too: bool = True) -> None:
