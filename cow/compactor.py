@@ -305,7 +305,7 @@ class Compactor:
         size, index, released = self._staging.block_bytes, self._cut.index, self._cut.released
         live: list[_Piece] = []
         blocks: dict[int, memoryview] = {}
-        dropped: list[RecordHeader] = []
+        dropped: list[tuple[Place, RecordHeader]] = []
         for place, header in records:
             raw = self._read_record(place)
             if released.all_set(header.block_no, header.block_no + header.block_count):
@@ -313,7 +313,7 @@ class Compactor:
             if raw is None:
                 self._is_spoiled = True
                 continue
-            dropped.append(header)
+            dropped.append((place, header))
             entry = pack_place(place)
             for at, block_no in enumerate(range(header.block_no, header.block_no + header.block_count)):
                 if index.get(block_no) == entry and not released.get(block_no):
@@ -323,9 +323,16 @@ class Compactor:
         for run in runs:
             run.raw = b"".join(blocks[block_no] for block_no in range(run.block_no, run.block_no + len(run.entries)))
         self._store_runs(runs, _WELL)
-        self._stored_raw_bytes -= sum(header.raw_bytes for header in dropped)
-        self._stored_bytes -= sum(header.payload_bytes for header in dropped)
+        for place, header in dropped:
+            if not self._was_given_back(place, header):
+                self._stored_raw_bytes -= header.raw_bytes
+                self._stored_bytes -= header.payload_bytes
         self._publish_sums()
+
+    def _was_given_back(self, place: Place, header: RecordHeader) -> bool:
+        """Whether the live server has freed this record since it was read, and counts it."""
+        released = self._cut.released.all_set(header.block_no, header.block_no + header.block_count)
+        return released and self._read_record(place) is None
 
     def _read_record(self, place: Place) -> memoryview | None:
         """The blocks of a record; None when it is damaged, or was given back this moment: its segment stays."""

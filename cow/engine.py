@@ -174,17 +174,24 @@ class LiveEngine:
         return self._heartbeat.note_quiet(self._gate.under_way)
 
     def rest(self) -> bool:
-        """Nobody has written for a while: give the ring's space back to the disk. False while it is not empty."""
+        """Nobody has written for a while: give space back to the disk, the ring's and what was released late.
+
+        False while the compactor still works. Not beside ``release``.
+        """
+        try:
+            return self._empty_ring() and self._relief.look_again()
+        except OSError:
+            # A filesystem that takes nothing back now will not do so in a moment.
+            return True
+
+    def _empty_ring(self) -> bool:
         staging = self._store.staging
         with self._lock:
             if self.staged_bytes():
                 return False
             if not staging.takes_space:
                 return True
-            try:
-                staging.give_back()
-            except OSError:
-                return True
+            staging.give_back()
         staging.warm()
         return True
 

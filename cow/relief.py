@@ -1,7 +1,8 @@
 """Owing less: blocks that hold nothing, and blocks that the imager already has.
 
 Neither is preserved any more when it is overwritten. A block that a write is about to preserve at this very
-moment is left out; that costs its space and nothing else.
+moment is left out; that costs its space and nothing else. A block that the compactor is moving at this very moment
+gets a record after all: what was released while it worked is *late*, and looked at again once it is idle.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Relief:
         self._control = store.control
         self._is_power = store.header.durability is Durability.POWER
         self._give_back = GiveBack(store.cut, store.files)
+        self._late: list[tuple[int, int]] = []
 
     @property
     def _is_over(self) -> bool:
@@ -71,11 +73,30 @@ class Relief:
             control[Counter.RELEASED_BLOCKS] += count
             for low, high in parts:
                 self._settle_run(low, high)
+        if not control[Counter.COMPACTOR_IDLE]:
+            self._note_late(first, end)
+        self._return_records(first, end)
+        return count
+
+    def look_again(self) -> bool:
+        """Give back what was stored after its release; False while the compactor works. Not beside ``release``."""
+        if self._late and not self._control[Counter.COMPACTOR_IDLE]:
+            return False
+        late, self._late = self._late, []
+        for first, end in late:
+            self._return_records(first, end)
+        return True
+
+    def _note_late(self, first: int, end: int) -> None:
+        if self._late and self._late[-1][1] == first:
+            first, _ = self._late.pop()
+        self._late.append((first, end))
+
+    def _return_records(self, first: int, end: int) -> None:
         returned_bytes = self._give_back.give_back(first, end)
         with self._lock:
             if not self._is_over:
-                control[Counter.RETURNED_BYTES] += returned_bytes
-        return count
+                self._control[Counter.RETURNED_BYTES] += returned_bytes
 
     def _settle_run(self, first: int, end: int) -> int:
         cut, settled = self._cut, 0

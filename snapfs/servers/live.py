@@ -141,7 +141,8 @@ class LiveServer:
             with trio.move_on_after(_REST_AFTER_S):
                 await trio.lowlevel.wait_readable(self._writing)
                 return
-            has_rested = await trio.to_thread.run_sync(self.engine.rest)
+            async with self._releasing:
+                has_rested = await trio.to_thread.run_sync(self.engine.rest)
 
     def _on_event(self, event: Event) -> None:
         if event.kind is EventKind.BUFFER_FILLING:
@@ -202,6 +203,8 @@ class LiveServer:
         async with self._releasing:
             count = await trio.to_thread.run_sync(self.engine.release, first, end)
         self._instance.released.ring()
+        # Some of it may have to be looked at again when all is quiet.
+        os.eventfd_write(self._writing, 1)
         return {"released_blocks": count}
 
     async def _begin_map(self, message: Message) -> Message:
