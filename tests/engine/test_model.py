@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from cow.errors import BlockReleased
-from cow.layout import Durability
+from cow.layout import Counter, Durability
 from cow.recovery import Outcome
 
 _SIZES = [(512, 40_000), (4096, 300_001), (4096, 4096), (4096, 100), (65536, 1_000_000), (1 << 20, 2_500_000)]
@@ -202,7 +202,9 @@ class ReliefMachine(EngineMachine):
     @rule()
     def rest(self) -> None:
         self.rig.compactor.drain()
+        self.rig.control[Counter.COMPACTOR_IDLE] = 1
         assert self.rig.engine.rest()
+        self.rig.control[Counter.COMPACTOR_IDLE] = 0
 
     @rule()
     def cut(self) -> None:
