@@ -10,6 +10,7 @@ to all processes at once, but the live server must stay until the kernel has giv
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -40,6 +41,7 @@ _READ_AHEAD_KIB = 4096
 # Enough for a loop device or a deep queue to keep both cores busy; the default is 12.
 _MAX_BACKGROUND = 64
 _MAX_HEARD_BYTES = 4096
+_NOBODY_ASKS = os.strerror(errno.ENOENT)
 
 
 def become_server(name: str, supervisor_pid: int) -> None:
@@ -65,7 +67,18 @@ def mount_view(view: View, mount_point: Path, image_path: Path, options: Iterabl
             f"FUSE cannot mount {mount_point}: {reason.replace(';', ',')}; change that or the options after -o.",
             path=mount_point,
         ) from error
+    logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
     set_io_flusher()
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether pyfuse3 has something to tell: not when the kernel takes no answer any more.
+
+    That is usual when a view is unmounted: the kernel waits for no answer to the last RELEASE, and for none at all
+    when it is forced. libfuse itself is silent about it for the same reason.
+    """
+    text = record.getMessage()
+    return not ("fuse_reply_" in text and text.endswith(_NOBODY_ASKS))
 
 
 @contextlib.contextmanager

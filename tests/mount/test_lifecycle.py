@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import random
 import re
 import signal
 import subprocess
@@ -393,3 +394,16 @@ def test_what_is_not_mounted(ground: Ground, command: str, what: str) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith(f"snapfs: {path} is not mounted with snapfs")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_answer_after_a_forced_umount_is_no_error(ground: Ground) -> None:
+    """The kernel takes no answer any more to what was asked before; nothing was lost by that."""
+    old = random.Random(1).randbytes(8 * MIB)
+    instance = ground.mounted(ground.image(old), "--buffer-limit=1M", "--on-overflow=wait")
+    instance.expect_log("of its limit|live writes wait|the snapshot is lost")
+    words = ["dd", "if=/dev/zero", f"of={instance.live_file}", "bs=1M", "conv=notrunc", "oflag=direct"]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as writer:
+        wait_until(lambda: "live writes wait" in instance.log())
+        run("umount", "-f", "-l", instance.live)
+        assert writer.wait(20) != 0
+    instance.umount(instance.snap)
