@@ -27,8 +27,8 @@ from cow.layout import (
 )
 
 _CHECKSUM = struct.Struct("<Q")
-# Acceleration that stands for "do not compress at all".
-STORE_RAW = 0
+# Acceleration of lz4 that compresses best, and what stands for "do not compress at all".
+COMPRESS_WELL, STORE_RAW = 1, 0
 _FLAGS = {flag.value: flag for flag in RecordFlag}
 _U64 = (1 << 64) - 1
 
@@ -50,7 +50,7 @@ class RecordHeader(NamedTuple):
         return -(-(RECORD.size + self.payload_bytes) // RECORD_ALIGN) * RECORD_ALIGN
 
 
-def encode(block_no: int, block_count: int, generation: int, raw: Data, acceleration: int = 1) -> bytes:
+def encode(block_no: int, block_count: int, generation: int, raw: Data, acceleration: int = COMPRESS_WELL) -> bytes:
     """The bytes of one record, padded. ``acceleration`` as of lz4: higher is faster and larger; 0 stores raw."""
     flag, payload = RecordFlag.RAW, raw
     if acceleration != STORE_RAW:

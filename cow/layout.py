@@ -144,6 +144,11 @@ RECORD_CHECKSUM_OFFSET = RECORD.size - 8
 RECORD_RAW_BYTES = 64 << 10
 
 
+def blocks_in_record(block_bytes: int) -> int:
+    """How many blocks the longest record holds: a single one when blocks are larger than that."""
+    return max(1, RECORD_RAW_BYTES // block_bytes)
+
+
 class RecordFlag(IntEnum):
     """How the payload of a record is stored."""
 

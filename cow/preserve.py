@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from cow.codec import encode, payload_bytes
 from cow.errors import CowError
 from cow.image import Image
-from cow.layout import RECORD_RAW_BYTES, Counter, Place, pack_place
+from cow.layout import Counter, Place, blocks_in_record, pack_place
 from cow.segments import SegmentWriter, remove_segments
 from cow.store import Store
 
@@ -248,7 +248,7 @@ class DurablePreserver:
         self._write_lock = threading.Lock()
         self._flush = GroupFlush(self._sync)
         self._promised_bytes = 0
-        self._run_blocks = max(1, RECORD_RAW_BYTES // self._geometry.block_bytes)
+        self._run_blocks = blocks_in_record(self._geometry.block_bytes)
 
     def begin(self, ticket: Ticket) -> None:
         ticket.count = ticket.count_owed()

@@ -26,14 +26,14 @@ def rig(make_rig: MakeRig) -> Rig:
 
 def release_within_store(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks are released in the compactor's next step, after it has looked which are."""
-    real = rig.compactor._writer.append
+    real = rig.compactor._records._writer.append
 
     def append(records: Iterable[bytes]) -> object:
         monkeypatch.undo()
         rig.engine.release(0, BLOCKS)
         return real(records)
 
-    monkeypatch.setattr(rig.compactor._writer, "append", append)
+    monkeypatch.setattr(rig.compactor._records._writer, "append", append)
 
 
 def kept_bytes(rig: Rig) -> int:
