@@ -17,20 +17,19 @@ the claim ends. All shared state is under one lock, which is never held during a
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from cow.cutting import enter_cut
-from cow.errors import BufferFull, EngineClosed
+from cow.errors import EngineClosed
 from cow.files import Data
 from cow.header import Header
 from cow.heartbeat import Heartbeat
 from cow.image import Image
 from cow.layout import KEPT_STATES, Counter, Durability, State
-from cow.overflow import Event, EventKind, OverflowPolicy
+from cow.overflow import Event, OverflowPolicy
 from cow.pace import Pace
 from cow.preserve import (
     DurablePreserver,
@@ -42,6 +41,7 @@ from cow.preserve import (
     store_errors,
 )
 from cow.relief import Relief
+from cow.room import Room
 from cow.seal import write_seal
 from cow.store import Cut, Store
 from cow.syncing import Syncer
@@ -49,7 +49,6 @@ from cow.traffic import Claims, Gate
 
 # One request never takes more of the ring than this share, or the ring could not hold two at once.
 _RING_SHARE = 4
-_WARN_PERCENT = (80, 90, 95)
 
 # Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _STATE: Final = Counter.STATE.value
@@ -77,8 +76,8 @@ class LiveEngine:
         on_writing: Callable[[], None] = lambda: None,
         on_beat: Callable[[], None] = lambda: None,
     ) -> None:
-        self._store, self._image, self._policy = store, image, policy
-        self._on_event, self._wake_compactor = on_event, wake_compactor
+        self._store, self._image = store, image
+        self._wake_compactor = wake_compactor
         self.geometry = store.geometry
         self._control, self._cut = store.control, store.cut
         self._lock = threading.Lock()
@@ -87,12 +86,9 @@ class LiveEngine:
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, on_beat)
         self._syncer = Syncer(image)
         self._closed = False
-        self._warned_percent = 0
-        self._told_waiting = self._compactor_is_gone = False
-        # The threads whose writes wait for room.
-        self._pressing: set[int] = set()
         self._is_power = store.header.durability is Durability.POWER
         self._preserver = self._new_preserver()
+        self.room = Room(store, policy, self._changed, self._gate, self._discard, wake_compactor, on_event)
         self._relief = Relief(store, self._lock, self._claims)
         self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
 
@@ -187,7 +183,7 @@ class LiveEngine:
     def _empty_ring(self) -> bool:
         staging = self._store.staging
         with self._lock:
-            if self.staged_bytes():
+            if self.room.staged_bytes():
                 return False
             if not staging.takes_space:
                 return True
@@ -207,7 +203,7 @@ class LiveEngine:
 
     def _try_preserve(self, first: int, end: int) -> bool:
         # Who waits for room comes first: else a large write might never find enough of it.
-        if self._is_power or self._pressing or end - first > self._max_blocks:
+        if self._is_power or self.room.pressing or end - first > self._max_blocks:
             return False
         with self._lock:
             if self._claims.touch(first, end):
@@ -240,7 +236,7 @@ class LiveEngine:
         try:
             self._preserve_in_turn(first, end)
         finally:
-            self._stop_pressing()
+            self.room.stop_pressing()
 
     def _preserve_in_turn(self, first: int, end: int) -> None:
         while (ticket := self._claim(first, end)) is not None:
@@ -256,7 +252,7 @@ class LiveEngine:
             if filled:
                 return
             with self._changed:
-                self._give_way(refusal_errno)
+                self.room.give_way(refusal_errno)
 
     def _claim(self, first: int, end: int) -> Ticket | None:
         """Wait until these blocks are nobody else's and there is room; None when nothing need be preserved."""
@@ -271,12 +267,10 @@ class LiveEngine:
                     try:
                         self._begin(ticket)
                     except StoreRefused as refused:
-                        self._give_way(refused.errno)
+                        self.room.give_way(refused.errno)
                         continue
                     except WaitForCompactor:
-                        if self._compactor_is_gone:
-                            raise EngineClosed("nobody makes room any more") from None
-                        self._press()
+                        self.room.press()
                     else:
                         self._claims.add(ticket)
                         return ticket
@@ -304,7 +298,7 @@ class LiveEngine:
             if control[_COMPACTOR_IDLE]:
                 self._wake_compactor()
             if control[_LIMIT_BYTES]:
-                self._warn()
+                self.room.warn()
         first, end = ticket.first, ticket.end
         unchanged = end - first - cut.changed.count_set(first, end)
         if unchanged:
@@ -315,6 +309,9 @@ class LiveEngine:
 
     def _new_preserver(self) -> Preserver:
         return (DurablePreserver if self._is_power else StagedPreserver)(self._store, self._image)
+
+    def _discard(self) -> None:
+        self._preserver.discard()
 
     def begin_cut(self, cut: Cut, header: Header) -> None:
         """From here on ``cut`` (prepared and empty) is the snapshot; the one before has ended for its readers.
@@ -331,7 +328,7 @@ class LiveEngine:
                 self._preserver.close()
                 self._cut, self._preserver = cut, self._new_preserver()
                 self._relief = Relief(self._store, self._lock, self._claims)
-                self._warned_percent, self._told_waiting = 0, False
+                self.room.begin_cut()
             finally:
                 self._gate.open()
         self._wake_compactor()
@@ -344,91 +341,7 @@ class LiveEngine:
         """The imager has these blocks: see ``Relief.release``."""
         return self._relief.release(first, end)
 
-    # --- overflow --------------------------------------------------------------------------------------------
-
-    def _give_way(self, code: int) -> None:
-        """The side buffer takes no more (lock held): end the snapshot, fail the write, or wait a little."""
-        if self._policy is OverflowPolicy.BREAK_WRITE:
-            raise BufferFull(code)
-        if self._policy is OverflowPolicy.BREAK_SNAPSHOT:
-            self._break_snapshot(code)
-            return
-        if not self._told_waiting:
-            self._told_waiting = True
-            self._on_event(Event(EventKind.WAITING, code))
-        self._press()
-        self._gate.wait_outside()
-
-    def _break_snapshot(self, code: int) -> None:
-        if not self._keeps:
-            return
-        control = self._control
-        control[Counter.OVERFLOW_ERRNO] = code
-        # Before the first block is overwritten that nobody preserved: readers look at this last.
-        control[Counter.STATE] = State.OVERFLOWED
-        with contextlib.suppress(OSError):
-            self._cut.note_overflow(self._store.files)
-        with contextlib.suppress(OSError):
-            self._preserver.discard()
-        self._wake_compactor()
-        self._changed.notify_all()
-        self._on_event(Event(EventKind.OVERFLOW, code))
-
-    def _press(self) -> None:
-        """This thread waits for room (lock held); the compactor hurries and tells of each slot until nobody does."""
-        self._pressing.add(threading.get_ident())
-        self._control[Counter.PRESSED] = 1
-        self._wake_compactor()
-
-    def _stop_pressing(self) -> None:
-        if threading.get_ident() in self._pressing:
-            with self._lock:
-                self._pressing.remove(threading.get_ident())
-                if not self._pressing:
-                    self._control[Counter.PRESSED] = 0
-
-    def room_made(self) -> None:
-        """The compactor freed slots: writes that wait look again."""
-        with self._changed:
-            self._changed.notify_all()
-
-    def set_limit(self, limit_bytes: int) -> None:
-        """A new limit for the side buffer, 0 for none; writes that wait look again."""
-        with self._changed:
-            self._control[Counter.LIMIT_BYTES] = limit_bytes
-            self._warned_percent = 0
-            self._told_waiting = False
-            self._changed.notify_all()
-
-    def stop_waiting(self, *, compactor_is_gone: bool = False) -> None:
-        """From here on a full side buffer ends the snapshot: live data must get out before the end.
-
-        ``compactor_is_gone``: a write that only it could make room for fails with EngineClosed.
-        """
-        with self._changed:
-            self._policy = OverflowPolicy.BREAK_SNAPSHOT
-            self._compactor_is_gone |= compactor_is_gone
-            self._changed.notify_all()
-
-    def _warn(self) -> None:
-        percent = 100 * self.buffer_bytes() // self._control[Counter.LIMIT_BYTES]
-        reached = max((step for step in _WARN_PERCENT if percent >= step), default=0)
-        if reached > self._warned_percent:
-            self._warned_percent = reached
-            self._on_event(Event(EventKind.BUFFER_FILLING, reached))
-
-    # --- numbers, end ----------------------------------------------------------------------------------------
-
-    def staged_bytes(self) -> int:
-        """Raw bytes in the ring that are not in a segment yet."""
-        slots = self._control[Counter.RESERVED_SEQ] - self._control[Counter.FREED_SEQ]
-        return slots * self.geometry.block_bytes
-
-    def buffer_bytes(self) -> int:
-        """Size of the side buffer, with staged blocks as large as they will be if they compress as others did."""
-        stored, raw = self._control[Counter.STORED_BYTES], self._control[Counter.STORED_RAW_BYTES]
-        staged = self.staged_bytes()
-        return stored - self._control[Counter.RETURNED_BYTES] + (staged * stored // raw if raw else staged)
+    # --- the rest ----------------------------------------------------------------------------------------
 
     def note_damage(self) -> None:
         """A reader found something in the store that is not what was written."""
@@ -461,7 +374,7 @@ class LiveEngine:
 
     def seal(self) -> bool:
         """After ``close``, with the compactor gone: make the store survive a restart. False: it was not drained."""
-        if self.staged_bytes():
+        if self.room.staged_bytes():
             return False
         write_seal(self._store, self._image.identity().mtime_ns)
         return True

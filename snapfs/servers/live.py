@@ -89,7 +89,7 @@ class LiveServer:
             nursery.start_soon(self._serve_view)
             await anext(signals)
             # Without a supervisor the compactor has got the same signal, and makes no room any more.
-            self.engine.stop_waiting(compactor_is_gone=self._is_orphan)
+            self.engine.room.stop_waiting(compactor_is_gone=self._is_orphan)
             nursery.cancel_scope.cancel()
 
     async def _until_compacted(self, signals: AsyncIterator[int]) -> None:
@@ -117,7 +117,7 @@ class LiveServer:
         while True:
             await trio.lowlevel.wait_readable(room.fd)
             room.hush()
-            self.engine.room_made()
+            self.engine.room.look_again()
 
     def _on_writing(self) -> None:
         os.eventfd_write(self._writing, 1)
@@ -184,11 +184,11 @@ class LiveServer:
         return self._last_error or (self._why_waiting if is_waiting else None)
 
     async def _set_limit(self, message: Message) -> Message:
-        self.engine.set_limit(int(message["bytes"]))
+        self.engine.room.set_limit(int(message["bytes"]))
         return {}
 
     async def _expect_end(self, message: Message) -> Message:
-        self.engine.stop_waiting(compactor_is_gone=bool(message.get("compactor_is_gone")))
+        self.engine.room.stop_waiting(compactor_is_gone=bool(message.get("compactor_is_gone")))
         return {}
 
     async def _release(self, message: Message) -> Message:

@@ -61,7 +61,7 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
 
 def _buffer(instance: Instance, engine: LiveEngine) -> dict[str, Any]:
     control = instance.store.control
-    staged = engine.staged_bytes()
+    staged = engine.room.staged_bytes()
     # Two processes count, and one may be a step ahead of the other.
     stored = max(0, control[Counter.STORED_BYTES] - control[Counter.RETURNED_BYTES])
     return {

@@ -80,7 +80,7 @@ class Compacting(threading.Thread):
         compactor = self._rig.compactor
         while not self.stopped.is_set():
             if compactor.step():
-                self._rig.engine.room_made()
+                self._rig.engine.room.look_again()
             else:
                 self.stopped.wait(0.0005)
 
@@ -200,4 +200,4 @@ def check_end(rig: Rig, writers: Sequence[Writer]) -> None:
             live[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES] = sector(number, version)
     assert rig.live() == live
     # Nothing was reserved and forgotten.
-    assert rig.engine.staged_bytes() == 0
+    assert rig.engine.room.staged_bytes() == 0

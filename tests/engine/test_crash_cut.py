@@ -208,7 +208,7 @@ def check_snapshot(rig: Rig, matching: list[Model], when: str) -> None:
 def test_killed_while_a_cut_follows_an_overflow(make_rig: MakeRig, tmp_path: Path) -> None:
     rig = make_rig(OLD, staging_slots=16)
     rig.open()
-    rig.engine.set_limit(1)
+    rig.engine.room.set_limit(1)
     rig.write(0, b"too much")
     assert rig.control.state is State.OVERFLOWED
     present = rig.live()

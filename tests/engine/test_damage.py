@@ -233,7 +233,7 @@ def test_overflow_is_known_even_if_the_control_page_forgets_it(make_rig: MakeRig
     rig = left.rig
     rig.open()
     rig.compactor.drain()
-    rig.engine.set_limit(1)
+    rig.engine.room.set_limit(1)
     rig.engine.write(10 * BLOCK_BYTES, b"no room")
     rig.control[Counter.STATE] = State.ACTIVE
     rig.abandon()

@@ -54,7 +54,7 @@ class RefusingFiles(QuickFiles):
 def limited(make_rig: MakeRig, policy: OverflowPolicy, durability: Durability, **options: object) -> Rig:
     rig = make_rig(OLD, policy=policy, durability=durability, **options)
     rig.open()
-    rig.engine.set_limit(LIMIT_BLOCKS * BLOCK_BYTES)
+    rig.engine.room.set_limit(LIMIT_BLOCKS * BLOCK_BYTES)
     return rig
 
 
@@ -128,7 +128,7 @@ def test_wait_goes_on_when_the_limit_is_raised(make_rig: MakeRig, durability: Du
     wait_until(lambda: any(event.kind is EventKind.WAITING for event in rig.events))
     assert rig.engine.read(at, BLOCK_BYTES) == OLD[at : at + BLOCK_BYTES]
     assert rig.engine.try_write(0, NEW[:BLOCK_BYTES])
-    rig.engine.set_limit(0)
+    rig.engine.room.set_limit(0)
     writer.join(10)
     assert not writer.is_alive()
     assert rig.live() == NEW[: at + BLOCK_BYTES] + OLD[at + BLOCK_BYTES :]
@@ -138,7 +138,7 @@ def test_wait_goes_on_when_the_limit_is_raised(make_rig: MakeRig, durability: Du
 @BOTH
 def test_a_waiting_write_ends_with_the_engine(make_rig: MakeRig, durability: Durability) -> None:
     rig = limited(make_rig, OverflowPolicy.WAIT, durability)
-    rig.engine.set_limit(1)
+    rig.engine.room.set_limit(1)
     failures: list[type[BaseException]] = []
 
     def write() -> None:
@@ -159,11 +159,11 @@ def test_a_waiting_write_ends_with_the_engine(make_rig: MakeRig, durability: Dur
 @BOTH
 def test_stop_waiting_lets_live_data_out(make_rig: MakeRig, durability: Durability) -> None:
     rig = limited(make_rig, OverflowPolicy.WAIT, durability)
-    rig.engine.set_limit(1)
+    rig.engine.room.set_limit(1)
     writer = threading.Thread(target=rig.engine.write, args=(0, NEW))
     writer.start()
     wait_until(lambda: bool(rig.events))
-    rig.engine.stop_waiting()
+    rig.engine.room.stop_waiting()
     writer.join(10)
     assert rig.live() == NEW
     assert rig.control.state is State.OVERFLOWED
@@ -229,7 +229,7 @@ def compact_until(rig: Rig, condition: Callable[[], bool]) -> None:
     def look() -> bool:
         with contextlib.suppress(OSError):
             rig.compactor.step()
-        rig.engine.room_made()
+        rig.engine.room.look_again()
         return condition()
 
     wait_until(look)
@@ -296,9 +296,9 @@ def test_the_compactor_is_pressed_until_no_write_waits(make_rig: MakeRig) -> Non
     ]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: len(rig.engine._pressing) == 2)
+    wait_until(lambda: len(rig.engine.room.pressing) == 2)
     for left in (1, 0):
         rig.compactor.step()
-        rig.engine.room_made()
+        rig.engine.room.look_again()
         wait_until(lambda left=left: sum(thread.is_alive() for thread in waiting) == left)  # type: ignore[misc]
         assert rig.control[Counter.PRESSED] == left
