@@ -42,9 +42,19 @@ class Files:
                 raise OSError(errno.EIO, "the file ends before the data does")
             done += count
 
+    def can_ask(self, fd: int) -> bool:
+        """Whether the filesystem can say that a read would wait; tmpfs and some FUSE cannot."""
+        try:
+            os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            return error.errno != errno.EOPNOTSUPP
+        return True
+
     def try_read_into(self, fd: int, views: Sequence[memoryview], offset: int) -> bool:
-        """The same from the page cache only; False (and no promise what ``views`` hold) if it would wait."""
-        wanted = sum(len(view) for view in views)
+        """``read_into`` from the page cache only; False (and no promise what ``views`` hold) if it would wait."""
+        wanted = 0
+        for view in views:
+            wanted += len(view)
         try:
             return os.preadv(fd, views, offset, os.RWF_NOWAIT) == wanted
         except BlockingIOError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -26,8 +25,7 @@ class Image:
 
     def __init__(self, fd: int, size_bytes: int, files: Files) -> None:
         self.fd, self.size_bytes, self._files = fd, size_bytes, files
-        # False where the filesystem cannot say whether a read would wait (tmpfs, some FUSE).
-        self.can_ask = True
+        self.can_ask = files.can_ask(fd)
 
     def identity(self) -> Identity:
         info = os.fstat(self.fd)
@@ -41,19 +39,7 @@ class Image:
 
     def try_read_into(self, views: list[memoryview], offset: int) -> bool:
         """The same from the page cache only; False (and no promise what ``views`` hold) if it would wait."""
-        wanted = self._clip(views, offset)
-        length = 0
-        for view in wanted:
-            length += len(view)
-        try:
-            return os.preadv(self.fd, wanted, offset, os.RWF_NOWAIT) == length
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise
-            self.can_ask = False
-            return False
+        return self._files.try_read_into(self.fd, self._clip(views, offset), offset)
 
     def _clip(self, views: list[memoryview], offset: int) -> list[memoryview]:
         over = offset - self.size_bytes
