@@ -5,12 +5,13 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from bitarray import bitarray
-from foreign_images import Reader, copy_image, damage, digests, make_image, poison, run
+from foreign_images import Reader, copy_image, damage, digests, fill, make_image, poison, run
 
 from snapfs.usedmap import btrfs, ext, xfs
 from snapfs.usedmap.domain import extents
@@ -74,6 +75,20 @@ def scatter(directory: Path, count: int, file_bytes: int, seed: int = 7) -> None
     os.sync()
     for path in paths[::2]:
         path.unlink()
+
+
+@contextmanager
+def filled_filesystem(
+    kind: str, work: Path, size: int, *options: str, file_bytes: int
+) -> Iterator[tuple[Path, dict[str, str]]]:
+    """An unmounted image with files in many pieces, and the digests of the files; ``work`` is removed afterwards."""
+    image = make_filesystem(kind, work / "image", size, *options)
+    with mounted(image, work / "mnt") as directory:
+        fill(directory)
+        scatter(directory, 600, file_bytes)
+        expected = digests(directory)
+    yield image, expected
+    shutil.rmtree(work)
 
 
 def fsck(kind: str, image: Path) -> None:

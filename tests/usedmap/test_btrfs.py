@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,11 @@ from foreign_images import copy_image, digests, fill, frees_only, read_map, run
 from linux_images import (
     MIB,
     check_poisoned,
+    filled_filesystem,
     frozen,
     make_filesystem,
     mounted,
     only_region_reason,
-    scatter,
     survive_damage,
     units,
 )
@@ -85,13 +84,8 @@ def places(chunks: list[tuple[int, int, list[int]]], address: int) -> list[int]:
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """(image, digests of its files) of a filesystem made with one set of options, and unmounted."""
     work = tmp_path_factory.mktemp("btrfs")
-    image = make_filesystem("btrfs", work / "image", SIZE, *OPTIONS[request.param])
-    with mounted(image, work / "mnt") as directory:
-        fill(directory)
-        scatter(directory, 600, 5000)
-        expected = digests(directory)
-    yield image, expected
-    shutil.rmtree(work)
+    with filled_filesystem("btrfs", work, SIZE, *OPTIONS[request.param], file_bytes=5000) as made:
+        yield made
 
 
 def test_the_map_is_the_one_of_dump_tree(filled) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import struct
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from foreign_images import copy_image, digests, fill, frees_only, read_map, run,
 from linux_images import (
     MIB,
     check_poisoned,
+    filled_filesystem,
     frozen,
     make_filesystem,
     mounted,
@@ -69,13 +69,8 @@ def reserved_blocks(path: Path, ag: int) -> list[int]:
 def filled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """(image, digests of its files) of a filesystem made with one set of options, and unmounted."""
     work = tmp_path_factory.mktemp("xfs")
-    image = make_filesystem("xfs", work / "image", SIZE, *OPTIONS[request.param])
-    with mounted(image, work / "mnt") as directory:
-        fill(directory)
-        scatter(directory, 600, 1500)
-        expected = digests(directory)
-    yield image, expected
-    shutil.rmtree(work)
+    with filled_filesystem("xfs", work, SIZE, *OPTIONS[request.param], file_bytes=1500) as made:
+        yield made
 
 
 def test_the_map_is_the_one_of_xfs_db(filled) -> None:
