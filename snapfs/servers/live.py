@@ -81,16 +81,27 @@ class LiveServer:
     async def _serve(self, signals: AsyncIterator[int]) -> None:
         """Until the first signal; returns when the last write that was under way has ended."""
         instance = self._instance
-        async with trio.open_nursery() as nursery:
-            self._cuts = Cuts(instance, self.engine, nursery)
-            nursery.start_soon(serve, listen(instance.store.path), self._answer)
-            nursery.start_soon(self._watch_room)
-            nursery.start_soon(self._watch_writing)
-            nursery.start_soon(self._serve_view)
-            await anext(signals)
-            # Without a supervisor the compactor has got the same signal, and makes no room any more.
-            self.engine.room.stop_waiting(compactor_is_gone=self._is_orphan)
-            nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as ending:
+            async with trio.open_nursery() as serving:
+                self._cuts = Cuts(instance, self.engine, serving)
+                serving.start_soon(serve, listen(instance.store.path), self._answer)
+                serving.start_soon(self._watch_room)
+                serving.start_soon(self._watch_writing)
+                serving.start_soon(self._serve_view)
+                await anext(signals)
+                self._stop_waiting()
+                ending.start_soon(self._watch_supervisor, signals)
+                serving.cancel_scope.cancel()
+            ending.cancel_scope.cancel()
+
+    async def _watch_supervisor(self, signals: AsyncIterator[int]) -> None:
+        """It may be killed while the last writes wait for room."""
+        async for _ in signals:
+            self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        # Without a supervisor the compactor has got the same signal, and makes no room any more.
+        self.engine.room.stop_waiting(compactor_is_gone=self._is_orphan)
 
     async def _until_compacted(self, signals: AsyncIterator[int]) -> None:
         """The second signal says that the compactor has ended."""

@@ -165,6 +165,25 @@ def test_writes_that_wait_for_a_dead_compactor_keep_nobody(ground: Ground) -> No
     check_carried_on(instance, old, snapshot_id)
 
 
+def test_a_supervisor_killed_while_it_ends_keeps_nobody(ground: Ground) -> None:
+    """The last writes wait for a compactor that nobody starts again."""
+    old = content(100 * MIB)
+    instance = ground.mounted(ground.image(old))
+    instance.expect_log("still in use|write of the image failed")
+    snapshot_id = instance.status()["snapshot"]["id"]
+    instance.processes["compactor"].send(signal.SIGSTOP)
+    words = ["dd", "if=/dev/zero", f"of={instance.live_file}", "bs=1M", "conv=notrunc", "oflag=direct", "count=100"]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as writer:
+        wait_until(lambda: instance.status()["buffer"]["staged_bytes"] > 60 * MIB)
+        instance.processes["supervisor"].send(signal.SIGTERM)
+        wait_until(lambda: not mount_points_below(instance.live.parent))
+        instance.processes["supervisor"].send(signal.SIGKILL)
+        assert writer.wait(20) != 0
+        instance.processes["compactor"].send(signal.SIGCONT)
+        await_processes(instance)
+    check_carried_on(instance, old, snapshot_id)
+
+
 def compactor_of(instance: Mounted) -> Any:
     """The present compactor's process, if it has its name already."""
     try:
