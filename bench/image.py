@@ -132,15 +132,11 @@ def longest_free_range(image: Path) -> Range:
 
 
 def restore(master: Master, image: Path) -> None:
-    """Make `image` equal to the master again by writing only what differs, so its layout on disk stays.
-
-    What is not cached is read without read-ahead, which makes large folios: a write of 4 KiB into one of those takes
-    the kernel eight times as long, so that whoever read the image last would decide the figures.
-    """
+    """Make `image` equal to the master again by writing only what differs, so its layout on disk stays."""
     if not image.exists():
         run("cp", "--sparse=always", "--reflink=never", str(master.path), str(image))
+    reload(image)
     with master.path.open("rb") as source, image.open("r+b") as target:
-        os.posix_fadvise(target.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
         for extent in data_extents(target.fileno()):
             for piece in pieces(extent):
                 old = os.pread(source.fileno(), piece.length, piece.offset)
@@ -148,6 +144,22 @@ def restore(master: Master, image: Path) -> None:
                     os.pwrite(target.fileno(), old, piece.offset)
         punch_free(target.fileno(), master.free)
         os.fsync(target.fileno())
+
+
+def reload(path: Path) -> None:
+    """Have the whole file in the page cache, in small folios: read without read-ahead, which makes large ones.
+
+    A write of 4 KiB into a large one takes ext4 eight times as long: whoever used the file last would decide the
+    figures.
+    """
+    with path.open("rb") as file:
+        # Only what has been written out can leave.
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        for extent in data_extents(file.fileno()):
+            for piece in pieces(extent):
+                os.pread(file.fileno(), piece.length, piece.offset)
 
 
 def punch_free(fd: int, free: Range) -> None:

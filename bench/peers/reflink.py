@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bench.image import run
+from bench.image import reload, run
 from bench.peers.base import Peer, is_mounted, unmount
 from bench.rows import BTRFS, XFS
 
@@ -27,14 +27,14 @@ class Reflink(Peer):
         run("sync", "-f", str(self.live))
         run("cp", "--reflink=always", str(self.live), str(self.snapshot))
         run("sync", "-f", str(self.live))
+        reload(self.backing)
         self.used_at_cut_bytes = self.used_bytes()
 
     def make_filesystem(self) -> None:
-        backing = self.folder / "filesystem.img"
-        run("truncate", "-s", str(self.master.image_bytes * ROOM_FACTOR), str(backing))
-        run(*self.mkfs, str(backing))
+        run("truncate", "-s", str(self.master.image_bytes * ROOM_FACTOR), str(self.backing))
+        run(*self.mkfs, str(self.backing))
         self.mountpoint.mkdir(exist_ok=True)
-        run("mount", "-o", "loop", str(backing), str(self.mountpoint))
+        run("mount", "-o", "loop", str(self.backing), str(self.mountpoint))
 
     def stop(self) -> None:
         if is_mounted(self.mountpoint):
@@ -43,7 +43,11 @@ class Reflink(Peer):
 
     def close(self) -> None:
         unmount(self.mountpoint)
-        (self.folder / "filesystem.img").unlink(missing_ok=True)
+        self.backing.unlink(missing_ok=True)
+
+    @property
+    def backing(self) -> Path:
+        return self.folder / "filesystem.img"
 
     @property
     def mountpoint(self) -> Path:
