@@ -6,6 +6,7 @@ already, and reads, follow one preparation. Only rows that are wanted are done.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -30,13 +31,17 @@ class Sizes:
     divisor: int = 1
     fsync_count: int = 1000
     backup_rate_bytes: int = 128 * MIB
+    # Until the host has taken back what memory the guest has freed, where it does that.
+    pause_seconds: float = 5.0
 
     def mib(self, amount: int) -> int:
         return amount * MIB // self.divisor
 
 
 FULL = Sizes()
-QUICK = Sizes(512 * MIB, 128 * MIB, 32 * MIB, divisor=8, fsync_count=100, backup_rate_bytes=64 * MIB)
+QUICK = Sizes(
+    512 * MIB, 128 * MIB, 32 * MIB, divisor=8, fsync_count=100, backup_rate_bytes=64 * MIB, pause_seconds=0.0
+)
 
 
 @dataclass
@@ -137,6 +142,8 @@ def do_buffered(session: Session, row: str, pattern: str, mib: int) -> None:
 
 def do_free_write(session: Session) -> None:
     free = session.master.free
+    # The row is about pages that are new to everybody; a peer that starts quickly would find warm ones.
+    time.sleep(session.sizes.pause_seconds)
     session.fio(("free-write",), Job("write", MIB, 4, free, free.length))
 
 
