@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Container
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -50,7 +51,7 @@ class BackupBench:
                 imagers = [imager for imager in IMAGERS[row] if self.is_asked(imager.name)]
                 turn = round_no % max(len(imagers), 1)
                 for imager in [*imagers[turn:], *imagers[:turn]]:
-                    self.attempt(round_no, imager.name, row, lambda i=imager, r=row: self.copy(r, i))  # type: ignore[misc]
+                    self.attempt(round_no, imager.name, row, partial(self.copy, row, imager))
         if self.is_asked(SNAPFS):
             self.run_alone()
 
@@ -61,7 +62,7 @@ class BackupBench:
         if {PEAK_ROW, AFTER_ROW} & self.wanted:
             for round_no in range(self.results.rounds):
                 for name in (SNAPFS, UNRELEASED):
-                    self.attempt(round_no, name, PEAK_ROW, lambda n=name: self.rewrite(n))  # type: ignore[misc]
+                    self.attempt(round_no, name, PEAK_ROW, partial(self.rewrite, name))
 
     def is_asked(self, name: str) -> bool:
         return not self.names or name in self.names

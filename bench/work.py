@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from bench import processes
@@ -108,10 +109,8 @@ def do_seq(session: Session) -> None:
         drop_caches()
         rows = ("snap-read-cold",)
         image_bytes = session.master.image_bytes
-        cold.append(session.with_cpu(rows, image_bytes, lambda r=reader: read_seconds(r.command)))  # type: ignore[misc]
+        cold.append(session.with_cpu(rows, image_bytes, partial(read_seconds, reader.command)))
         warm.append(read_seconds(reader.command))
-    # The next group begins with an image that `restore` has read, not these readers.
-    drop_caches()
     session.keep("snap-read-cold", session.master.image_bytes / min(cold) / 1e6)
     session.keep("snap-read-warm", session.master.image_bytes / min(warm) / 1e6)
 

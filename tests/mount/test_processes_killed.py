@@ -144,16 +144,23 @@ def test_a_killed_compactor_is_started_again(ground: Ground) -> None:
     running.check(before, image_versions(instance.image))
 
 
+@contextmanager
+def writing_without_compactor(instance: Mounted) -> Iterator[subprocess.Popen[bytes]]:
+    """A process whose direct writes fill the ring and then wait: the compactor is stopped."""
+    instance.processes["compactor"].send(signal.SIGSTOP)
+    words = ["dd", "if=/dev/zero", f"of={instance.live_file}", "bs=1M", "conv=notrunc", "oflag=direct", "count=100"]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as writer:
+        wait_until(lambda: instance.status()["buffer"]["staged_bytes"] > 60 * MIB)
+        yield writer
+
+
 def test_writes_that_wait_for_a_dead_compactor_keep_nobody(ground: Ground) -> None:
     """A compactor that dies again and again is given up; a write that waits for room then fails."""
     old = content(100 * MIB)
     instance = ground.mounted(ground.image(old))
     instance.expect_log("compactor|still in use|goes on alone|write of the image failed")
     snapshot_id = instance.status()["snapshot"]["id"]
-    instance.processes["compactor"].send(signal.SIGSTOP)
-    words = ["dd", "if=/dev/zero", f"of={instance.live_file}", "bs=1M", "conv=notrunc", "oflag=direct", "count=100"]
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as writer:
-        wait_until(lambda: instance.status()["buffer"]["staged_bytes"] > 60 * MIB)
+    with writing_without_compactor(instance) as writer:
         while instance.processes["supervisor"].is_running:
             compactor = compactor_of(instance)
             if compactor is not None:
@@ -171,10 +178,7 @@ def test_a_supervisor_killed_while_it_ends_keeps_nobody(ground: Ground) -> None:
     instance = ground.mounted(ground.image(old))
     instance.expect_log("still in use|write of the image failed")
     snapshot_id = instance.status()["snapshot"]["id"]
-    instance.processes["compactor"].send(signal.SIGSTOP)
-    words = ["dd", "if=/dev/zero", f"of={instance.live_file}", "bs=1M", "conv=notrunc", "oflag=direct", "count=100"]
-    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as writer:
-        wait_until(lambda: instance.status()["buffer"]["staged_bytes"] > 60 * MIB)
+    with writing_without_compactor(instance) as writer:
         instance.processes["supervisor"].send(signal.SIGTERM)
         wait_until(lambda: not mount_points_below(instance.live.parent))
         instance.processes["supervisor"].send(signal.SIGKILL)
