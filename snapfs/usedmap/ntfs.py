@@ -2,7 +2,7 @@
 
 Rules
 1. Clean: no flag in $Volume but harmless settings, a $LogFile at rest (`ntfs_log`), no hibernated Windows
-   (`ntfs_hibernation`).
+   (`ntfs_hibernation`), no shadow copies (`ntfs_shadow`).
 2. $MFT and $MFTMirr agree in the records they share.
 3. $Bitmap covers every cluster, was written wholly, and calls the clusters of the system files used.
 4. What follows the last cluster (a remainder, the backup boot sector) is outside the map: used.
@@ -31,6 +31,7 @@ from snapfs.usedmap.ntfs_records import (
     record_used,
     resident_value,
 )
+from snapfs.usedmap.ntfs_shadow import check_no_shadow_copies
 from snapfs.usedmap.result import FreeMap, MapError
 from snapfs.usedmap.source import Source
 
@@ -43,6 +44,7 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     """Free clusters; `frozen_by_us` changes nothing, no driver of NTFS freezes."""
     volume = open_volume(source)
     mft = open_mft(volume)
+    check_no_shadow_copies(source)
     _check_mirror(volume, mft)
     _check_state(volume.record(mft, layout.VOLUME_NO))
     check_log(volume, data_stream(volume, volume.record(mft, layout.LOG_FILE_NO)))

@@ -1,7 +1,8 @@
 """NTFS on disk: the boot sector, MFT records, attributes, run lists and the restart pages of $LogFile.
 
 Sources: "NTFS Documentation" of the Linux-NTFS project (Russon, Fledel), chapters Files and Concepts;
-the volume flags and log versions of later Windows: "NTFS today" (dfir.ru, 2019).
+the volume flags and log versions of later Windows: "NTFS today" (dfir.ru, 2019);
+shadow copies: "Volume Shadow Snapshot (VSS) format" of the libvshadow project (Metz).
 All numbers are little endian. Offsets in comments are bytes from the start of the structure.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from typing import Final
+from uuid import UUID
 
 # --- boot sector -------------------------------------------------------------------------------------
 # 3 name, 11 bytes per sector, 13 sectors per cluster, 40 sectors of the volume (without the backup boot
@@ -100,3 +102,12 @@ USE_COUNT_SHIFT: Final = 48
 # hiberfil.sys starts with this while Windows is hibernated (not when it is switched off or awake).
 HIBERNATION_FILE: Final = "hiberfil.sys"
 HIBERNATION_MARKS: Final = (b"hibr", b"HIBR")
+
+# --- shadow copies (VSS) -----------------------------------------------------------------------------
+# 0 identifier, 16 version, 20 type of the record, 48 offset of the catalog (0: no shadow copies),
+# 64 this volume, 80 the volume that keeps its shadow copies.
+SHADOW_HEADER_OFFSET: Final = 0x1E00
+SHADOW_HEADER: Final = struct.Struct("<16sII24xQ8x16s16s")
+SHADOW_IDENTIFIER: Final = UUID("3808876b-c176-4e48-b7ae-04046e6cc752").bytes_le
+SHADOW_VERSIONS: Final = (1, 2)
+SHADOW_HEADER_TYPE: Final = 1

@@ -15,7 +15,6 @@ from foreign_images import (
     digests,
     fill,
     frees_only,
-    make_image,
     mounted,
     poison,
     read_map,
@@ -23,21 +22,12 @@ from foreign_images import (
     used_by_partclone,
     used_units,
 )
+from ntfs_images import MIB, RECORD_BYTES, make_ntfs, refusal, system_file_offset, write_at
 
 from snapfs.usedmap import ntfs_layout as layout
 from snapfs.usedmap.ntfs import read_free_map
-from snapfs.usedmap.ntfs_records import data_stream, open_mft, open_volume
-from snapfs.usedmap.result import MapError
-from snapfs.usedmap.source import Source
 
-MIB = 1 << 20
-RECORD_BYTES = 1024
 LOG_PAGE_BYTES = 4096
-
-
-def make_ntfs(path: Path, size: int, *options: str) -> Path:
-    run("mkfs.ntfs", "-F", "-Q", "-q", *options, make_image(path, size))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -71,23 +61,9 @@ def bits_of_ntfscat(path: Path, count: int) -> bitarray:
     return ~bits[:count]
 
 
-def system_file_offset(path: Path, number: int) -> int:
-    """Where the content of a system file begins on the volume."""
-    with path.open("rb") as file:
-        volume = open_volume(Source(file.fileno(), path.stat().st_size))
-        stream = data_stream(volume, volume.record(open_mft(volume), number))
-        return stream.runs[0].start * volume.cluster_bytes
-
-
 def probe(path: Path) -> int:
     """What ntfs-3g thinks of mounting it read-write: 0 fine, 14 hibernated or fast startup, 15 unclean."""
     return subprocess.run(["ntfs-3g.probe", "--readwrite", path], capture_output=True, check=False).returncode
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(MapError) as caught:
-        read_map(read_free_map, path)
-    return str(caught.value)
 
 
 def test_equals_the_bitmap_that_ntfs_3g_reads(filled: Path) -> None:
@@ -232,9 +208,7 @@ def test_logs_of_unknown_state_are_refused(plain: Path, tmp_path: Path, log: byt
 
 
 def write_log(path: Path, content: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(system_file_offset(path, layout.LOG_FILE_NO))
-        file.write(content)
+    write_at(path, system_file_offset(path, layout.LOG_FILE_NO), content)
 
 
 @pytest.mark.parametrize("others", [0, 400], ids=["few files", "root directory of many records"])
