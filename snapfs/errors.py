@@ -3,6 +3,7 @@
 Rules:
 - One root. Whatever reaches the command line as a `SnapfsError` is printed as its sentence, without a
   traceback, and the process ends with its `exit_code`. Anything else is a bug of snapfs.
+- `ExitCode` is the one table of exit codes: every command obeys it.
 - The sentence names the thing, the reason and the way out.
 - Facts that a program may want (a path, who holds it) are attributes, so that nobody takes a sentence apart.
 """
@@ -10,14 +11,27 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from pathlib import Path
 from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """How every command ends."""
+
+    DONE = 0
+    FAILED = 1  # nothing was done, or it says what was
+    USAGE = 2
+    LOST = 3  # the snapshot, store or backup named is overflowed, lost or damaged
+    PROBLEM = 4  # done, but for what is named
+    INTERRUPTED = 130  # as a shell has it of a program that SIGINT ended
+    BROKEN_PIPE = 141  # as a shell has it of a program that SIGPIPE ended
 
 
 class SnapfsError(Exception):
     """It did not work; show `sentence` to the user. Nothing is left behind by whoever raises it."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
     def __init__(self, sentence: str, *, path: Path | str | None = None) -> None:
         super().__init__(sentence)
@@ -28,13 +42,19 @@ class SnapfsError(Exception):
 class UsageError(SnapfsError):
     """The command line asks for something that cannot be; the user must change it."""
 
-    exit_code: ClassVar[int] = 2
+    exit_code: ClassVar[ExitCode] = ExitCode.USAGE
 
 
 class SnapshotLostError(SnapfsError):
     """The snapshot is overflowed, lost or damaged; the live data are whole, a new cut is the way on."""
 
-    exit_code: ClassVar[int] = 3
+    exit_code: ClassVar[ExitCode] = ExitCode.LOST
+
+
+class BackupDamagedError(SnapfsError):
+    """The backup is not what was written: another copy is needed."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.LOST
 
 
 class BusyError(SnapfsError):

@@ -19,7 +19,7 @@ from snapfs.cli.snapshot import snapshot_command
 from snapfs.cli.status import status_command
 from snapfs.cli.umount import umount_command
 from snapfs.cli.verify import verify_command
-from snapfs.errors import SnapfsError
+from snapfs.errors import ExitCode, SnapfsError
 
 _DEBUG_VARIABLE = "SNAPFS_DEBUG"
 
@@ -31,7 +31,8 @@ _DEBUG_VARIABLE = "SNAPFS_DEBUG"
 def cli() -> None:
     """A live and a frozen view of one disk image.
 
-    Exit codes: 0 done, 1 failed, 2 usage, 3 the snapshot is overflowed, lost or damaged.
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the snapshot, store or backup is overflowed, lost or damaged,
+    4 done but for what is named, 130 interrupted, 141 nobody reads the output any more.
     """
 
 
@@ -60,14 +61,18 @@ def main() -> None:
         sys.exit(error.exit_code)
     except click.UsageError as error:
         print(f"snapfs: {_usage_sentence(error)}", file=sys.stderr)
-        sys.exit(2)
-    except click.Abort:
-        sys.exit(130)
-    except (BrokenPipeError, KeyboardInterrupt):
-        sys.exit(130)
+        sys.exit(ExitCode.USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(ExitCode.INTERRUPTED)
+    except SystemExit as end:
+        # click ends with 1 when the output is a pipe that nobody reads any more.
+        is_pipe = isinstance(end.__context__, BrokenPipeError)
+        sys.exit(ExitCode.BROKEN_PIPE if is_pipe else end.code)
+    except BrokenPipeError:
+        sys.exit(ExitCode.BROKEN_PIPE)
     except OSError as error:
         print(f"snapfs: {error.filename or 'the system'}: {error.strerror}.", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)
     except Exception as error:
         if os.environ.get(_DEBUG_VARIABLE):
             raise
@@ -76,8 +81,8 @@ def main() -> None:
             f"{_DEBUG_VARIABLE}=1 shows.",
             file=sys.stderr,
         )
-        sys.exit(1)
-    sys.exit(code if isinstance(code, int) else 0)
+        sys.exit(ExitCode.FAILED)
+    sys.exit(code if isinstance(code, int) else ExitCode.DONE)
 
 
 def _usage_sentence(error: click.UsageError) -> str:

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from snapfs.cli.interrupts import end_as_interrupted
+from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import SIZE
+from snapfs.cli.types import RATE
+from snapfs.errors import ExitCode
 from snapfs.options import format_size
-
-_INTERRUPTED = 130
 
 
 @click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
@@ -26,9 +26,10 @@ _INTERRUPTED = 130
 @click.option("--resume", is_flag=True, help="Go on with an interrupted backup of the same cut.")
 @click.option("--verify", is_flag=True, help="Read DEST back and compare before it gets its name.")
 @click.option("--force", is_flag=True, help="Overwrite DEST without asking.")
-@click.option("--rate", type=SIZE, default=None, metavar="SIZE", help="Read at most so much a second.")
+@click.option("--rate", type=RATE, default=None, metavar="SIZE", help="Read at most so much a second.")
 @progress_options
-def backup_command(cut: bool, rate: int | None, progress: str, quiet: bool, **facts: Any) -> int:
+@output_options
+def backup_command(cut: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> int:
     """Copy the used blocks to DEST, a file, a block device, or - for the standard output (raw).
 
     DEST.json beside it says what the backup is and has a hash of each part. DEST has its name only when it is
@@ -41,18 +42,15 @@ def backup_command(cut: bool, rate: int | None, progress: str, quiet: bool, **fa
     end_as_interrupted()
     try:
         with shown_progress(progress, quiet) as report:
-            manifest = backup(options, report, ask, _note)
+            manifest = backup(options, report, ask, note)
     except KeyboardInterrupt:
         journal = options.journal_file
         is_left = journal is not None and journal.exists()
         way_on = f"{options.written_to} is left; --resume goes on with it" if is_left else "nothing is left behind"
-        click.echo(f"snapfs: Interrupted; {way_on}.", err=True)
-        return _INTERRUPTED
-    if not quiet and not options.is_stream:
+        note(f"Interrupted; {way_on}.")
+        return ExitCode.INTERRUPTED
+    if not options.is_stream:
         used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
-        click.echo(f"{options.dest}  {used}, {manifest.format}")
-    return 0
-
-
-def _note(sentence: str) -> None:
-    click.echo(f"snapfs: {sentence}", err=True)
+        result = {"backup": str(options.dest), "cut": manifest.facts["cut"], **sizes(manifest)}
+        show(result, f"{options.dest}  {used}, {manifest.format}", as_json=as_json, quiet=quiet)
+    return ExitCode.DONE

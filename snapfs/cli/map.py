@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from snapfs.cli.output import put, writing
 from snapfs.cli.types import SIZE
 
 
@@ -44,7 +45,8 @@ def map_command(
     if svg is not None:
         draw_svg(svg, layers, image_name(path))
     if as_json:
-        click.echo(json.dumps(map_object(layers, list(extents(layers.image_map)))))
+        put(json.dumps(map_object(layers, list(extents(layers.image_map)))))
     elif domain is png is svg is None:
         console = Console()
-        console.print(terminal_map(layers, min(console.width, 120), 24, colour=console.is_terminal))
+        with writing():
+            console.print(terminal_map(layers, min(console.width, 120), 24, colour=console.is_terminal))

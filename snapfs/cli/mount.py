@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cow.recovery import Outcome
+from snapfs.cli.output import note, output_options, show
 from snapfs.cli.types import PATH, SIZE
 from snapfs.options import MountOptions, split_fuse_options
+
+if TYPE_CHECKING:
+    from snapfs.commands.mount import Mounted
 
 
 @click.command("mount", short_help="Show IMAGE live at LIVE and frozen at SNAP.")
@@ -46,7 +50,15 @@ from snapfs.options import MountOptions, split_fuse_options
 @click.option("--single-pass", is_flag=True, help="Release what has been read of the snapshot from its start on.")
 @click.option("-o", "fuse_options", multiple=True, metavar="OPT,...", help="FUSE mount options, e.g. allow_other.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in front; log to stderr.")
-def mount_command(block_size: int, buffer_limit: int | None, fuse_options: tuple[str, ...], **facts: Any) -> int:
+@output_options
+def mount_command(
+    block_size: int,
+    buffer_limit: int | None,
+    fuse_options: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    **facts: Any,
+) -> int:
     """Show the raw disk IMAGE twice: live and writable in the directory LIVE, frozen at this instant in SNAP.
 
     Returns when both views can be used, and leaves a daemon. End it with snapfs umount.
@@ -58,16 +70,34 @@ def mount_command(block_size: int, buffer_limit: int | None, fuse_options: tuple
         **facts,
     )
     # Only mounting needs FUSE, so the other commands do not wait for it.
-    from snapfs.commands.mount import Mounted, mount
+    from snapfs.commands.mount import mount
 
     def announce(mounted: Mounted) -> None:
-        for note in mounted.notes:
-            click.echo(f"snapfs: {note}", err=True)
-        if mounted.outcome is Outcome.CARRIED_ON:
-            click.echo("Carrying on with the same snapshot.")
-        click.echo(f"live      {mounted.live_file}")
-        state = "" if mounted.state == "active" else f", {mounted.state}"
-        click.echo(f"snapshot  {mounted.snap_file}  (taken {mounted.taken_at}{state})")
-        click.echo(f"store     {mounted.store}")
+        for sentence in mounted.notes:
+            note(sentence)
+        show(_object(mounted), _text(mounted), as_json=as_json, quiet=quiet)
 
     return mount(options, announce)
+
+
+def _object(mounted: Mounted) -> dict[str, Any]:
+    return {
+        "live_file": str(mounted.live_file),
+        "snap_file": str(mounted.snap_file),
+        "store": str(mounted.store),
+        "outcome": mounted.outcome.value,
+        "snapshot": {"taken_at": mounted.taken_at, "state": mounted.state},
+        "notes": list(mounted.notes),
+    }
+
+
+def _text(mounted: Mounted) -> str:
+    state = "" if mounted.state == "active" else f", {mounted.state}"
+    rows = [
+        f"live      {mounted.live_file}",
+        f"snapshot  {mounted.snap_file}  (taken {mounted.taken_at}{state})",
+        f"store     {mounted.store}",
+    ]
+    if mounted.outcome is Outcome.CARRIED_ON:
+        rows.insert(0, "Carrying on with the same snapshot.")
+    return "\n".join(rows)

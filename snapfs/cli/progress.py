@@ -18,16 +18,14 @@ _PHASES = {"backup": "backing up", "restore": "restoring", "verify": "verifying"
 
 
 def progress_options(command: Any) -> Any:
-    """--progress and -q."""
-    quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
-    kind = click.option(
+    """--progress; -q is about it too."""
+    return click.option(
         "--progress",
         type=click.Choice(["auto", "bar", "json", "none"]),
         default="auto",
         show_default=True,
         help="On stderr; auto is a bar on a terminal.",
-    )
-    return kind(quiet(command))
+    )(command)
 
 
 def ask(question: str) -> bool:

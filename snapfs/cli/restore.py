@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from snapfs.cli.interrupts import end_as_interrupted
+from snapfs.cli.output import output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import SIZE
+from snapfs.cli.types import RATE
 from snapfs.options import format_size
 
 
@@ -20,9 +21,10 @@ from snapfs.options import format_size
 @click.option("--force", is_flag=True, help="Overwrite IMAGE without asking.")
 @click.option("--keep-free", is_flag=True, help="Leave alone what is free in the backup.")
 @click.option("--verify", is_flag=True, help="Read IMAGE back and compare.")
-@click.option("--rate", type=SIZE, default=None, metavar="SIZE", help="Read at most so much a second.")
+@click.option("--rate", type=RATE, default=None, metavar="SIZE", help="Read at most so much a second.")
 @progress_options
-def restore_command(rate: int | None, progress: str, quiet: bool, **facts: Any) -> None:
+@output_options
+def restore_command(rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> None:
     """Write BACKUP to IMAGE, a new file, or one of the same size, or a block device that is large enough.
 
     What is free becomes holes. All data are compared with the hashes of the backup.
@@ -33,6 +35,6 @@ def restore_command(rate: int | None, progress: str, quiet: bool, **facts: Any) 
     end_as_interrupted()
     with shown_progress(progress, quiet) as report:
         manifest = restore(options, report, ask)
-    if not quiet:
-        used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
-        click.echo(f"{options.image}  {used} restored")
+    used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
+    result = {"backup": str(options.backup), "image": str(options.image), **sizes(manifest)}
+    show(result, f"{options.image}  {used} restored", as_json=as_json, quiet=quiet)

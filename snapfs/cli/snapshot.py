@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from snapfs.cli.output import note, output_options, show
+from snapfs.cli.types import SECONDS
+from snapfs.errors import ExitCode
+
 if TYPE_CHECKING:
     from snapfs.commands.snapshot import Taken
-
-_OUTPUT_VERSION = 1
-_SECONDS = click.FloatRange(min=0, min_open=True)
 
 
 @click.command("snapshot", short_help="Take a new cut; the previous snapshot ends.")
 @click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For programs; the keys are stable.")
+@output_options
 @click.option("--no-freeze", is_flag=True, help="Freeze nothing: the snapshot is as after a power failure.")
 @click.option(
     "--hooks", type=click.Path(path_type=Path), metavar="DIR", help="Run the executables in DIR around the freeze."
 )
-@click.option("--hook-timeout", type=_SECONDS, default=30.0, show_default=True, metavar="S", help="For each hook.")
+@click.option("--hook-timeout", type=SECONDS, default=30.0, show_default=True, metavar="S", help="For each hook.")
 @click.option(
     "--freeze-timeout",
-    type=_SECONDS,
+    type=SECONDS,
     default=10.0,
     show_default=True,
     metavar="S",
@@ -35,6 +35,7 @@ _SECONDS = click.FloatRange(min=0, min_open=True)
 def snapshot_command(
     path: Path,
     as_json: bool,
+    quiet: bool,
     no_freeze: bool,
     hooks: Path | None,
     hook_timeout: float,
@@ -47,19 +48,20 @@ def snapshot_command(
     are open on the previous snapshot fail with ESTALE.
 
     Hooks are called with freeze and thaw; the SNAPFS_ variables of their environment say more.
+
+    Exit code 4: the cut was taken, but not all is as asked for; stderr says what.
     """
     from snapfs.commands.snapshot import SnapshotOptions, snapshot
 
     taken = snapshot(path, SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce))
-    click.echo(json.dumps(_object(taken)) if as_json else _text(taken))
+    show(_object(taken), _text(taken), as_json=as_json, quiet=quiet)
     for sentence in taken.problems:
-        click.echo(f"snapfs: {sentence}", err=True)
-    return 1 if taken.problems else 0
+        note(sentence)
+    return ExitCode.PROBLEM if taken.problems else ExitCode.DONE
 
 
 def _object(taken: Taken) -> dict[str, object]:
     return {
-        "version": _OUTPUT_VERSION,
         "id": taken.id,
         "taken_at": taken.taken_at,
         "freeze_ms": None if taken.freeze_ms is None else round(taken.freeze_ms, 3),

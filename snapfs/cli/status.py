@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
+from snapfs.cli.output import output_options, put
 from snapfs.cli.types import PATH
+from snapfs.errors import ExitCode
 from snapfs.options import format_size
 
 # What every partitioned disk has, and nobody asks about.
@@ -18,19 +20,18 @@ _LOST_STATES = frozenset({"overflowed", "damaged"})
 
 @click.command("status", short_help="What is mounted, and how the snapshot and its side buffer are.")
 @click.argument("path", metavar="[LIVE|SNAP|IMAGE]", required=False, type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="For programs; the keys are stable.")
-def status_command(path: Path | None, as_json: bool) -> int:
+@output_options
+def status_command(path: Path | None, as_json: bool, quiet: bool) -> int:
     """Show one instance, or all. Exit code 3 when a snapshot is overflowed or damaged."""
     from snapfs.commands.status import statuses
 
     found = statuses(path)
     if as_json:
-        click.echo(json.dumps(found[0] if path is not None else found))
-    elif not found:
-        click.echo("Nothing is mounted with snapfs.")
-    else:
-        click.echo("\n\n".join(_text(status) for status in found))
-    return 3 if any(status["snapshot"]["state"] in _LOST_STATES for status in found) else 0
+        put(json.dumps(found[0] if path is not None else found))
+    elif not quiet:
+        put("\n\n".join(_text(status) for status in found) or "Nothing is mounted with snapfs.")
+    is_lost = any(status["snapshot"]["state"] in _LOST_STATES for status in found)
+    return ExitCode.LOST if is_lost else ExitCode.DONE
 
 
 def _text(status: dict[str, Any]) -> str:

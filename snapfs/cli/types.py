@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
+from snapfs.errors import UsageError
 from snapfs.options import parse_size
+
+# What timers are asked for in milliseconds has to fit into 32 bits, and nobody waits longer than a day.
+MIN_S: Final = 0.001
+MAX_S: Final = 86400
 
 
 class Size(click.ParamType[int]):
@@ -19,6 +25,35 @@ class Size(click.ParamType[int]):
         return value if isinstance(value, int) else parse_size(value)
 
 
+class Rate(Size):
+    """A size a second, at least one byte."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        rate = super().convert(value, param, ctx)
+        if rate < 1:
+            raise UsageError(f"A rate of {value} would never come to an end; give a size a second, such as 50M.")
+        return rate
+
+
+class Seconds(click.ParamType[float]):
+    """A time from a millisecond to a day."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not MIN_S <= seconds <= MAX_S:
+            raise UsageError(f"A time of {value} is not possible; give seconds, from {MIN_S} to {MAX_S}.")
+        return seconds
+
+
 SIZE = Size()
+RATE = Rate()
+SECONDS = Seconds()
 # Whether the path can be used is the command's to say: it knows the reason and the way out.
 PATH: click.Path = click.Path(readable=False, path_type=Path)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from snapfs.cli.output import output_options, show, sizes
 from snapfs.cli.progress import progress_options, shown_progress
 from snapfs.options import format_size
 
@@ -14,11 +15,12 @@ from snapfs.options import format_size
 @click.argument("backup", metavar="BACKUP", type=click.Path(path_type=Path))
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of BACKUP.json.")
 @progress_options
-def verify_command(backup: Path, manifest: Path | None, progress: str, quiet: bool) -> None:
+@output_options
+def verify_command(backup: Path, manifest: Path | None, progress: str, quiet: bool, as_json: bool) -> None:
     """Read all of BACKUP and say what is not as it was written."""
     from snapfs.commands.verify import verify
 
     with shown_progress(progress, quiet) as report:
         found = verify(backup, manifest, report)
-    if not quiet:
-        click.echo(f"{backup}  {format_size(found.data_bytes)} verified")
+    text = f"{backup}  {format_size(found.data_bytes)} verified"
+    show({"backup": str(backup), **sizes(found)}, text, as_json=as_json, quiet=quiet)

@@ -34,7 +34,11 @@ def find_hooks(directory: Path) -> list[Path]:
 
 
 def _runs(path: Path) -> bool:
-    return stat.S_ISREG(path.stat().st_mode) and os.access(path, os.X_OK)
+    try:
+        return stat.S_ISREG(path.stat().st_mode) and os.access(path, os.X_OK)
+    except OSError:
+        # A dangling link, or a file that was removed meanwhile: nothing that could be called.
+        return False
 
 
 class Hooks:

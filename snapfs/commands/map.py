@@ -21,6 +21,7 @@ from snapfs.control import Message, request
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
 from snapfs.system.discovery import find_store
+from snapfs.system.image_probe import check_image_size
 from snapfs.usedmap.cells import Layers
 from snapfs.usedmap.domain import Extent
 from snapfs.usedmap.result import ImageMap, Region
@@ -61,8 +62,7 @@ def _scan(path: Path, block_bytes: int, skip_swap: bool) -> ImageMap:
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
             raise SnapfsError(f"{path} is neither a file nor a block device; name an image or a view.", path=path)
         size_bytes = os.lseek(fd, 0, os.SEEK_END)
-        if not size_bytes:
-            raise SnapfsError(f"{path} is empty; name an image with something in it.", path=path)
+        check_image_size(path, size_bytes)
         return scan(fd, size_bytes, block_bytes, skip_swap=skip_swap)
     finally:
         os.close(fd)

@@ -14,9 +14,11 @@ def release(path: Path, offset: int, length: int | None) -> int:
     store = find_store(path)
     status = request(store, "status")["status"]
     image_bytes: int = status["image_bytes"]
+    if offset >= image_bytes:
+        raise UsageError(f"There is nothing at {offset}, the image ends at {image_bytes}; give a range inside it.")
     if length is None:
         length = image_bytes - offset
-    if not 0 <= offset < image_bytes or length <= 0 or offset + length > image_bytes:
+    if length <= 0 or offset + length > image_bytes:
         raise UsageError(
             f"{length} bytes at {offset} do not lie in the image, which has {image_bytes}; give a range inside it."
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
-from snapfs.errors import SnapfsError
+from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.manifest import Manifest
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Meter, Report
@@ -65,7 +65,7 @@ class BackupReader:
         self._reader: _Reader = _open(path, manifest.format)
         if self._reader.size_bytes < manifest.image_bytes:
             self._reader.close()
-            raise SnapfsError(
+            raise BackupDamagedError(
                 f"{path} has {self._reader.size_bytes} bytes, its manifest {manifest.image_bytes}: the end of it is "
                 "missing; take another copy.",
                 path=path,
@@ -86,18 +86,18 @@ class BackupReader:
         meter.finish()
 
     def verify(self, report: Report) -> None:
-        """SnapfsError names the extents that are not what they were."""
+        """BackupDamagedError names the extents that are not what they were."""
         damaged: list[int] = []
         self.run("verify", lambda view, offset: None, damaged.append, report)
         if damaged:
             raise self.damage(damaged)
 
-    def damage(self, indices: list[int]) -> SnapfsError:
+    def damage(self, indices: list[int]) -> BackupDamagedError:
         """What to say of damaged extents."""
         extents = [self.manifest.extents[index].extent for index in indices]
         places = ", ".join(f"{format_size(extent.length)} at {extent.offset}" for extent in extents[:_MAX_NAMED])
         more = f" and {len(extents) - _MAX_NAMED} more" if len(extents) > _MAX_NAMED else ""
-        return SnapfsError(
+        return BackupDamagedError(
             f"{self.path} is damaged: {places}{more} is not what was written; take another copy or back up again.",
             path=self.path,
         )

@@ -30,7 +30,7 @@ from snapfs.imager.sparse import hole_cells
 from snapfs.options import DEFAULT_BLOCK_BYTES
 from snapfs.system.discovery import find_store
 from snapfs.system.image_lock import lock_image
-from snapfs.system.image_probe import check_image_unused
+from snapfs.system.image_probe import check_image_size, check_image_unused
 from snapfs.usedmap.scan import scan
 
 _BLKGETSIZE64: Final = 0x80081272
@@ -108,8 +108,7 @@ class ImageSource:
     def _measure(self) -> None:
         is_device = stat.S_ISBLK(self._status.st_mode)
         self.size_bytes = _device_bytes(self._fd) if is_device else self._status.st_size
-        if not self.size_bytes:
-            raise SnapfsError(f"{self.path} is empty; there is nothing to back up.", path=self.path)
+        check_image_size(self.path, self.size_bytes)
         self.block_bytes = DEFAULT_BLOCK_BYTES
         sector_bytes = _sector_bytes(self._fd) if is_device else None
         image_map = scan(self._fd, self.size_bytes, self.block_bytes, sector_bytes=sector_bytes)

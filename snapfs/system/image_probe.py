@@ -16,7 +16,9 @@ import struct
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from cow.geometry import MAX_IMAGE_BYTES
 from snapfs.errors import BusyError, PermissionDeniedError, SnapfsError
+from snapfs.options import format_size
 from snapfs.system.holders import Holder, describe, holders_of_image
 
 _BLKGETSIZE64: Final = 0x80081272
@@ -143,9 +145,20 @@ def _size_bytes(fd: int, is_device: bool) -> int:
     return os.fstat(fd).st_size
 
 
-def _check_content(path: Path | str, fd: int, size_bytes: int) -> None:
+def check_image_size(path: Path | str, size_bytes: int) -> None:
+    """`SnapfsError` for an image with nothing in it, or one too large for maps that are held in memory."""
     if size_bytes == 0:
         raise SnapfsError(f"{path} is empty, there is nothing to show; name an image with content.", path=path)
+    if size_bytes > MAX_IMAGE_BYTES:
+        raise SnapfsError(
+            f"{path} has {size_bytes} bytes, and snapfs takes images up to {format_size(MAX_IMAGE_BYTES)}; "
+            "name a smaller one, such as one of its partitions.",
+            path=path,
+        )
+
+
+def _check_content(path: Path | str, fd: int, size_bytes: int) -> None:
+    check_image_size(path, size_bytes)
     try:
         os.pread(fd, _PROBED_BYTES, 0)
     except OSError as error:

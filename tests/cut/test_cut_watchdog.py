@@ -74,7 +74,7 @@ def test_a_freeze_that_takes_too_long_is_ended_and_said(ground: CutGround, insta
     process = ground.stopping_cut(instance.live, "--freeze-timeout", "0.3")
     wait_until(lambda: not is_frozen(point))
     code, out, err = finished(process, "\n")
-    assert code == 1
+    assert code == 4
     assert "had been thawed before it was" in err
     taken = json.loads(out)
     assert taken["frozen"] == []
@@ -87,14 +87,14 @@ def test_a_stopped_command_is_thawed_after_the_time(ground: CutGround, instance:
     process.send_signal(signal.SIGSTOP)
     wait_until(lambda: not is_frozen(point))
     process.send_signal(signal.SIGCONT)
-    assert finished(process, "\n")[0] == 1
+    assert finished(process, "\n")[0] == 4
 
 
 def test_a_thaw_by_hand_before_the_cut_is_noticed(ground: CutGround, instance: Mounted, point: Path) -> None:
     process = ground.stopping_cut(instance.live)
     thaw(point)
     code, out, _ = finished(process, "\n")
-    assert (code, json.loads(out)["frozen"]) == (1, [])
+    assert (code, json.loads(out)["frozen"]) == (4, [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from snapfs.errors import BusyError, SnapfsError, SnapshotLostError, UsageError
+from snapfs.errors import BackupDamagedError, BusyError, SnapfsError, SnapshotLostError, UsageError
 from snapfs.options import MountOptions, format_size, parse_size, split_fuse_options
 
 SIZES = [
@@ -129,12 +129,8 @@ def test_fuse_options_of_several_o_are_split_in_order() -> None:
 
 
 def test_exit_codes_tell_failed_usage_and_lost_apart() -> None:
-    assert [kind.exit_code for kind in (SnapfsError, BusyError, UsageError, SnapshotLostError)] == [
-        1,
-        1,
-        2,
-        3,
-    ]
+    kinds = (SnapfsError, BusyError, UsageError, SnapshotLostError, BackupDamagedError)
+    assert [kind.exit_code for kind in kinds] == [1, 1, 2, 3, 3]
 
 
 def test_an_error_carries_its_sentence_and_its_facts() -> None:
