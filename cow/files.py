@@ -9,6 +9,7 @@ therefore hands out no range for writing that was not allocated first: ``ensure`
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -92,20 +93,43 @@ class Files:
         finally:
             os.close(fd)
 
-    def replace(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+    def write_whole(self, path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
         """The file holds the old bytes or the new ones, never a mixture: after the death of this process, and
-        with ``durable`` after a power loss as well."""
+        with ``durable`` after a power loss as well. For small files, one writer for each ``path`` at a time.
+
+        It gets the permissions ``mode``, whatever the umask. OSError: ``path`` is as it was, or (when only the
+        flush of its directory failed) holds the new bytes; the temporary name is gone.
+        """
         partial = path.with_name(path.name + ".new")
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = self._open_new(partial, mode)
         try:
-            self.pwrite(fd, data, 0)
-            if durable:
-                self.sync(fd)
-        finally:
-            os.close(fd)
-        os.rename(partial, path)
+            try:
+                self.pwrite(fd, data, 0)
+                if durable:
+                    self.sync(fd)
+            finally:
+                os.close(fd)
+            os.rename(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
         if durable:
             self.sync_directory(path.parent)
+
+    def _open_new(self, path: Path, mode: int) -> int:
+        """A file that did not exist. What is there under its name a killed process left, or somebody who hopes
+        that it is written through: it goes."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        fd = os.open(path, flags, mode)
+        try:
+            os.fchmod(fd, mode)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
 
 def _after(views: Sequence[memoryview], done: int) -> list[memoryview]:

@@ -113,7 +113,7 @@ def read_header(store: Path) -> Header | None:
 
 def write_header(store: Path, header: Header, files: Files, *, durable: bool = True) -> None:
     """Rename the header in; not ``durable``: killed processes leave the old or the new one, a power loss none."""
-    files.replace(store / HEADER_NAME, encode_header(header), durable=durable)
+    files.write_whole(store / HEADER_NAME, encode_header(header), durable=durable)
 
 
 def flush_header(store: Path, files: Files) -> None:

@@ -83,7 +83,7 @@ def write_seal(store: Store, image_mtime_ns: int) -> None:
     lines += [f"number {counter.name.lower()} {store.control[counter]}" for counter in _COUNTERS]
     lines.append(f"number {_MTIME} {image_mtime_ns}")
     text = "\n".join(lines) + "\n"
-    files.replace(cut.path / SEAL_NAME, f"{text}checksum {checksum(text.encode()):016x}\n".encode())
+    files.write_whole(cut.path / SEAL_NAME, f"{text}checksum {checksum(text.encode()):016x}\n".encode())
 
 
 def map_files(store: Store) -> dict[str, MappedFile]:
@@ -107,7 +107,7 @@ def seal_free(cut: Cut, files: Files) -> None:
     A block wrongly taken for free reads as zeros, so the map counts only while it is what was noted.
     """
     files.sync(cut.free.file.fd)
-    files.replace(cut.path / FREE_SEAL_NAME, digest_of(cut.free.file).encode())
+    files.write_whole(cut.path / FREE_SEAL_NAME, digest_of(cut.free.file).encode())
 
 
 def free_is_noted(cut: Cut) -> bool:

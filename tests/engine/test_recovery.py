@@ -186,7 +186,7 @@ def test_a_store_that_cannot_be_made_leaves_nothing(make_rig: MakeRig, monkeypat
     def refuse(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(rig.files), "replace", refuse)
+    monkeypatch.setattr(type(rig.files), "write_whole", refuse)
     with pytest.raises(OSError, match="No space"):
         rig.open()
     assert not rig.store_path.exists()
@@ -219,11 +219,11 @@ def test_a_cut_that_the_disk_refuses_leaves_the_old_one(
 
     def refuse_once(files: QuickFiles, path: Path, data: bytes, *, durable: bool = True) -> None:
         monkeypatch.undo()
-        files.replace(path, data, durable=False)
+        files.write_whole(path, data, durable=False)
         raise OSError(5, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output"):  # noqa: PT012
-        monkeypatch.setattr(QuickFiles, "replace", refuse_once)
+        monkeypatch.setattr(QuickFiles, "write_whole", refuse_once)
         rig.make_cut()
     rig.write(10 * 4096, NEW[: 4 * 4096])
     assert rig.snapshot() == OLD
