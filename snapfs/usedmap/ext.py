@@ -5,7 +5,8 @@ Trusted only when all of this holds:
    frozen for this very cut, "mounted"), and every feature is known;
 2. every checksum that the filesystem has is right: superblock, group descriptors, bitmaps;
 3. all fixed metadata lie inside the filesystem, no two groups share a bitmap, and
-   each group has exactly as many free clusters as its descriptor says.
+   each group has exactly as many free clusters as its descriptor says;
+4. without checksums of the bitmaps: every block that a file claims is in use by them (see `ext_claims`).
 
 A bitmap that was never written (BLOCK_UNINIT) stands for "nothing but fixed metadata used". Fixed metadata of all
 groups are marked in any case: where the bitmaps are right that changes nothing.
@@ -17,46 +18,30 @@ from __future__ import annotations
 import numpy as np
 from bitarray import bitarray
 from bitarray.util import ones
-from numpy.typing import NDArray
 
 from snapfs.usedmap import ext_layout as layout
-from snapfs.usedmap.checksums import crc16_of_rows, crc32c_raw
+from snapfs.usedmap.checksums import crc32c_raw
+from snapfs.usedmap.ext_claims import check_claims
 from snapfs.usedmap.ext_geometry import Geometry, read_geometry
+from snapfs.usedmap.ext_groups import Groups, read_groups, runs_of
 from snapfs.usedmap.result import FreeMap, MapError
 from snapfs.usedmap.source import Source
 
 # Bitmaps that cannot be read in place (groups smaller than a bitmap block) go through a buffer of this size.
 _BUFFER_BYTES = 4 << 20
 
-Numbers = NDArray[np.int64]
-
-
-class _Groups:
-    """The descriptors of all groups as columns."""
-
-    def __init__(self, geometry: Geometry, table: bytes) -> None:
-        rows = np.frombuffer(table, layout.descriptor_dtype(geometry.desc_size), geometry.group_count)
-        self.bytes = np.frombuffer(table, np.uint8, geometry.group_count * geometry.desc_size)
-        self.bytes = self.bytes.reshape(geometry.group_count, geometry.desc_size)
-        self.block_bitmap = _joined(rows, "block_bitmap", 32)
-        self.inode_bitmap = _joined(rows, "inode_bitmap", 32)
-        self.inode_table = _joined(rows, "inode_table", 32)
-        self.free = _joined(rows, "free", 16)
-        self.bitmap_checksum = _joined(rows, "bitmap_checksum", 16)
-        self.checksum = rows["checksum"].astype(np.int64)
-        has_uninit = geometry.has_gdt_csum or geometry.has_metadata_csum
-        self.is_uninit = (rows["flags"] & layout.FLAG_BLOCK_UNINIT != 0) & has_uninit
-
 
 def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     """The free clusters (blocks, without bigalloc); `MapError` when they cannot be trusted."""
     geometry = read_geometry(source)
     _check_clean(geometry, frozen_by_us)
-    groups = _read_groups(source, geometry)
+    groups = read_groups(source, geometry)
     used = _read_bitmaps(source, geometry, groups)
     _check_bitmap_checksums(geometry, groups, used)
     _mark_fixed_metadata(geometry, groups, used)
     _check_free_counts(geometry, groups, used)
+    if not geometry.has_metadata_csum:
+        check_claims(source, geometry, groups, used)
     del used[geometry.cluster_count :]
     used.invert()
     start = geometry.first_data_block * geometry.block_bytes
@@ -75,59 +60,12 @@ def _check_clean(geometry: Geometry, frozen_by_us: bool) -> None:
         raise MapError("is not marked clean: it is mounted, or was not unmounted")
 
 
-def _read_groups(source: Source, geometry: Geometry) -> _Groups:
-    block_bytes = geometry.block_bytes
-    places = geometry.gdt_block_places()
-    if max(places) >= geometry.blocks_count:
-        raise MapError("has group descriptors beyond its end")
-    table = bytearray(len(places) * block_bytes)
-    with memoryview(table) as view:
-        for first, last in _runs(np.array(places, np.int64)):
-            source.readinto(places[first] * block_bytes, view[first * block_bytes : (last + 1) * block_bytes])
-    groups = _Groups(geometry, bytes(table))
-    _check_descriptor_checksums(geometry, groups)
-    _check_places(geometry, groups)
-    return groups
-
-
-def _check_descriptor_checksums(geometry: Geometry, groups: _Groups) -> None:
-    at = layout.DESCRIPTOR_CHECKSUM_OFFSET
-    if geometry.has_metadata_csum:
-        zeroed = groups.bytes.copy()
-        zeroed[:, at : at + 2] = 0
-        numbers = np.arange(geometry.group_count, dtype="<u4").view(np.uint8).reshape(-1, 4)
-        rows = np.concatenate((numbers, zeroed), axis=1)
-        actual = np.array([crc32c_raw(geometry.seed, row.tobytes()) & 0xFFFF for row in rows])
-    elif geometry.has_gdt_csum:
-        numbers = np.arange(geometry.group_count, dtype="<u4").view(np.uint8).reshape(-1, 4)
-        uuid = np.broadcast_to(np.frombuffer(geometry.uuid, np.uint8), (geometry.group_count, 16))
-        parts = (uuid, numbers, groups.bytes[:, :at], groups.bytes[:, at + 2 :])
-        actual = crc16_of_rows(np.concatenate(parts, axis=1))
-    else:
-        return
-    wrong = np.flatnonzero(actual != groups.checksum)
-    if len(wrong):
-        raise MapError(f"has a wrong checksum in the descriptor of group {wrong[0]}")
-
-
-def _check_places(geometry: Geometry, groups: _Groups) -> None:
-    for places, count in (
-        (groups.block_bitmap, 1),
-        (groups.inode_bitmap, 1),
-        (groups.inode_table, geometry.inode_table_blocks),
-    ):
-        if places.min() <= geometry.first_data_block or places.max() + count > geometry.blocks_count:
-            raise MapError("has metadata of a group outside itself")
-    if len(np.unique(groups.block_bitmap)) != geometry.group_count:
-        raise MapError("has two groups with one bitmap")
-
-
-def _read_bitmaps(source: Source, geometry: Geometry, groups: _Groups) -> bitarray:
+def _read_bitmaps(source: Source, geometry: Geometry, groups: Groups) -> bitarray:
     """All bitmaps one after the other; those of groups that were never written read zero."""
     group_bytes = geometry.clusters_per_group // 8
     used = ones(geometry.group_count * geometry.clusters_per_group, "little")
     with memoryview(used) as view:
-        for first, last in _runs(groups.block_bitmap):
+        for first, last in runs_of(groups.block_bitmap):
             offset = int(groups.block_bitmap[first]) * geometry.block_bytes
             target = view[first * group_bytes : (last + 1) * group_bytes]
             if group_bytes == geometry.block_bytes:
@@ -151,7 +89,7 @@ def _read_short_bitmaps(source: Source, offset: int, geometry: Geometry, target:
         target[first * group_bytes : (first + count) * group_bytes] = short.tobytes()
 
 
-def _check_bitmap_checksums(geometry: Geometry, groups: _Groups, used: bitarray) -> None:
+def _check_bitmap_checksums(geometry: Geometry, groups: Groups, used: bitarray) -> None:
     if not geometry.has_metadata_csum:
         return
     group_bytes = geometry.clusters_per_group // 8
@@ -164,7 +102,7 @@ def _check_bitmap_checksums(geometry: Geometry, groups: _Groups, used: bitarray)
                 raise MapError(f"has a wrong checksum in the bitmap of group {group}")
 
 
-def _mark_fixed_metadata(geometry: Geometry, groups: _Groups, used: bitarray) -> None:
+def _mark_fixed_metadata(geometry: Geometry, groups: Groups, used: bitarray) -> None:
     ranges = geometry.super_and_gdt_ranges()
     ranges += [(block, 1) for block in groups.block_bitmap.tolist()]
     ranges += [(block, 1) for block in groups.inode_bitmap.tolist()]
@@ -178,25 +116,9 @@ def _mark_fixed_metadata(geometry: Geometry, groups: _Groups, used: bitarray) ->
         used[(block - base) // per_cluster : -(-(block + count - base) // per_cluster)] = 1
 
 
-def _check_free_counts(geometry: Geometry, groups: _Groups, used: bitarray) -> None:
+def _check_free_counts(geometry: Geometry, groups: Groups, used: bitarray) -> None:
     per_group = geometry.clusters_per_group
     for group, expected in enumerate(groups.free.tolist()):
         start = group * per_group
         if used.count(0, start, min(start + per_group, geometry.cluster_count)) != expected:
             raise MapError(f"has a number of free blocks in group {group} that its bitmap contradicts")
-
-
-def _joined(rows: NDArray[np.void], name: str, low_bits: int) -> Numbers:
-    """A number kept in a low half and, in large descriptors, a high half."""
-    low = rows[f"{name}_lo"].astype(np.int64)
-    high = f"{name}_hi"
-    if high not in (rows.dtype.names or ()):
-        return low
-    return low | (rows[high].astype(np.int64) << low_bits)
-
-
-def _runs(places: Numbers) -> list[tuple[int, int]]:
-    """First and last index of each run of consecutive places."""
-    breaks = np.flatnonzero(np.diff(places) != 1)
-    firsts = [0, *(breaks + 1).tolist()]
-    return list(zip(firsts, [*breaks.tolist(), len(places) - 1], strict=True))

@@ -29,12 +29,15 @@ class Geometry:
     first_data_block: int
     blocks_per_group: int
     clusters_per_group: int
+    inodes_per_group: int
+    inode_bytes: int
     inode_table_blocks: int
     group_count: int
     desc_size: int
     reserved_gdt_blocks: int
     first_meta_bg: int
     mmp_block: int
+    creator_os: int
     state: int
     compat: int
     incompat: int
@@ -58,6 +61,11 @@ class Geometry:
     @property
     def has_meta_bg(self) -> bool:
         return bool(self.incompat & layout.INCOMPAT_META_BG)
+
+    @property
+    def has_uninit_groups(self) -> bool:
+        """Whether descriptors may say that bitmaps and inode tables of their group were never written."""
+        return self.has_gdt_csum or self.has_metadata_csum
 
     @property
     def cluster_count(self) -> int:
@@ -202,12 +210,15 @@ def _build(fields: dict[str, int], raw: bytes) -> Geometry:
         first_data_block=fields["first_data_block"],
         blocks_per_group=fields["blocks_per_group"],
         clusters_per_group=_clusters_per_group(fields),
+        inodes_per_group=fields["inodes_per_group"],
+        inode_bytes=_inode_bytes(fields),
         inode_table_blocks=-(-fields["inodes_per_group"] * _inode_bytes(fields) // block_bytes),
         group_count=-(-(blocks_count - fields["first_data_block"]) // fields["blocks_per_group"]),
         desc_size=_desc_size(fields),
         reserved_gdt_blocks=fields["reserved_gdt_blocks"],
         first_meta_bg=fields["first_meta_bg"],
         mmp_block=fields["mmp_block"],
+        creator_os=fields["creator_os"],
         state=fields["state"],
         compat=fields["compat"],
         incompat=fields["incompat"],

@@ -88,6 +88,8 @@ LOG_CYCLE_SIZE_BYTES = 32768  # payload whose cycle words one header sector hold
 LOG_MAX_BUFFER_BYTES = 262144
 LOG_MAX_BUFFERS = 8
 
+LOG_NO_BLOCK = 0xFFFFFFFF  # as the record before this one: it is the first
+
 # transaction id, length, client, flags
 LOG_OPERATION = struct.Struct(">IIBB2x")
 LOG_CLIENT_TRANSACTION = 0x69

@@ -11,6 +11,10 @@ How the head is found: each 512-byte block of the log starts with the number of 
 that stood there are kept in the record header). Blocks before the head have the present cycle, those after it the
 one before (0 in a new log), so a binary search finds the head. Then the blocks around it, as many as can have been
 in flight at once, must follow that rule without a hole: a hole is a write that was cut short.
+
+A log that a tool has formatted anew (`xfs_repair -L`, `xfs_copy`, `xfs_mdrestore`, `xfs_admin -U`) has a hole that no
+driver makes: an unmount record of a later cycle at its beginning, zeros up to where its filling begins, then blocks
+of the cycle before. The driver goes on at block 0, so nothing was logged as long as that record stands there.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ class _Record:
     cycle: int
     tail_block: int
     tail_cycle: int
+    previous_block: int
     operations: int
     header_blocks: int
     payload: bytes
@@ -70,12 +75,29 @@ class _Log:
             raise MapError("has a log without room for a record")
 
     def check_clean(self) -> None:
+        if self._was_formatted_anew():
+            return
         head = self._find_head()
         self._check_window(head)
         last = self._last_record(head)
         if _is_unmount(last):
             return
         self._check_superblock_only(last, head)
+
+    def _was_formatted_anew(self) -> bool:
+        """Whether all is as a tool left it that formatted the log of a filesystem which had been in use."""
+        if self._cycle(0) < 2 or self._cycle(self._blocks - 1) != self._cycle(0) - 1:
+            return False
+        if self._first_words(0, 1)[0] != layout.LOG_HEADER_MAGIC:
+            return False
+        record = self._read_record(0)
+        if record.previous_block != layout.LOG_NO_BLOCK or record.has_checksum or not _is_unmount(record):
+            return False
+        span = min(_WINDOW_BLOCKS, self._blocks) - record.blocks
+        content = self._read(record.blocks, span)
+        filling = (len(content) - len(content.lstrip(b"\0"))) // _SECTOR_BYTES
+        cycles = self._cycles(record.blocks + filling, span - filling)
+        return filling > 0 and len(cycles) > 0 and bool((cycles == record.cycle - 1).all())
 
     def _find_head(self) -> int:
         """The block that the log goes on at (0 when the last write ended at the end of the log)."""
@@ -141,7 +163,7 @@ class _Log:
         if block >= self._blocks:
             raise _DirtyError("it points outside itself")
         header = self._read(block, 1)
-        magic, cycle, version, length, lsn, tail, _, operations = layout.LOG_HEADER.unpack_from(header)
+        magic, cycle, version, length, lsn, tail, previous, operations = layout.LOG_HEADER.unpack_from(header)
         if magic != layout.LOG_HEADER_MAGIC or version != layout.LOG_VERSION_2:
             raise _DirtyError("a record has no header")
         if lsn != cycle << 32 | block:
@@ -161,7 +183,9 @@ class _Log:
         has_checksum = _check_record_checksum(headers, payload)
         restored = _with_saved_words(headers, payload)
         tail_cycle, tail_block = tail >> 32, tail & 0xFFFFFFFF
-        return _Record(block, cycle, tail_block, tail_cycle, operations, header_blocks, restored, has_checksum)
+        return _Record(
+            block, cycle, tail_block, tail_cycle, previous, operations, header_blocks, restored, has_checksum
+        )
 
     def _cycle(self, block: int) -> int:
         return int(self._cycles(block, 1)[0])

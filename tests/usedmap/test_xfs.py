@@ -237,6 +237,40 @@ def log_facts(path: Path) -> tuple[int, int, int, int]:
     return log_start, block_log, ag_blocks, int(head[1])
 
 
+FORMATTERS = {
+    "xfs_repair -L": "xfs_repair -L {image}",
+    "xfs_admin -U": "xfs_admin -U generate {image}",
+    "xfs_copy": "truncate -s 0 {copy}; xfs_copy {image} {copy}; mv {copy} {image}",
+    "xfs_mdrestore": "xfs_metadump -o {image} {copy}.md; xfs_mdrestore {copy}.md {copy}; mv {copy} {image}",
+}
+
+
+@pytest.mark.parametrize("tool", FORMATTERS)
+def test_a_log_formatted_anew_is_clean(tool: str, image: Path, tmp_path: Path) -> None:
+    with mounted(image, tmp_path / "mnt") as directory:
+        fill(directory)
+    run("sh", "-ec", FORMATTERS[tool].format(image=image, copy=tmp_path / "copy"))
+    assert "<CLEAN>" in run("xfs_logprint", "-t", image)
+    free_map = read_map(xfs.read_free_map, image)
+    assert free_map.free == free_by_xfs_db(image, free_map)
+
+
+def test_after_its_log_was_formatted_anew_it_is_followed(image: Path, tmp_path: Path) -> None:
+    with mounted(image, tmp_path / "mnt") as directory:
+        fill(directory)
+    run("xfs_repair", "-L", image)
+    with mounted(image, tmp_path / "mnt") as directory:
+        scatter(directory, 100, 9000)
+        expected = digests(directory)
+        with frozen(directory):
+            copy = copy_image(image, tmp_path / "copy")
+        (directory / "after").write_bytes(bytes(100_000))
+        os.sync()
+        dirty = copy_image(image, tmp_path / "dirty")
+    check_poisoned("xfs", copy, tmp_path, read_map(xfs.read_free_map, copy), expected, recovers=True)
+    assert "needs log recovery" in only_region_reason(dirty)
+
+
 @pytest.mark.parametrize("state", ["unmounted", "frozen"])
 def test_damage_never_frees_a_used_block(state: str, image: Path, tmp_path: Path) -> None:
     with mounted(image, tmp_path / "mnt") as directory:
