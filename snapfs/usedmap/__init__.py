@@ -2,7 +2,7 @@
 
     scan            the whole image: table, partitions, filesystems -> ImageMap
       probe         what is it? (libblkid)
-      partitions    MBR, GPT
+      partitions    MBR, GPT; partition_traces: a table where a filesystem seems to be
       readers       kind of filesystem -> reader
         ext xfs btrfs ntfs fat exfat swap     each: read_free_map(source, frozen_by_us=...) -> FreeMap or MapError
       fold          free units of a filesystem -> free blocks of the image

@@ -6,13 +6,16 @@ Rules
 2. A partition that overlaps another, or reaches beyond the image, is listed with a `reason`
    and never looked into.
 3. A GPT counts only behind a protective MBR, as it does for Linux. Where a hybrid MBR describes a stretch
-   differently than the GPT does, the stretch is not trusted.
-4. The chain of an extended partition has at most `_MAX_LOGICAL` links, each further on than the last.
+   differently than the GPT does, the stretch is not trusted. A GPT that is left beside a plain MBR, or the other way
+   about, is stale or is not: the same rule holds.
+4. A partition whose type says that it is a piece of something else carries that as `piece_of`.
+5. The chain of an extended partition has at most `_MAX_LOGICAL` links, each further on than the last.
 """
 
 from __future__ import annotations
 
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -30,7 +33,11 @@ _MAX_ENTRY_BYTES = 4096
 
 @dataclass
 class Partition:
-    """`offset` and `length` in bytes of the image; a `reason` says why it must not be looked into."""
+    """`offset` and `length` in bytes of the image; a `reason` says why it must not be looked into.
+
+    `piece_of` is what its type says that it is a part of ("a member of an MD array"): then no filesystem in it
+    is a plain one.
+    """
 
     number: int
     offset: int
@@ -38,6 +45,7 @@ class Partition:
     name: str = ""
     uuid: str = ""
     reason: str = ""
+    piece_of: str = ""
 
     @property
     def end(self) -> int:
@@ -78,7 +86,7 @@ def read_mbr(source: Source, sector_bytes: int) -> PartitionTable:
             raise MapError("has a protective entry but no readable GPT")
         if entry.first_sector == 0:
             raise MapError("has a partition that starts on the table itself")
-        partition = Partition(number, entry.first_sector * sector_bytes, entry.sectors * sector_bytes)
+        partition = _mbr_partition(number, entry, 0, sector_bytes)
         (extended if entry.kind in layout.MBR_TYPES_EXTENDED else partitions).append(partition)
     if len(extended) > 1:
         raise MapError("has more than one extended partition")
@@ -90,6 +98,7 @@ def read_mbr(source: Source, sector_bytes: int) -> PartitionTable:
     _distrust_overlaps(outer)
     for container in extended:
         _distrust_contents(container, partitions)
+    _distrust_differences(partitions, _stale_gpt_partitions(source), "a GPT that is there too")
     _distrust_beyond_end(partitions, source.size_bytes)
     return PartitionTable("dos", sector_bytes, sorted(partitions, key=lambda one: one.offset))
 
@@ -97,9 +106,7 @@ def read_mbr(source: Source, sector_bytes: int) -> PartitionTable:
 def read_gpt(source: Source, sector_bytes: int) -> PartitionTable:
     """The partitions of a GPT; the copy at the end is used when the first is damaged."""
     hybrid = _hybrid_partitions(source, sector_bytes)
-    last_sector = source.size_bytes // sector_bytes - 1
-    first = _read_copy(source, sector_bytes, layout.GPT_HEADER_SECTOR)
-    second = _read_copy(source, sector_bytes, first.other_sector if first else last_sector)
+    first, second = _read_copies(source, sector_bytes)
     if first and second and first.entries != second.entries:
         raise MapError("has two valid copies that differ")
     copy = first or second
@@ -107,7 +114,7 @@ def read_gpt(source: Source, sector_bytes: int) -> PartitionTable:
         raise MapError("is damaged in both copies")
     partitions = _gpt_partitions(copy, sector_bytes)
     _distrust_overlaps(partitions)
-    _distrust_hybrid(partitions, hybrid)
+    _distrust_differences(partitions, hybrid, "the hybrid boot record")
     _distrust_beyond_end(partitions, source.size_bytes)
     return PartitionTable("gpt", sector_bytes, sorted(partitions, key=lambda one: one.offset))
 
@@ -145,10 +152,9 @@ def _follow_chain(source: Source, container: Partition, sector_bytes: int) -> li
         if len(data) > 1 or len(links) > 1:
             raise MapError(f"has more than one partition or link in the record at {record_offset}")
         for one in data:
-            start = record_offset + one.first_sector * sector_bytes
             number = layout.FIRST_LOGICAL_NUMBER + len(logical)
-            partition = Partition(number, start, one.sectors * sector_bytes)
-            if start <= record_offset or partition.end > container.end:
+            partition = _mbr_partition(number, one, record_offset, sector_bytes)
+            if partition.offset <= record_offset or partition.end > container.end:
                 raise MapError("has a logical partition outside the extended one")
             logical.append(partition)
         if not links:
@@ -160,6 +166,11 @@ def _follow_chain(source: Source, container: Partition, sector_bytes: int) -> li
     raise MapError(f"has more than {_MAX_LOGICAL} links")
 
 
+def _mbr_partition(number: int, entry: _MbrEntry, base_offset: int, sector_bytes: int) -> Partition:
+    offset, length = base_offset + entry.first_sector * sector_bytes, entry.sectors * sector_bytes
+    return Partition(number, offset, length, piece_of=layout.MBR_PIECE_TYPES.get(entry.kind, ""))
+
+
 def _is_link(entry: _MbrEntry) -> bool:
     return entry.kind in layout.MBR_TYPES_EXTENDED
 
@@ -169,10 +180,26 @@ def _hybrid_partitions(source: Source, sector_bytes: int) -> list[Partition]:
     if all(one.kind != layout.MBR_TYPE_PROTECTIVE for one in entries):
         raise MapError("is not announced by a protective boot record")
     return [
-        Partition(number, one.first_sector * sector_bytes, one.sectors * sector_bytes)
+        _mbr_partition(number, one, 0, sector_bytes)
         for number, one in enumerate(entries, 1)
         if one.kind not in (layout.MBR_TYPE_EMPTY, layout.MBR_TYPE_PROTECTIVE)
     ]
+
+
+def _stale_gpt_partitions(source: Source) -> list[Partition]:
+    """What a GPT describes that no protective entry announces; nothing if it makes no sense either."""
+    found: list[Partition] = []
+    for sector_bytes in layout.SECTOR_SIZES_BYTES:
+        for copy in _read_copies(source, sector_bytes):
+            with suppress(MapError):
+                found += _gpt_partitions(copy, sector_bytes) if copy else []
+    return found
+
+
+def _read_copies(source: Source, sector_bytes: int) -> tuple[_GptCopy | None, _GptCopy | None]:
+    last_sector = source.size_bytes // sector_bytes - 1
+    first = _read_copy(source, sector_bytes, layout.GPT_HEADER_SECTOR)
+    return first, _read_copy(source, sector_bytes, first.other_sector if first else last_sector)
 
 
 def _read_copy(source: Source, sector_bytes: int, header_sector: int) -> _GptCopy | None:
@@ -227,7 +254,9 @@ def _gpt_partitions(copy: _GptCopy, sector_bytes: int) -> list[Partition]:
             raise MapError(f"has entry {index + 1} outside its usable sectors")
         text = name.decode("utf-16-le", "replace").split("\0", 1)[0]
         length = (last - first + 1) * sector_bytes
-        partitions.append(Partition(index + 1, first * sector_bytes, length, text, str(UUID(bytes_le=guid))))
+        partition = Partition(index + 1, first * sector_bytes, length, text, str(UUID(bytes_le=guid)))
+        partition.piece_of = layout.GPT_PIECE_TYPES.get(str(UUID(bytes_le=kind)), "")
+        partitions.append(partition)
     return partitions
 
 
@@ -247,12 +276,14 @@ def _distrust_contents(container: Partition, partitions: list[Partition]) -> Non
             partition.reason = partition.reason or container.reason
 
 
-def _distrust_hybrid(partitions: list[Partition], hybrid: list[Partition]) -> None:
+def _distrust_differences(partitions: list[Partition], others: list[Partition], whose: str) -> None:
+    """Distrust what the partitions of another table overlap; where both agree on the place, either type counts."""
     for partition in partitions:
-        for other in hybrid:
-            same = (partition.offset, partition.length) == (other.offset, other.length)
-            if not same and partition.offset < other.end and other.offset < partition.end:
-                partition.reason = partition.reason or "the hybrid boot record describes its place differently"
+        for other in others:
+            if (partition.offset, partition.length) == (other.offset, other.length):
+                partition.piece_of = partition.piece_of or other.piece_of
+            elif partition.offset < other.end and other.offset < partition.end:
+                partition.reason = partition.reason or f"{whose} describes its place differently"
 
 
 def _distrust_beyond_end(partitions: list[Partition], size_bytes: int) -> None:

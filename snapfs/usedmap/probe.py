@@ -3,7 +3,8 @@
 Source: util-linux libblkid, the low-level probing API. It knows the signatures of all common filesystems,
 containers (LVM, LUKS, MD) and partition tables, checks superblock checksums, and says *ambivalent* when more
 than one signature fits. An ambivalent stretch has no trustworthy map: whichever filesystem is stale, its free
-blocks may be the other one's files.
+blocks may be the other one's files. libblkid itself tolerates a FAT (among others) beside another filesystem, and
+on floppies everything; we do not.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ _FOUND, _NOTHING, _AMBIVALENT = 0, 1, -2
 
 @dataclass(frozen=True)
 class Signature:
-    """blkid's TYPE (empty: nothing known), label, uuid, and the type of the partition table (empty: none)."""
+    """blkid's TYPE (empty: nothing known), label and uuid; `others` are the kinds whose signatures fit as well."""
 
     kind: str = ""
     label: str = ""
     uuid: str = ""
-    table_kind: str = ""
+    others: frozenset[str] = frozenset()
 
 
 def probe_filesystem(fd: int, offset: int, length: int) -> Signature:
@@ -39,7 +40,17 @@ def probe_filesystem(fd: int, offset: int, length: int) -> Signature:
         library.blkid_probe_set_superblocks_flags(probe, _SUPERBLOCK_LABEL | _SUPERBLOCK_UUID | _SUPERBLOCK_TYPE)
         if not _found(library.blkid_do_safeprobe(probe)):
             return Signature()
-        return Signature(_value(probe, b"TYPE"), _value(probe, b"LABEL"), _value(probe, b"UUID"))
+        kind, label, uuid = (_value(probe, name) for name in (b"TYPE", b"LABEL", b"UUID"))
+        return Signature(kind, label, uuid, frozenset(_all_kinds(probe) - {kind}))
+
+
+def _all_kinds(probe: c_void_p) -> set[str]:
+    """Every kind whose signature fits, one after the other."""
+    library, kinds = _library(), set[str]()
+    library.blkid_reset_probe(probe)
+    while _found(library.blkid_do_probe(probe)):
+        kinds.add(_value(probe, b"TYPE"))
+    return kinds
 
 
 def probe_table(fd: int, offset: int, length: int, sector_bytes: int) -> str:
@@ -98,5 +109,8 @@ def _library() -> ctypes.CDLL:
     library.blkid_probe_set_superblocks_flags.argtypes = [c_void_p, c_int]
     library.blkid_probe_enable_partitions.argtypes = [c_void_p, c_int]
     library.blkid_do_safeprobe.argtypes = [c_void_p]
+    library.blkid_do_probe.argtypes = [c_void_p]
+    library.blkid_reset_probe.argtypes = [c_void_p]
+    library.blkid_reset_probe.restype = None
     library.blkid_probe_lookup_value.argtypes = [c_void_p, c_char_p, POINTER(c_char_p), POINTER(c_size_t)]
     return library

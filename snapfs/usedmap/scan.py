@@ -5,9 +5,11 @@ Rules
    inside the region of that filesystem. **A used block taken for free is data loss**; the reverse costs space.
 2. Partition tables, boot areas, gaps, backup headers, whatever follows a filesystem in its partition: used.
 3. Whatever goes wrong in a parser makes its region wholly used, with the reason. Nothing else is affected.
-4. An image that looks like a filesystem and like a partitioned disk at once is wholly used: one of the two is
-   stale, and nobody can say which.
-5. The image must not change during the scan: scan a snapshot view, or an image that nobody writes to.
+4. An image, or a partition, that looks like a filesystem and like a partitioned disk at once is wholly used: one of
+   the two is stale, and nobody can say which. So is one with two filesystems.
+5. A partition whose type says that it is a piece of something else is wholly used, whatever its first blocks look
+   like: those of a mirror look like a plain filesystem, and what was there before may have left its own.
+6. The image must not change during the scan: scan a snapshot view, or an image that nobody writes to.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from collections.abc import Collection
 from bitarray.util import ones
 
 from snapfs.usedmap import fold, partitions, probe
+from snapfs.usedmap.partition_traces import traces_of_table
+from snapfs.usedmap.partitions_layout import SECTOR_SIZES_BYTES
 from snapfs.usedmap.readers import READERS, SWAP_KIND, WHOLLY_USED_KINDS
 from snapfs.usedmap.result import ImageMap, MapError, Region
 from snapfs.usedmap.source import Source
 
 _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 512, 1 << 20
-_SECTOR_SIZES_BYTES = (512, 4096)
 
 # True: every filesystem of the image was frozen by us for this cut; else the offsets of those that were.
 FrozenByUs = bool | Collection[int]
@@ -56,7 +59,7 @@ class _Scan:
         self._fd = fd
         self._map = image_map
         self._source = Source(fd, image_map.size_bytes)
-        self._sector_sizes = _SECTOR_SIZES_BYTES if sector_bytes is None else (sector_bytes,)
+        self._sector_sizes = SECTOR_SIZES_BYTES if sector_bytes is None else (sector_bytes,)
         self._skip_swap = skip_swap
         self._frozen_by_us = frozen_by_us
 
@@ -64,20 +67,17 @@ class _Scan:
         whole = Region("unknown", 0, self._map.size_bytes)
         try:
             signature = probe.probe_filesystem(self._fd, 0, self._map.size_bytes)
-            table = self._read_table()
+            table = None if signature.kind else self._read_table()
         except MapError as error:
             whole.reason = f"the image {error}"
             self._map.regions.append(whole)
             return self._map
-        if table is not None and signature.kind and (table.partitions or table.kind != "dos"):
-            whole.reason = f"the image looks like {signature.kind} and like a partitioned disk at once"
-            self._map.regions.append(whole)
-        elif table is not None and not signature.kind:
+        if table is not None:
             self._scan_table(table)
         else:
-            self._identify(whole, signature)
-            self._clear_free(whole)
             self._map.regions.append(whole)
+            self._identify(whole, signature, "the image")
+            self._clear_free(whole)
         return self._map
 
     def _read_table(self) -> partitions.PartitionTable | None:
@@ -144,10 +144,12 @@ class _Scan:
         except MapError as error:
             region.reason = f"the partition {error}"
             return
-        self._identify(region, signature)
+        self._identify(region, signature, "the partition")
+        if partition.piece_of and region.kind not in WHOLLY_USED_KINDS:
+            region.reason = f"its type says that it is {partition.piece_of}"
         self._clear_free(region)
 
-    def _identify(self, region: Region, signature: probe.Signature) -> None:
+    def _identify(self, region: Region, signature: probe.Signature, what: str) -> None:
         region.kind = signature.kind or "unknown"
         region.label, region.uuid = signature.label, signature.uuid
         if not signature.kind:
@@ -156,6 +158,22 @@ class _Scan:
             region.reason = "swap space counts as used unless it is to be skipped"
         elif signature.kind not in READERS:
             region.reason = WHOLLY_USED_KINDS.get(signature.kind, f"no map is read from {signature.kind}")
+        elif signature.others:
+            also = " and ".join(sorted(signature.others))
+            region.reason = f"{what} carries the signatures of more than one filesystem, {also} too"
+        elif self._is_partitioned(region):
+            region.reason = f"{what} looks like {signature.kind} and like a partitioned disk at once"
+
+    def _is_partitioned(self, region: Region) -> bool:
+        """Whether something in a region that carries a filesystem's signature speaks for a table of partitions."""
+        if traces_of_table(self._source.window(region.offset, region.length)):
+            return True
+        # An MBR, which that has looked at, is also seen in every boot record without partitions.
+        try:
+            kinds = {probe.probe_table(self._fd, region.offset, region.length, size) for size in self._sector_sizes}
+        except MapError:
+            return True
+        return bool(kinds - {"", "dos"})
 
     def _clear_free(self, region: Region) -> None:
         """Read the map of the filesystem in `region` and clear what it proves free."""
