@@ -185,7 +185,7 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
     replaced = replace_unusable(path, header, files)
     store = open_parts(path, header, files, writable=True, lock_fd=lock_fd)
     try:
-        notes = repair(store, end, seal, replaced)
+        notes = [*repair(store, end, seal, replaced), *_not_followed(header, request)]
         store.header = replace(header, boot_id=request.boot_id, durability=request.durability)
         write_header(path, store.header, files)
         store.control[Counter.IMAGE_MTIME_NS] = image.identity().mtime_ns
@@ -196,6 +196,17 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
         store.close()
         raise
     return Opened(store, Outcome.CARRIED_ON, notes)
+
+
+def _not_followed(header: Header, request: Request) -> list[str]:
+    """What was asked for and cannot be of a snapshot that was begun otherwise."""
+    notes = []
+    if request.protect is not header.protect:
+        which = {Protect.ALL: "every block", Protect.USED: "used blocks only"}[header.protect]
+        notes.append(f"this snapshot protects {which}, as it was begun, and so do new cuts in its store")
+    if request.durability < header.durability:
+        notes.append("this snapshot no longer survives a power loss, as it goes on with durability 'process'")
+    return notes
 
 
 def _check_image(path: Path, header: Header, image: Image, request: Request) -> None:

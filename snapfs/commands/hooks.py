@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import select
 import signal
 import stat
 import subprocess
@@ -39,6 +40,13 @@ def _runs(path: Path) -> bool:
     except OSError:
         # A dangling link, or a file that was removed meanwhile: nothing that could be called.
         return False
+
+
+def _is_heard(fd: int) -> bool:
+    """False when it is closed, or a pipe without a reader: a hook that said something would die of it."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return not poll.poll(0)
 
 
 class Hooks:
@@ -69,13 +77,15 @@ class Hooks:
     def _failure(self, hook: Path, action: str) -> str | None:
         """What went wrong, to follow the hook's name; None when nothing did."""
         environment: Mapping[str, str] = {**os.environ, **self.facts, "SNAPFS_ACTION": action}
+        words_fd = 2 if _is_heard(2) else subprocess.DEVNULL
         try:
             process = subprocess.Popen(
                 [hook, action],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 # Results go to stdout, and what a hook says is none.
-                stdout=2,
+                stdout=words_fd,
+                stderr=words_fd,
                 start_new_session=True,
             )
         except OSError as error:

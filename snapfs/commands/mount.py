@@ -99,6 +99,8 @@ def _opened(options: MountOptions, store_path: Path) -> Iterator[tuple[Instance,
     except BaseException:
         os.close(image_fd)
         raise
+    if options.skip_swap and opened.outcome is Outcome.CARRIED_ON:
+        notes.append("Swap space counts as it did when this snapshot was taken; --skip-swap is for new cuts.")
     opened.store.control[Counter.LIMIT_BYTES] = options.buffer_limit_bytes or 0
     try:
         yield Instance(options, options.image, options.live, options.snap, opened.store, image), opened, notes

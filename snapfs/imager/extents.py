@@ -13,9 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from bitarray import bitarray
 from bitarray.util import intervals, zeros
+
+from cow.geometry import MAX_IMAGE_BYTES
 
 CELL_BYTES = 64 << 10
 EXTENT_BYTES = 16 << 20
@@ -37,6 +40,22 @@ class Extent:
         """(offset, length) of the extent in requests of at most `piece_bytes`."""
         for offset in range(self.offset, self.end, piece_bytes):
             yield offset, min(piece_bytes, self.end - offset)
+
+
+def read_size(value: Any) -> int:
+    """A size or an offset as a file of somebody else has it; ValueError when no image can have it."""
+    if type(value) is not int or not 0 <= value <= MAX_IMAGE_BYTES:
+        raise ValueError(f"{value!r:.40} is no size or offset in an image")
+    return value
+
+
+def read_extent(offset: Any, length: Any, *, is_zeros: bool) -> Extent:
+    """The same for an extent, which is never empty."""
+    extent = Extent(read_size(offset), read_size(length), is_zeros)
+    if not extent.length:
+        raise ValueError(f"the extent at {offset} is empty")
+    read_size(extent.end)
+    return extent
 
 
 def plan(used: bitarray, block_bytes: int, size_bytes: int, hole_cells: bitarray | None = None) -> list[Extent]:

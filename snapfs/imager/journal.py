@@ -14,12 +14,13 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from snapfs.errors import BusyError, SnapfsError
-from snapfs.imager.extents import Extent
+from snapfs.imager.extents import Extent, read_extent
 
 
 def journal_path(partial: Path) -> Path:
@@ -67,8 +68,7 @@ class Journal:
         except BaseException:
             os.close(fd)
             raise
-        extents = [Extent(offset, length, is_zeros) for offset, length, is_zeros in plan]
-        return cls(fd, path, extents, done)
+        return cls(fd, path, plan, done)
 
     def add(self, finished: Mapping[int, bytes]) -> None:
         """Note extents whose data are durable."""
@@ -98,20 +98,23 @@ def _lock(fd: int, path: Path) -> None:
         ) from error
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], list[list[Any]], dict[int, bytes], int]:
+def _parse(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, bytes], int]:
     """Facts, plan, what is done, and how many bytes of the file make sense."""
-    done: dict[int, bytes] = {}
     try:
         lines = path.read_bytes().splitlines(keepends=True)
-        facts, plan = json.loads(lines[0]), json.loads(lines[1])
-    except (OSError, ValueError, IndexError) as error:
+        facts = dict(json.loads(lines[0]))
+        plan = [read_extent(offset, length, is_zeros=bool(zeros)) for offset, length, zeros in json.loads(lines[1])]
+        noted = list(takewhile(lambda line: line.endswith(b"\n"), lines[2:]))
+        done = {index: digest for line in noted for index, digest in _finished(line, len(plan))}
+    except (OSError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise SnapfsError(
             f"{path} is unreadable, so nothing can be resumed; leave out --resume.", path=path
         ) from error
-    length = len(lines[0]) + len(lines[1])
-    for line in lines[2:]:
-        if not line.endswith(b"\n"):
-            break
-        done.update({int(index): bytes.fromhex(digest) for index, digest in json.loads(line)})
-        length += len(line)
-    return facts, plan, done, length
+    return facts, plan, done, sum(map(len, lines[: 2 + len(noted)]))
+
+
+def _finished(line: bytes, extent_count: int) -> Iterator[tuple[int, bytes]]:
+    for index, digest in json.loads(line):
+        if type(index) is not int or not 0 <= index < extent_count:
+            raise ValueError(f"there is no extent {index!r:.40}")
+        yield index, bytes.fromhex(digest)

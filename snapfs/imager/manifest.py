@@ -29,7 +29,7 @@ from typing import Any
 from blake3 import blake3
 
 from snapfs.errors import SnapfsError
-from snapfs.imager.extents import Extent
+from snapfs.imager.extents import Extent, read_extent, read_size
 
 VERSION = 1
 _ZEROS_DIGEST = bytes(32)
@@ -110,7 +110,7 @@ def read_manifest(path: Path) -> Manifest:
         ) from error
     except OSError as error:
         raise SnapfsError(f"{path} cannot be read: {error.strerror}.", path=path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SnapfsError(f"{path} is no manifest of snapfs, not even JSON; take another.", path=path) from error
     try:
         return _parsed(data)
@@ -122,7 +122,7 @@ def _parsed(data: dict[str, Any]) -> Manifest:
     if data["version"] != VERSION:
         raise ValueError(f"its version is {data['version']}, this snapfs knows {VERSION}")
     extents = tuple(map(_hashed, data["extents"]))
-    image_bytes = int(data["image_bytes"])
+    image_bytes = read_size(data["image_bytes"])
     end = 0
     for hashed in extents:
         if hashed.extent.offset < end or hashed.extent.length <= 0:
@@ -145,4 +145,4 @@ def _hashed(item: dict[str, Any]) -> Hashed:
     digest = None if item["blake3"] is None else bytes.fromhex(item["blake3"])
     if digest is not None and len(digest) != len(_ZEROS_DIGEST):
         raise ValueError("a hash has the wrong length")
-    return Hashed(Extent(int(item["offset"]), int(item["length"]), is_zeros=digest is None), digest)
+    return Hashed(read_extent(item["offset"], item["length"], is_zeros=digest is None), digest)

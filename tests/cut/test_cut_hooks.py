@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -142,3 +144,20 @@ def test_a_directory_that_is_none_is_a_wrong_command_line(instance: Mounted) -> 
     done = snapfs("snapshot", instance.live, "--hooks", "/nonexistent")
     assert done.returncode == 2
     assert done.stderr.startswith("snapfs: The hooks in /nonexistent cannot be found")
+
+
+def test_a_dangling_link_is_no_hook(instance: Mounted, hooks: HookDirectory) -> None:
+    (hooks.path / "a").symlink_to(hooks.path / "nothing")
+    hooks.add("b")
+    cut(instance.live, "--hooks", hooks.path)
+    assert hooks.calls == ["b freeze", "b thaw"]
+
+
+def test_one_that_speaks_to_nobody_fails_nothing(instance: Mounted, hooks: HookDirectory) -> None:
+    hooks.add("a", "echo something >&2 || exit 1\n")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([SNAPFS, "snapshot", instance.live, "--hooks", hooks.path], stderr=writer, timeout=60)
+    os.close(writer)
+    assert done.returncode == 0
+    assert hooks.calls == ["a freeze", "a thaw"]

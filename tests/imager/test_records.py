@@ -46,6 +46,42 @@ def test_a_manifest_with_another_value_is_refused(manifest_file: Path, key: str,
         read_manifest(manifest_file)
 
 
+NOT_SIZES = [-1, 0.5, 1e400, float("nan"), True, None, "12", [], {}, 2**63, 2**64, 10**300]
+
+
+@pytest.mark.parametrize("value", NOT_SIZES, ids=lambda value: f"{value!r:.8}")
+@pytest.mark.parametrize("key", ["image_bytes", "offset", "length"])
+def test_a_manifest_with_an_impossible_number_is_refused(manifest_file: Path, key: str, value: Any) -> None:
+    data = json.loads(manifest_file.read_text())
+    (data if key == "image_bytes" else data["extents"][1])[key] = value
+    manifest_file.write_text(json.dumps(data))
+    with pytest.raises(SnapfsError, match="no whole manifest"):
+        read_manifest(manifest_file)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "1", "null", '"x"', "{", ""])
+def test_what_is_no_manifest_is_refused(manifest_file: Path, text: str) -> None:
+    manifest_file.write_text(text)
+    with pytest.raises(SnapfsError, match="manifest of snapfs"):
+        read_manifest(manifest_file)
+
+
+@pytest.mark.parametrize("line", [0, 1, 2])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "1", "[1, 2]", "[[1]]", "[[-1, 4096, false]]", '[[99, "00"]]', "[[1e400, 1, 1]]"]
+)
+def test_a_journal_that_says_the_impossible_is_not_resumed(tmp_path: Path, line: int, text: str) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.create(path, FACTS, EXTENTS)
+    journal.add({0: bytes(32)})
+    journal.close()
+    lines = path.read_text().splitlines()
+    lines[line] = text
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(SnapfsError):
+        Journal.resume(path, FACTS)
+
+
 @pytest.mark.parametrize("key", ["version", "image_bytes", "extents", "blake3", "format"])
 def test_a_manifest_without_a_key_is_refused(manifest_file: Path, key: str) -> None:
     data = json.loads(manifest_file.read_text())
