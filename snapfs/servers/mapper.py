@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from snapfs.system.mounts import open_beside
@@ -80,7 +79,7 @@ def write_map(image_map: ImageMap, directory: Path) -> None:
                 os.pwrite(file.fileno(), piece.translate(_INVERTED), offset)
         file.truncate(len(used))
     partial = directory / (REGIONS_NAME + ".new")
-    partial.write_text(json.dumps([asdict(region) for region in image_map.regions]))
+    partial.write_text(json.dumps([region.facts() for region in image_map.regions]))
     partial.rename(directory / REGIONS_NAME)
 
 
