@@ -74,7 +74,6 @@ _FRESH_COUNTERS = (
     Counter.OVERFLOW_ERRNO,
     Counter.DAMAGED_READS,
     Counter.UNREADABLE,
-    Counter.LOST_BLOCKS,
 )
 
 

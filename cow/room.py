@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from cow.errors import BufferFull, EngineClosed
 from cow.layout import KEPT_STATES, Counter, State
@@ -32,7 +33,7 @@ class Room:
         self._changed, self._gate = changed, gate
         self._discard, self._wake_compactor, self._on_event = discard, wake_compactor, on_event
         self._warned_percent = 0
-        self._told_waiting = self._compactor_is_gone = False
+        self._told_waiting = self._compactor_is_gone = self._compactor_is_missing = False
         # The threads whose writes wait for room.
         self.pressing: set[int] = set()
 
@@ -61,9 +62,11 @@ class Room:
             self._compactor_is_gone |= compactor_is_gone
             self._changed.notify_all()
 
-    def may_lose(self) -> bool:
-        """Whether an old block that the image cannot give is lost; else the write that wants to replace it fails."""
-        return self._policy is not OverflowPolicy.BREAK_WRITE
+    def note_compactor(self, *, is_missing: bool) -> None:
+        """While it is missing nobody makes room: a full ring is a full side buffer, and the policy decides."""
+        with self._changed:
+            self._compactor_is_missing = is_missing
+            self._changed.notify_all()
 
     def staged_bytes(self) -> int:
         """Raw bytes in the ring that are not in a segment yet."""
@@ -90,10 +93,12 @@ class Room:
             self._warned_percent = reached
             self._on_event(Event(EventKind.BUFFER_FILLING, reached))
 
-    def tell_lost(self, code: int, lost: Sequence[tuple[int, int]]) -> None:
-        """Blocks were lost, because the image could not give them (``code``)."""
-        for first, end in lost:
-            self._on_event(Event(EventKind.LOST, code, *self._store.geometry.extent(first, end)))
+    def await_compactor(self) -> None:
+        """There is no room until the compactor has made some."""
+        if self._compactor_is_missing and not self._compactor_is_gone:
+            self.give_way(errno.ENOSPC)
+        else:
+            self.press()
 
     def press(self) -> None:
         """This thread waits for room; the compactor hurries and tells of each slot until nobody does.

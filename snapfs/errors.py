@@ -57,6 +57,12 @@ class BackupDamagedError(SnapfsError):
     exit_code: ClassVar[ExitCode] = ExitCode.LOST
 
 
+class DoneWithProblem(SnapfsError):
+    """What was asked for was done, but something about it that `sentence` names is not as it should be."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.PROBLEM
+
+
 class BusyError(SnapfsError):
     """Somebody else uses `path`; `holders` says who, one description each. Try again when they are gone."""
 

@@ -2,12 +2,14 @@
 
     starting   both views answer -> running; a server fails -> everything is undone, the reason reported
     running    a view is unmounted by whomever -> the other one is unmounted too; while it is busy it goes on
-               alone. SIGTERM, SIGINT: both are unmounted, busy or not, after what the kernel holds is written
+               alone. SIGTERM, SIGINT: both are unmounted, busy or not, after what was written to the live view,
+               or to filesystems mounted from it, is in the image
     ending     the live server ends what is under way; then compactor, snapshot server, live server go, in this
                order, so that nothing waits for one that is gone; then the store is removed, unless the
                user named it or a server died: then the next mount carries its snapshot on
 
-A compactor that dies is started again; any other death ends the instance.
+A compactor or a snapshot server that dies is started again, if need be after a while (see ``restarts``); meanwhile
+the live view goes on without it, and status says so. Only the death of the live server ends the instance.
 """
 
 from __future__ import annotations
@@ -18,28 +20,33 @@ import os
 import selectors
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from cow.store import remove_store
 from snapfs.control import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.servers.compactor import run_compactor
-from snapfs.servers.instance import Instance
+from snapfs.servers.instance import COMPACTOR, LIVE, SNAPSHOT, Instance
 from snapfs.servers.live import run_live_server
+from snapfs.servers.restarts import Restarts
 from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL
 from snapfs.servers.snapshot import run_snapshot_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
-from snapfs.system.mounts import find_mount, flush_filesystem, is_mount_point, unmount
 from snapfs.system.processes import readable
+from snapfs.system.view_mounts import Number, mounts_of, unmount_all
 
 _LOG = logging.getLogger(__name__)
-LIVE, SNAPSHOT, COMPACTOR = "live", "snapshot", "compactor"
-_MAX_RESTARTS = 5
-_FLUSH_TIMEOUT_S = 60.0
+# The live server has a limit of its own for writing out, which is a little less.
+_FLUSH_TIMEOUT_S = 65.0
 _SERVER_TIMEOUT_S = 30.0
+_TELL_TIMEOUT_S = 2.0
+_MISSING = {
+    SNAPSHOT: "the snapshot server died: the snapshot cannot be read until it is started again",
+    COMPACTOR: "the compactor died: the side buffer is full sooner until it is started again",
+}
 
 
 @dataclass(slots=True)
@@ -59,7 +66,9 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._ready: set[str] = set()
         self._gone: set[str] = set()
-        self._restarts = 0
+        self._restarts = {name: Restarts() for name in (SNAPSHOT, COMPACTOR)}
+        # When to start the servers that are missing.
+        self._due_s: dict[str, float] = {}
         self._ending = self._crashed = self._reported = False
 
     def run(self) -> int:
@@ -86,6 +95,8 @@ class Supervisor:
         os.close(write_fd)
         server = _Server(name, pid, os.pidfd_open(pid), read_fd)
         self._servers[name] = server
+        if name == LIVE:
+            self._instance.live_pidfd = server.pidfd
         self._selector.register(server.pipe_fd, selectors.EVENT_READ, lambda: self._hear(server))
         self._selector.register(server.pidfd, selectors.EVENT_READ, lambda: self._bury(server))
 
@@ -118,13 +129,18 @@ class Supervisor:
             return
         for line in data.splitlines(keepends=True):
             if line == READY:
-                self._ready.add(server.name)
-                if self._ready >= {LIVE, SNAPSHOT} and not self._reported:
-                    self._tell("")
+                self._on_ready(server.name)
             elif line == GONE:
                 self._on_gone(server.name)
             else:
                 self._tell(line.decode(errors="replace").removeprefix("failed ").strip())
+
+    def _on_ready(self, name: str) -> None:
+        self._ready.add(name)
+        if self._reported:
+            self._note_server(name, None)
+        elif self._ready >= {LIVE, SNAPSHOT}:
+            self._tell("")
 
     def _bury(self, server: _Server) -> None:
         """A server's process ended without having been told to."""
@@ -134,14 +150,51 @@ class Supervisor:
         self._forget(server)
         status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])
         how = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
-        if server.name == COMPACTOR and self._restarts < _MAX_RESTARTS:
-            self._restarts += 1
-            _LOG.error("the compactor %s; it is started again", how)
-            self._start(COMPACTOR)
+        if server.name in self._restarts and (self._reported or server.name == COMPACTOR):
+            self._replace(server.name, how)
             return
         _LOG.error("the %s server %s; the views end, the store is kept", server.name, how)
         self._tell(f"The {server.name} server {how}; its log says more.")
         self._crashed = self._ending = True
+
+    # --- servers that died -----------------------------------------------------------------------------------
+
+    def _replace(self, name: str, how: str) -> None:
+        """Start the server again, now or when it is due; nothing else waits for it."""
+        if name == SNAPSHOT and not self._clear_view():
+            return
+        wait_s = self._restarts[name].take(time.monotonic())
+        self._due_s[name] = time.monotonic() + wait_s
+        title = "the compactor" if name == COMPACTOR else f"the {name} server"
+        when = f"in {wait_s:.0f} s, for it died often" if wait_s else "again"
+        _LOG.error("%s %s; it is started %s", title, how, when)
+        self._note_server(name, _MISSING[name])
+
+    def _clear_view(self) -> bool:
+        """Unmount what the dead snapshot server left; False when there is nothing to be shown again."""
+        number = self._instance.places.number(SNAPSHOT)
+        if SNAPSHOT in self._gone:
+            return False
+        if not mounts_of(number):
+            self._on_gone(SNAPSHOT)
+            return False
+        self._instance.snap = self._instance.point(SNAPSHOT)
+        for error in unmount_all(number, lazy=True):
+            _LOG.error("the view of the snapshot server that died cannot be unmounted: %s", error.sentence)
+        self._instance.places.note(SNAPSHOT, None)
+        return True
+
+    def _start_due(self) -> None:
+        for name, due_s in list(self._due_s.items()):
+            if due_s <= time.monotonic():
+                del self._due_s[name]
+                self._start(name)
+                if name == COMPACTOR:
+                    self._note_server(name, None)
+
+    def _note_server(self, name: str, trouble: str | None) -> None:
+        with contextlib.suppress(SnapfsError):
+            request(self._instance.store_path, "server", _TELL_TIMEOUT_S, name=name, trouble=trouble)
 
     def _forget(self, server: _Server) -> None:
         for fd in (server.pipe_fd, server.pidfd):
@@ -170,47 +223,40 @@ class Supervisor:
                     signal.signal(number, handler)
 
     def _turn(self) -> None:
-        for key, _ in self._selector.select():
+        timeout_s = max(0.0, min(self._due_s.values()) - time.monotonic()) if self._due_s else None
+        for key, _ in self._selector.select(timeout_s):
             # An earlier one of them may have closed it, and opened another under its number.
             if self._selector.get_map().get(key.fd) is key:
                 key.data()
+        if not self._ending:
+            self._start_due()
 
     def _on_signal(self, receive: socket.socket) -> None:
         _LOG.info("ending on signal %d", receive.recv(64)[-1])
+        store = self._instance.store_path
         with contextlib.suppress(SnapfsError):
-            request(self._instance.store.path, "ending")
-        self._flush_live()
+            request(store, "ending")
+        try:
+            # Before the views are unmounted: then nobody who still writes is cut off half-way.
+            request(store, "write-out", _FLUSH_TIMEOUT_S)
+        except SnapfsError as error:
+            _LOG.error("what was written to the live view may not be in the image: %s", error.sentence)
         self._ending = True
-
-    def _flush_live(self) -> None:
-        """Have the kernel write what it holds for the live view: in a child, for it may take for ever."""
-        if not is_mount_point(self._instance.live):
-            return
-        pid = os.fork()
-        if not pid:
-            with contextlib.suppress(OSError):
-                flush_filesystem(self._instance.live)
-            os._exit(0)
-        pidfd = os.pidfd_open(pid)
-        if not readable([pidfd], _FLUSH_TIMEOUT_S):
-            _LOG.error("%s could not be flushed in %d s", self._instance.live, _FLUSH_TIMEOUT_S)
-            os.kill(pid, signal.SIGKILL)
-        os.close(pidfd)
-        os.waitpid(pid, 0)
 
     def _on_gone(self, name: str) -> None:
         """A view was unmounted: the other follows, unless somebody uses it."""
         self._gone.add(name)
-        other, point = (SNAPSHOT, self._instance.snap) if name == LIVE else (LIVE, self._instance.live)
-        if other in self._gone:
+        other = SNAPSHOT if name == LIVE else LIVE
+        if other in self._gone or other not in self._servers:
             self._ending = True
             return
         with contextlib.suppress(SnapfsError):
-            request(self._instance.store.path, "stop-map")
+            request(self._instance.store_path, "stop-map")
         try:
-            unmount_unused(point)
+            unmount_unused(self._instance.places.number(other))
         except BusyError as error:
             holders = ", ".join(error.holders) or "nobody knows by whom"
+            point = self._instance.point(other)
             _LOG.warning("%s is in use (%s) and goes on alone until it is unmounted", point, holders)
         except NotMountedError:
             self._gone.add(other)
@@ -226,8 +272,8 @@ class Supervisor:
     # --- the end ---------------------------------------------------------------------------------------------
 
     def _stop_servers(self) -> None:
-        for point in (self._instance.snap, self._instance.live):
-            _unmount_anyway(point)
+        for view in (SNAPSHOT, LIVE):
+            _unmount_anyway(self._instance.places.number(view))
         if live := self._servers.get(LIVE):
             self._end_serving(live)
         for name in (COMPACTOR, SNAPSHOT, LIVE):
@@ -239,7 +285,7 @@ class Supervisor:
         """Have the live server end what is under way, which may need the room that the compactor makes."""
         if COMPACTOR not in self._servers:
             with contextlib.suppress(SnapfsError):
-                request(self._instance.store.path, "ending", compactor_is_gone=True)
+                request(self._instance.store_path, "ending", compactor_is_gone=True)
         with contextlib.suppress(ProcessLookupError):
             os.kill(live.pid, STOP_SIGNAL)
         said = b""
@@ -267,21 +313,19 @@ class Supervisor:
     def _end(self) -> int:
         instance = self._instance
         if not instance.keeps_store and not self._crashed:
-            remove_store(instance.store.path)
+            remove_store(instance.store_path)
         return 1 if self._crashed else 0
 
 
-def _unmount_anyway(point: Path) -> None:
-    """Unmount a view; when it is busy, at least let nobody new in."""
-    with contextlib.suppress(SnapfsError):
-        if not is_mount_point(point):
-            return
-        try:
-            unmount(point)
-        except BusyError:
-            mount = find_mount(point)
-            _LOG.warning("%s is still in use: %s", point, describe(holders_of_mount(mount)) if mount else "")
-            unmount(point, lazy=True)
+def _unmount_anyway(number: Number | None) -> None:
+    """Unmount a view wherever it is; when it is busy, at least let nobody new in."""
+    for error in unmount_all(number):
+        if isinstance(error, BusyError):
+            holders = [holder for mount in mounts_of(number)[:1] for holder in holders_of_mount(mount)]
+            _LOG.warning("%s is still in use: %s", error.path, describe(holders))
+        else:
+            _LOG.warning("%s", error.sentence)
+    unmount_all(number, lazy=True)
 
 
 def _reason(error: BaseException) -> str:

@@ -28,7 +28,8 @@ from snapfs.control import request
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.system.discovery import find_store
 from snapfs.system.guest_agent import connect_agent
-from snapfs.system.mounts import SNAPFS_TYPE, canonical_path, find_mount
+from snapfs.system.mounts import canonical_path
+from snapfs.system.view_mounts import device_number, is_mounted
 
 _PREPARE_TIMEOUT_S = 60.0
 
@@ -67,7 +68,8 @@ def snapshot(path: Path, options: SnapshotOptions) -> Taken:
 class _Cutting:
     def __init__(self, store: Path, status: dict[str, Any], options: SnapshotOptions, signals: Signals) -> None:
         self._store, self._options, self._signals = store, options, signals
-        self._live = Path(status["live"])
+        self._snap = Path(status["snap"])
+        self._live, self._number = Path(status["live"]), device_number(status["live_device"])
         self._live_file = self._live / Path(status["image"]).name
         found = [] if options.hooks is None else find_hooks(canonical_path(options.hooks))
         facts = {f"SNAPFS_{name.upper()}": str(status[name]) for name in ("image", "live", "snap", "store")}
@@ -104,8 +106,7 @@ class _Cutting:
         )
 
     def _check_live(self) -> None:
-        mount = find_mount(self._live)
-        if mount is None or mount.fstype != SNAPFS_TYPE or mount.mount_point != self._live:
+        if not is_mounted(self._number):
             raise NotMountedError(
                 f"The live view {self._live} is not mounted any more; mount the image again for a new snapshot.",
                 path=self._live,
@@ -157,11 +158,18 @@ class _Cutting:
             if not one.is_nested
         ]
         with self._signals.deferred():
-            request(
+            answer = request(
                 self._store,
                 "cut-facts",
                 freeze_ms=frozen.freeze_ms,
                 frozen=frozen.frozen,
                 frozen_offsets=frozen.frozen_offsets,
                 not_frozen=not_frozen,
+            )
+        if not answer["shown"]:
+            raise SnapfsError(
+                f"A new cut was taken ({frozen.answer['taken_at']}) and the snapshot before it has ended, but "
+                f"{self._snap} does not show it, because its server does not answer; look into "
+                f"{self._store / 'log'} and at snapfs status.",
+                path=self._snap,
             )

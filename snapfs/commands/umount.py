@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -12,11 +13,12 @@ from pathlib import Path
 from cow.store import LOCK_NAME
 from snapfs.commands.status import read_status
 from snapfs.control import request
-from snapfs.errors import BusyError, NotMountedError, SnapfsError
+from snapfs.errors import BusyError, DoneWithProblem, NotMountedError, SnapfsError
 from snapfs.system.discovery import find_store
 from snapfs.system.holders import check_unused, unmount_unused
-from snapfs.system.mounts import SNAPFS_TYPE, find_mount, flush_filesystem, is_mount_point, is_stale, unmount
+from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, is_stale, unmount
 from snapfs.system.processes import readable
+from snapfs.system.view_mounts import Number, device_number, mounts_of
 
 _END_S = 600.0
 _PATIENCE_S = 3.0
@@ -24,28 +26,37 @@ _LOOK_S = 0.02
 
 
 def umount(path: Path) -> None:
-    """Unmount the instance behind ``path`` and wait until it has ended. BusyError: nothing was changed."""
+    """Unmount the instance behind ``path`` and wait until it has ended. BusyError: nothing was changed.
+
+    DoneWithProblem: it has ended, but not all that was written to the live view is in the image.
+    """
     if _clear_if_stale(path):
         return
     store = find_store(path)
     status = read_status(store)
-    points = [Path(status["snap"]), Path(status["live"])]
+    live, snap = (device_number(status[key]) for key in ("live_device", "snap_device"))
     request(store, "stop-map")
     try:
-        for point in points:
-            check_unused(point)
+        for number in (snap, live):
+            check_unused(number)
     except BusyError:
         request(store, "begin-map")
         raise
-    _write_out(store, Path(status["live"]))
+    lost = _write_out(store, live)
     lock_fd = os.open(store / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        for point in points:
+        for number in (snap, live):
             with contextlib.suppress(NotMountedError):
-                unmount_unused(point)
+                unmount_unused(number)
         _await_end(lock_fd, store, status["pid"])
     finally:
         os.close(lock_fd)
+    if lost:
+        raise DoneWithProblem(
+            f"{status['image']} is unmounted, but something that was written to the live view is not in it ({lost}); "
+            "compare it with a backup, or write it again.",
+            path=status["image"],
+        )
 
 
 def _clear_if_stale(path: Path) -> bool:
@@ -56,24 +67,47 @@ def _clear_if_stale(path: Path) -> bool:
     return True
 
 
-def _write_out(store: Path, live: Path) -> None:
-    """Have the kernel write what it holds for the live view: in a child, for it may take for ever."""
-    if not is_mount_point(live):
-        return
+def _write_out(store: Path, live: Number | None) -> str:
+    """Have the kernel write what it holds for the live view; why it could not, "" when it could."""
+    mounts = mounts_of(live)
+    if not mounts:
+        return ""
+    # In a child, for it may take for ever.
     pid = os.fork()
     if not pid:
-        with contextlib.suppress(OSError):
-            flush_filesystem(live)
-        os._exit(0)
+        os._exit(_sync_error(mounts[0]))
     pidfd = os.pidfd_open(pid)
-    if not readable([pidfd], _PATIENCE_S):
-        # Writes may be waiting for room that never comes; now the snapshot gives way.
-        with contextlib.suppress(SnapfsError):
-            request(store, "ending")
-        if not readable([pidfd], _END_S):
-            os.kill(pid, signal.SIGKILL)
-    os.close(pidfd)
-    os.waitpid(pid, 0)
+    try:
+        if not readable([pidfd], _PATIENCE_S):
+            # Writes may be waiting for room that never comes; now the snapshot gives way.
+            with contextlib.suppress(SnapfsError):
+                request(store, "ending")
+            if not readable([pidfd], _END_S):
+                os.kill(pid, signal.SIGKILL)
+                return "it could not be written in time"
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        os.close(pidfd)
+    return os.strerror(code) if code else ""
+
+
+def _sync_error(mount: Mount) -> int:
+    """The errno of what nobody has been told yet, 0 when all is written."""
+    user, group = mount.option("user_id"), mount.option("group_id")
+    try:
+        if os.geteuid() == 0 and mount.option("allow_other") is None and user and group:
+            # FUSE answers nobody else, not even root.
+            os.setgroups([])
+            os.setresgid(*[int(group)] * 3)
+            os.setresuid(*[int(user)] * 3)
+        (name,) = os.listdir(mount.mount_point)
+        fd = os.open(mount.mount_point / name, os.O_RDONLY | os.O_CLOEXEC)
+        os.fsync(fd)
+    except OSError as error:
+        return error.errno or errno.EIO
+    except ValueError:
+        return errno.EIO
+    return 0
 
 
 def _await_end(lock_fd: int, store: Path, supervisor_pid: int) -> None:

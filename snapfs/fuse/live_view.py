@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -43,7 +44,9 @@ class _Attributes:
 class LiveView(View):
     """FUSE operations over a LiveEngine."""
 
-    def __init__(self, engine: LiveEngine, image: Image, name: bytes, store: bytes, *, writeback: bool) -> None:
+    def __init__(
+        self, engine: LiveEngine, image: Image, name: bytes, store: Callable[[], bytes], *, writeback: bool
+    ) -> None:
         super().__init__(name, store, engine.geometry.image_bytes, engine.geometry.block_bytes)
         self.enable_writeback_cache = writeback
         self._engine, self._image = engine, image

@@ -57,7 +57,12 @@ class SnapshotView(View):
     refusal = errno.EROFS
 
     def __init__(
-        self, store: Store, image: Image, name: bytes, store_name: bytes, on_damage: Callable[[str], None]
+        self,
+        store: Store,
+        image: Image,
+        name: bytes,
+        store_name: Callable[[], bytes],
+        on_damage: Callable[[str], None],
     ) -> None:
         super().__init__(name, store_name, store.header.image_bytes, store.header.block_bytes)
         self._image, self._on_damage = image, on_damage

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import pyfuse3
@@ -33,7 +33,8 @@ class View(pyfuse3.Operations):
     refusal = errno.EPERM
     image_inode = IMAGE_INODE
 
-    def __init__(self, name: bytes, store: bytes, image_bytes: int, block_bytes: int) -> None:
+    def __init__(self, name: bytes, store: Callable[[], bytes], image_bytes: int, block_bytes: int) -> None:
+        """``store`` says where the store is now: a directory above it may be renamed meanwhile."""
         super().__init__()
         self._name, self._store = name, store
         self._image_bytes, self._block_bytes = image_bytes, block_bytes
@@ -59,7 +60,8 @@ class View(pyfuse3.Operations):
         entry.st_ino = _LINK_INODE
         entry.st_mode = stat.S_IFLNK | 0o777
         entry.st_nlink = 1
-        entry.st_size = len(self._store)
+        entry.st_size = len(self._store())
+        entry.attr_timeout = 0
         return entry
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
@@ -94,7 +96,7 @@ class View(pyfuse3.Operations):
     async def readlink(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> bytes:
         if inode != _LINK_INODE:
             raise pyfuse3.FUSEError(errno.EINVAL)
-        return self._store
+        return self._store()
 
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
         return pyfuse3.FileHandleT(inode)

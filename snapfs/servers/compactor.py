@@ -15,7 +15,7 @@ from cow.layout import Counter
 from snapfs.servers.instance import Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import STOP_SIGNAL, become_server
-from snapfs.system.processes import detach_streams
+from snapfs.system.processes import detach_streams, readable
 
 _LOG = logging.getLogger(__name__)
 _HURRY_SHARE = 0.75
@@ -53,16 +53,24 @@ class _Loop:
 
     def run(self) -> None:
         self._compactor.warm()
-        while not self._stopped:
+        while not self._stopped or self._is_needed():
             if not self._compactor.backlog_slots:
                 self._compactor.tidy()
                 if self._paused() and not self._squeeze():
                     self._idle()
             elif self._control[Counter.PRESSED] or self._compactor.backlog_share >= _HURRY_SHARE or self._paused():
                 self._step()
-        if self._instance.keeps_store:
+        if self._instance.keeps_store and not self._is_orphan:
             self._drain()
         self._compactor.close()
+
+    @property
+    def _is_orphan(self) -> bool:
+        return os.getppid() != self._instance.supervisor_pid
+
+    def _is_needed(self) -> bool:
+        """Without a supervisor the live server still gets what the kernel holds, and needs room for it."""
+        return self._is_orphan and not readable([self._instance.live_pidfd], 0)
 
     def _idle(self) -> None:
         work, control = self._instance.work, self._control

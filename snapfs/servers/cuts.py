@@ -4,8 +4,8 @@ A cut is asked for in steps, so that the caller can freeze filesystems around th
 
     prepare-cut    makes the new cut's files, outside any freeze
     cut            the step itself; ``cancel-cut`` instead drops what was prepared
-    cut-facts      after the thaw: what was frozen. Returns when the snapshot view shows the new cut; then the
-                   map is computed behind the caller's back
+    cut-facts      after the thaw: what was frozen. Returns when the snapshot view shows the new cut, or why it
+                   does not; then the map is computed behind the caller's back
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from cow.layout import Counter, Protect
 from cow.store import Cut
 from snapfs.control import Message
 from snapfs.errors import SnapfsError
-from snapfs.servers.instance import Instance
+from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.mapper import FREE_NAME, REGIONS_NAME
 from snapfs.servers.report import utc_text
-from snapfs.system.mounts import is_mount_point
+from snapfs.system.view_mounts import is_mounted
 
 _LOG = logging.getLogger(__name__)
 FACTS_NAME = "facts.json"
-_SHOW_TIMEOUT_S = 10.0
+_SHOW_TIMEOUT_S = 5.0
 _LOOK_S = 0.002
 _PIECE_BYTES = 1 << 20
 
@@ -113,20 +113,25 @@ class Cuts:
     async def note_facts(self, message: Message) -> Message:
         async with self._steps:
             generation = self._instance.store.cut.generation
-            await self._until_shown(generation)
-            await self._drop_ended()
+            shown = await self._until_shown(generation)
+            if shown:
+                await self._drop_ended()
             self.facts = {key: message.get(key) for key in ("freeze_ms", "frozen", "not_frozen", "frozen_offsets")}
             store = self._instance.store
             # The cut itself had no time for it.
             await trio.to_thread.run_sync(flush_header, store.path, store.files)
             (self._path / FACTS_NAME).write_text(json.dumps(self.facts))
-            self.start_mapping()
-            return {}
+            if shown:
+                self.start_mapping()
+            return {"shown": shown}
 
-    async def _until_shown(self, generation: int) -> None:
+    async def _until_shown(self, generation: int) -> bool:
+        """Whether the snapshot view shows the cut in time. One whose server is dead shows it when that is back."""
         with trio.move_on_after(_SHOW_TIMEOUT_S):
             while self._instance.store.control[Counter.SHOWN_GENERATION] != generation:
                 await trio.sleep(_LOOK_S)
+            return True
+        return False
 
     async def _drop_prepared(self) -> None:
         if self._prepared is not None:
@@ -168,10 +173,14 @@ class Cuts:
             self._mapping = trio.CancelScope()
             self._nursery.start_soon(self._make_map, self._mapping)
 
-    async def stop_mapping(self) -> None:
-        """Return when no map is being computed; ``resume`` begins again."""
+    def cancel_mapping(self) -> None:
+        """Compute no map any more."""
         if self._mapping is not None:
             self._mapping.cancel()
+
+    async def stop_mapping(self) -> None:
+        """Return when no map is being computed; ``resume`` begins again."""
+        self.cancel_mapping()
         await self._map_done.wait()
 
     async def _make_map(self, scope: trio.CancelScope) -> None:
@@ -191,7 +200,7 @@ class Cuts:
             # A cut that ended meanwhile, or whose view went, has no map, and its mapper was right to fail.
             if cut is self._instance.store.cut:
                 self.map_state = "none" if scope.cancelled_caught else state
-                if what_failed and is_mount_point(self._instance.snap):
+                if what_failed and is_mounted(self._instance.places.number(SNAPSHOT)):
                     _LOG.warning("the map of used blocks failed, so every block is preserved: %s", what_failed)
             self._mapping = None
             self._map_done.set()
@@ -199,7 +208,11 @@ class Cuts:
     async def _run_mapper(self, path: Path) -> str:
         """Why it failed, "" when it did not."""
         instance = self._instance
-        command = [sys.executable, "-m", "snapfs.servers.mapper", str(instance.snap / instance.view_name), str(path)]
+        number = instance.places.number(SNAPSHOT)
+        if number is None:
+            return "the snapshot view is not mounted"
+        device = f"{number[0]}:{number[1]}"
+        command = [sys.executable, "-m", "snapfs.servers.mapper", device, instance.view_name, str(path)]
         command += ["--block-bytes", str(instance.store.header.block_bytes)]
         if instance.sector_bytes:
             command += ["--sector-bytes", str(instance.sector_bytes)]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import select
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from cow.image import Image
-from cow.store import Store
+from cow.store import LOCK_NAME, Store
 from snapfs.options import MountOptions
+from snapfs.system.view_mounts import Number, mounts_of
 
+LIVE, SNAPSHOT, COMPACTOR = "live", "snapshot", "compactor"
+_VIEWS: Final = (LIVE, SNAPSHOT)
 _BLKSSZGET = 0x1268
+_DELETED: Final = " (deleted)"
 
 
 class Bell:
@@ -42,6 +48,21 @@ class Bell:
             return
 
 
+class Places:
+    """The number of each view's filesystem, in memory that all processes of the instance share. The server of a
+    view notes it when it has mounted, and that there is none any more when the view was unmounted."""
+
+    def __init__(self) -> None:
+        self._numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
+
+    def note(self, view: str, number: Number | None) -> None:
+        self._numbers[_VIEWS.index(view)] = 0 if number is None else 1 << 63 | number[0] << 32 | number[1]
+
+    def number(self, view: str) -> Number | None:
+        value = self._numbers[_VIEWS.index(view)]
+        return (value >> 32 & 0x7FFFFFFF, value & 0xFFFFFFFF) if value else None
+
+
 @dataclass(slots=True)
 class Instance:
     """Inherited by every server: open files, mappings and bells are the same in all of them."""
@@ -53,10 +74,34 @@ class Instance:
     store: Store
     image: Image
     supervisor_pid: int = 0
+    live_pidfd: int = -1
     work: Bell = field(default_factory=Bell)
     room: Bell = field(default_factory=Bell)
     new_cut: Bell = field(default_factory=Bell)
     released: Bell = field(default_factory=Bell)
+    places: Places = field(default_factory=Places)
+
+    def point(self, view: str) -> Path:
+        """Where the view is mounted now, also when a directory above it was renamed; where it was to be mounted
+        when it is not."""
+        mounts = mounts_of(self.places.number(view)) if self.places.number(view) else []
+        if mounts:
+            return mounts[0].mount_point
+        return self.live if view == LIVE else self.snap
+
+    def view_file(self, view: str) -> Path:
+        """The file in the view, where it is now."""
+        return self.point(view) / self.view_name
+
+    @property
+    def store_path(self) -> Path:
+        """Where the store is now: a directory above it may have been renamed."""
+        return _present_path(self.store.lock_fd, self.store.path / LOCK_NAME).parent
+
+    @property
+    def present_image_path(self) -> Path:
+        """Where the image is now; where it was when it was deleted."""
+        return _present_path(self.image.fd, self.image_path)
 
     @property
     def view_name(self) -> str:
@@ -74,3 +119,12 @@ class Instance:
     def keeps_store(self) -> bool:
         """Whether the store outlives a clean end."""
         return self.options.store is not None
+
+
+def _present_path(fd: int, known: Path) -> Path:
+    """Where the file of an open descriptor is now; ``known`` when that cannot be told."""
+    try:
+        present = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return known
+    return known if present.endswith(_DELETED) or not present.startswith("/") else Path(present)

@@ -17,17 +17,19 @@ from snapfs.control import Message, listen, serve
 from snapfs.errors import SnapfsError
 from snapfs.fuse.live_view import LiveView
 from snapfs.servers.cuts import Cuts
-from snapfs.servers.instance import Instance
+from snapfs.servers.instance import COMPACTOR, LIVE, Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.report import status_of
 from snapfs.servers.session import SERVED, become_server, mount_view, serve_view, stop_signals, tell_supervisor
+from snapfs.servers.write_out import write_out
 
 _LOG = logging.getLogger(__name__)
 # Each look takes the event loop a tenth of a millisecond, which a sync would wait for.
 _QUIET_LOOK_S = 0.1
 # Longer than the pauses of a machine that works, shorter than the kernel takes to write the ring out for nothing.
 _REST_AFTER_S = 3.0
-_MAX_LOSSES_TOLD = 100
+# How long the end may be kept by what has to be written out; the first also by the supervisor's patience.
+_WRITE_OUT_S, _ORPHAN_S = 60.0, 10.0
 
 
 def run_live_server(instance: Instance, pipe_fd: int) -> int:
@@ -54,9 +56,9 @@ class LiveServer:
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._memory = MemoryWatch(self.engine.trim)
         self._last_error: str | None = None
-        self._losses_told = 0
         self._why_waiting: str | None = None
-        self._view_gone = False
+        # Other servers that are not running, with a sentence each.
+        self._missing: dict[str, str] = {}
         self._releasing = trio.Lock()
 
     async def run(self) -> int:
@@ -65,10 +67,10 @@ class LiveServer:
             self.engine,
             instance.image,
             os.fsencode(instance.view_name),
-            os.fsencode(instance.store.path),
+            lambda: os.fsencode(instance.store_path),
             writeback=options.cache == "writeback",
         )
-        mount_view(view, instance.live, instance.image_path, options.fuse_options)
+        mount_view(instance, LIVE, view, options.fuse_options)
         with stop_signals() as signals:
             try:
                 await self._serve(signals)
@@ -86,11 +88,15 @@ class LiveServer:
         async with trio.open_nursery() as ending:
             async with trio.open_nursery() as serving:
                 self._cuts = Cuts(instance, self.engine, serving)
-                serving.start_soon(serve, listen(instance.store.path), self._answer)
+                serving.start_soon(serve, listen(instance.store_path), self._answer)
                 serving.start_soon(self._watch_room)
                 serving.start_soon(self._watch_writing)
                 serving.start_soon(self._serve_view)
                 await anext(signals)
+                self._cuts.cancel_mapping()
+                self.engine.room.stop_waiting()
+                # Without a supervisor nobody has done it yet, and who mounts anew waits for us.
+                await write_out(instance, _ORPHAN_S if self._is_orphan else _WRITE_OUT_S)
                 self._stop_waiting()
                 ending.start_soon(self._watch_supervisor, signals)
                 serving.cancel_scope.cancel()
@@ -102,7 +108,7 @@ class LiveServer:
             self._stop_waiting()
 
     def _stop_waiting(self) -> None:
-        # Without a supervisor the compactor has got the same signal, and makes no room any more.
+        # Without a supervisor the compactor stays as long as we do, but nobody starts it again.
         self.engine.room.stop_waiting(compactor_is_gone=self._is_orphan)
 
     async def _until_compacted(self, signals: AsyncIterator[int]) -> None:
@@ -115,12 +121,12 @@ class LiveServer:
         return os.getppid() != self._instance.supervisor_pid
 
     async def _serve_view(self) -> None:
-        await serve_view(self._instance.live, self._pipe_fd, foreground=self._instance.options.foreground)
-        self._view_gone = True
+        await serve_view(self._instance, LIVE, self._pipe_fd)
 
     def _close(self) -> None:
         self.engine.close()
-        if self._instance.keeps_store and not self.engine.seal():
+        # An orphan's compactor still works on the store: it is left as after a kill.
+        if self._instance.keeps_store and not self._is_orphan and not self.engine.seal():
             _LOG.warning("the side buffer could not be written out; the snapshot lasts until the machine restarts")
 
     # --- tasks -----------------------------------------------------------------------------------------------
@@ -163,22 +169,9 @@ class LiveServer:
         elif event.kind is EventKind.WAITING:
             self._why_waiting = f"the side buffer is full ({os.strerror(event.value)}): live writes wait"
             _LOG.warning("%s", self._why_waiting)
-        elif event.kind is EventKind.LOST:
-            self._note_lost(event)
         else:
             self._last_error = f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost"
             _LOG.error("%s; the live view goes on", self._last_error)
-
-    def _note_lost(self, event: Event) -> None:
-        """The log has every place, up to a bound; a disk that dies altogether must not fill another one."""
-        self._losses_told += 1
-        where = f"{event.length} bytes at {event.offset} of the image cannot be read ({os.strerror(event.value)})"
-        if self._losses_told <= _MAX_LOSSES_TOLD:
-            _LOG.error("%s: they are lost to the snapshot; the live view goes on", where)
-        if self._losses_told == _MAX_LOSSES_TOLD:
-            _LOG.error("further places that are lost are only counted: see the status")
-        if self._last_error is None:
-            self._last_error = f"{where}: what was there is lost to the snapshot"
 
     # --- control ---------------------------------------------------------------------------------------------
 
@@ -187,6 +180,8 @@ class LiveServer:
             "status": self._status,
             "limit": self._set_limit,
             "ending": self._expect_end,
+            "write-out": self._write_out,
+            "server": self._note_server,
             "damage": self._hear_damage,
             "release": self._release,
             "begin-map": self._begin_map,
@@ -207,7 +202,8 @@ class LiveServer:
     def _error(self) -> str | None:
         """What is wrong now: also what the log, which may be on the very disk that is full, cannot tell."""
         is_waiting = self._instance.store.control[Counter.PRESSED]
-        return self._last_error or (self._why_waiting if is_waiting else None)
+        waiting = self._why_waiting if is_waiting else None
+        return "; ".join(filter(None, (self._last_error, waiting, *self._missing.values()))) or None
 
     async def _set_limit(self, message: Message) -> Message:
         self.engine.room.set_limit(int(message["bytes"]))
@@ -215,6 +211,25 @@ class LiveServer:
 
     async def _expect_end(self, message: Message) -> Message:
         self.engine.room.stop_waiting(compactor_is_gone=bool(message.get("compactor_is_gone")))
+        return {}
+
+    async def _write_out(self, message: Message) -> Message:
+        """Everything written to the view up to now goes into the image; returns when it has, or has not in time."""
+        await write_out(self._instance, _WRITE_OUT_S)
+        return {}
+
+    async def _note_server(self, message: Message) -> Message:
+        """The supervisor: another server is missing, and ``trouble`` says what that means; null: it is back."""
+        name, trouble = str(message["name"]), message.get("trouble")
+        if trouble is None:
+            self._missing.pop(name, None)
+        else:
+            self._missing[name] = str(trouble)
+        if name == COMPACTOR:
+            self.engine.room.note_compactor(is_missing=trouble is not None)
+        elif trouble is None:
+            # What was lost with the server that died, too, is computed now.
+            self._cuts.resume()
         return {}
 
     async def _release(self, message: Message) -> Message:

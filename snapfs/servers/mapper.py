@@ -9,12 +9,15 @@ first over into the map of free blocks.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from snapfs.system.mounts import open_beside
+from snapfs.system.view_mounts import device_number, mounts_of
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 
@@ -26,7 +29,8 @@ _INVERTED = bytes(0xFF ^ byte for byte in range(256))
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="snapfs.servers.mapper")
-    parser.add_argument("snapshot", type=Path)
+    parser.add_argument("device", help="the number of the snapshot view's filesystem, MAJOR:MINOR")
+    parser.add_argument("name", help="the file in it")
     parser.add_argument("directory", type=Path)
     parser.add_argument("--block-bytes", type=int, required=True)
     parser.add_argument("--sector-bytes", type=int)
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.nice(_NICENESS)
     # The user may unmount the view meanwhile.
-    fd = open_beside(options.snapshot)
+    fd = open_beside(_point(options.device) / options.name)
     size_bytes = os.fstat(fd).st_size
     image_map = scan(
         fd,
@@ -51,6 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_map(image_map, options.directory)
     # The kernel has read ahead, into free blocks too, which are to read as zeros from now on.
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _point(device: str) -> Path:
+    mounts = mounts_of(device_number(device))
+    if not mounts:
+        raise FileNotFoundError(errno.ENOENT, "the snapshot view is not mounted", device)
+    return mounts[0].mount_point
 
 
 def distrust(image_map: ImageMap, offset: int) -> None:
@@ -79,7 +90,7 @@ def write_map(image_map: ImageMap, directory: Path) -> None:
                 os.pwrite(file.fileno(), piece.translate(_INVERTED), offset)
         file.truncate(len(used))
     partial = directory / (REGIONS_NAME + ".new")
-    partial.write_text(json.dumps([region.facts() for region in image_map.regions]))
+    partial.write_text(json.dumps([asdict(region) for region in image_map.regions]))
     partial.rename(directory / REGIONS_NAME)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cow.engine import LiveEngine
 from cow.layout import Counter, Protect, State
-from snapfs.servers.instance import Instance
+from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 
 STATUS_VERSION = 1
 
@@ -21,17 +21,25 @@ def status_of(instance: Instance, engine: LiveEngine, cut_facts: dict[str, Any],
     header = instance.store.header
     return {
         "version": STATUS_VERSION,
-        "image": str(instance.image_path),
+        "image": str(instance.present_image_path),
         "image_bytes": header.image_bytes,
         "block_bytes": header.block_bytes,
-        "live": str(instance.live),
-        "snap": str(instance.snap),
-        "store": str(instance.store.path),
+        "live": str(instance.point(LIVE)),
+        "snap": str(instance.point(SNAPSHOT)),
+        "live_device": _device(instance, LIVE),
+        "snap_device": _device(instance, SNAPSHOT),
+        "store": str(instance.store_path),
         "pid": instance.supervisor_pid,
         "snapshot": _snapshot(instance) | cut_facts,
         "buffer": _buffer(instance, engine),
         "error": error,
     }
+
+
+def _device(instance: Instance, view: str) -> str | None:
+    """The number of the view's filesystem as mountinfo shows it; None when the view is not mounted."""
+    number = instance.places.number(view)
+    return None if number is None else f"{number[0]}:{number[1]}"
 
 
 def utc_text(time_ns: int) -> str:
@@ -54,7 +62,6 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
         "used_blocks": count - control[Counter.FREE_BLOCKS],
         "owed_blocks": count - settled if state in (State.ACTIVE, State.DAMAGED) else 0,
         "preserved_blocks": preserved,
-        "lost_blocks": control[Counter.LOST_BLOCKS],
         "released_blocks": control[Counter.RELEASED_BLOCKS],
         "changed_blocks": control[Counter.CHANGED_BLOCKS],
     }

@@ -24,7 +24,8 @@ import trio
 from snapfs.errors import SnapfsError
 from snapfs.fuse.receive import hurry_receive
 from snapfs.fuse.view import View
-from snapfs.system.mounts import find_mount, set_read_ahead
+from snapfs.servers.instance import LIVE, Instance
+from snapfs.system.mounts import set_read_ahead
 from snapfs.system.processes import (
     detach_streams,
     die_with_parent,
@@ -33,6 +34,7 @@ from snapfs.system.processes import (
     set_oom_score,
     set_process_name,
 )
+from snapfs.system.view_mounts import Number, session_fd, session_number
 
 _LOG = logging.getLogger(__name__)
 READY, GONE, SERVED = b"ready\n", b"gone\n", b"served\n"
@@ -54,9 +56,10 @@ def become_server(name: str, supervisor_pid: int) -> None:
     keep_heap()
 
 
-def mount_view(view: View, mount_point: Path, image_path: Path, options: Iterable[str]) -> None:
-    """Mount ``view``; SnapfsError when FUSE refuses."""
-    fuse_options = {"default_permissions", "subtype=snapfs", f"fsname={_escaped(image_path)}", *options}
+def mount_view(instance: Instance, name: str, view: View, options: Iterable[str]) -> None:
+    """Mount ``view``, and note which filesystem it is; SnapfsError when FUSE refuses."""
+    mount_point = instance.live if name == LIVE else instance.snap
+    fuse_options = {"default_permissions", "subtype=snapfs", f"fsname={_escaped(instance.image_path)}", *options}
     said: list[str] = []
     try:
         with _overheard(said):
@@ -67,6 +70,7 @@ def mount_view(view: View, mount_point: Path, image_path: Path, options: Iterabl
             f"FUSE cannot mount {mount_point}: {reason.replace(';', ',')}; change that or the options after -o.",
             path=mount_point,
         ) from error
+    instance.places.note(name, session_number(mount_point))
     logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
     set_io_flusher()
 
@@ -114,47 +118,37 @@ def tell_supervisor(pipe_fd: int, what: bytes) -> None:
         os.write(pipe_fd, what)
 
 
-async def serve_view(mount_point: Path, pipe_fd: int, *, foreground: bool) -> None:
+async def serve_view(instance: Instance, view: str, pipe_fd: int) -> None:
     """Answer requests until the view is unmounted or the session is told to end."""
-    hurry_receive(_session_fd())
+    hurry_receive(session_fd())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_tell_ready, mount_point, pipe_fd, foreground)
+        nursery.start_soon(_tell_ready, instance, view, pipe_fd)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
+    # From here on the number may be given to somebody else's filesystem.
+    instance.places.note(view, None)
     tell_supervisor(pipe_fd, GONE)
 
 
-async def _tell_ready(mount_point: Path, pipe_fd: int, foreground: bool) -> None:
-    await trio.to_thread.run_sync(_tune, mount_point)
-    if not foreground:
+async def _tell_ready(instance: Instance, view: str, pipe_fd: int) -> None:
+    await trio.to_thread.run_sync(_tune, instance.places.number(view))
+    if not instance.options.foreground:
         # Until here libfuse may have had something to say to the user.
         detach_streams()
     tell_supervisor(pipe_fd, READY)
 
 
-def _tune(mount_point: Path) -> None:
+def _tune(number: Number | None) -> None:
     """Let the kernel ask ahead and in parallel; without permission it is only slower."""
-    set_read_ahead(mount_point, _READ_AHEAD_KIB)
-    mount = find_mount(mount_point)
-    if mount is None:
+    if number is None:
         return
-    connection = Path(f"/sys/fs/fuse/connections/{mount.device[1]}")
+    set_read_ahead(number, _READ_AHEAD_KIB)
+    connection = Path(f"/sys/fs/fuse/connections/{number[1]}")
     for name, value in (("max_background", _MAX_BACKGROUND), ("congestion_threshold", _MAX_BACKGROUND * 3 // 4)):
         try:
             (connection / name).write_text(f"{value}\n")
         except OSError:
             return
-
-
-def _session_fd() -> int:
-    """The descriptor of the FUSE session: the one of this process that is open on /dev/fuse."""
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                return int(name)
-        except OSError:
-            continue
-    raise RuntimeError("the FUSE session has no descriptor")
 
 
 @contextlib.contextmanager

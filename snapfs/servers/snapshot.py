@@ -19,7 +19,7 @@ from cow.store import Store, open_cut
 from snapfs.control import request
 from snapfs.errors import SnapfsError
 from snapfs.fuse.snapshot_view import SnapshotView
-from snapfs.servers.instance import Instance
+from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
 from snapfs.servers.single_pass import SinglePass
@@ -44,10 +44,12 @@ class SnapshotServer:
 
     async def run(self) -> int:
         instance = self._instance
-        name, store_name = os.fsencode(instance.view_name), os.fsencode(instance.store.path)
-        view = SnapshotView(instance.store, instance.image, name, store_name, self._on_damage)
+        # Not the first of this instance, perhaps: there may have been cuts meanwhile.
+        store = self._present_store()
+        view = SnapshotView(store, instance.image, os.fsencode(instance.view_name), self._store_name, self._on_damage)
         self._watch_reads(view)
-        mount_view(view, instance.snap, instance.image_path, (*instance.options.fuse_options, "ro"))
+        mount_view(instance, SNAPSHOT, view, (*instance.options.fuse_options, "ro"))
+        store.control[Counter.SHOWN_GENERATION] = store.header.generation
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_view)
@@ -59,6 +61,9 @@ class SnapshotServer:
         finally:
             pyfuse3.close(unmount=False)
         return 0
+
+    def _store_name(self) -> bytes:
+        return os.fsencode(self._instance.store_path)
 
     def _watch_reads(self, view: SnapshotView) -> None:
         memory = MemoryWatch(view.trim)
@@ -91,7 +96,7 @@ class SnapshotServer:
         return SinglePass(header.image_bytes, release)
 
     async def _serve_view(self) -> None:
-        await serve_view(self._instance.snap, self._pipe_fd, foreground=self._instance.options.foreground)
+        await serve_view(self._instance, SNAPSHOT, self._pipe_fd)
 
     async def _follow_cuts(self, view: SnapshotView) -> None:
         """Show each new cut when the live server says that there is one."""
@@ -119,12 +124,14 @@ class SnapshotServer:
             pyfuse3.invalidate_inode(inode)
 
     def _present_store(self) -> Store:
-        """The store as opened by the supervisor, with the header and the maps of the present cut."""
-        store = self._instance.store
-        header = read_header(store.path)
+        """The store as opened by the supervisor, if need be with the header and the maps of a later cut."""
+        store, path = self._instance.store, self._instance.store_path
+        header = read_header(path)
         if header is None:
             raise RuntimeError("the store has lost its header")
-        cut = open_cut(store.path, header.generation, header.geometry, store.files, writable=False)
+        if header.generation == store.header.generation:
+            return store
+        cut = open_cut(path, header.generation, header.geometry, store.files, writable=False)
         return replace(store, header=header, cut=cut)
 
     @staticmethod
@@ -149,6 +156,6 @@ class SnapshotServer:
     async def _tell_live_server(self) -> None:
         async for message in self._to_tell:
             try:
-                await trio.to_thread.run_sync(partial(request, self._instance.store.path, **message))
+                await trio.to_thread.run_sync(partial(request, self._instance.store_path, **message))
             except SnapfsError as error:
                 _LOG.error("the live server could not be told (%s): %s", message["op"], error)

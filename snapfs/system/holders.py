@@ -13,7 +13,7 @@ import stat
 import time
 from pathlib import Path
 
-from snapfs.errors import BusyError
+from snapfs.errors import BusyError, NotMountedError
 from snapfs.system import block_devices
 from snapfs.system.block_devices import BlockDevice, loop_devices, stacked_on, uses_of
 from snapfs.system.image_lock import lock_holders
@@ -21,12 +21,11 @@ from snapfs.system.mounts import (
     Mount,
     canonical_path,
     find_mount,
-    is_mount_point,
     read_mounts,
     snapfs_mounts,
-    unmount,
 )
 from snapfs.system.open_files import Holder, HolderKind, describe, processes_using
+from snapfs.system.view_mounts import Number, check_reachable, mounts_of, unmount_this
 
 __all__ = ["Holder", "check_unused", "describe", "holders_of_image", "holders_of_mount", "unmount_unused"]
 
@@ -35,27 +34,33 @@ _PATIENCE_S = 2.0
 _LOOK_S = 0.01
 
 
-def check_unused(point: Path) -> None:
-    """BusyError names who uses what is mounted on ``point``, if anything is."""
-    mount = find_mount(point) if is_mount_point(point) else None
-    holders = holders_of_mount(mount) if mount else []
-    if holders:
-        raise BusyError(
-            f"{point} is in use: {describe(holders)}; end that and try again (nothing was unmounted).",
-            path=point,
-            holders=[holder.description for holder in holders],
-        )
+def check_unused(number: Number | None) -> None:
+    """BusyError names who uses the filesystem with this number, if it is mounted and anybody does."""
+    for mount in mounts_of(number)[:1]:
+        check_reachable(mount)
+        holders = holders_of_mount(mount)
+        if holders:
+            raise BusyError(
+                f"{mount.mount_point} is in use: {describe(holders)}; end that and try again "
+                "(nothing was unmounted).",
+                path=mount.mount_point,
+                holders=[holder.description for holder in holders],
+            )
 
 
-def unmount_unused(point: Path) -> None:
-    """As ``unmount``, but BusyError names who uses it; somebody who cannot be named is waited for."""
+def unmount_unused(number: Number | None) -> None:
+    """Unmount the filesystem, wherever it is now; BusyError names who uses it, and somebody who cannot be named is
+    waited for. NotMountedError: it is not mounted here."""
     until = time.monotonic() + _PATIENCE_S
     while True:
+        mounts = mounts_of(number)
+        if not mounts:
+            raise NotMountedError("The view is not mounted any more; nothing was changed.")
         try:
-            unmount(point)
+            unmount_this(mounts[0])
             return
         except BusyError:
-            check_unused(point)
+            check_unused(number)
             if time.monotonic() > until:
                 raise
         time.sleep(_LOOK_S)

@@ -81,11 +81,14 @@ class _Volume:
     host: Number | None
 
 
-def find_live_filesystems(live_file: Path) -> list[LiveFilesystem]:
-    """The filesystems mounted from `live_file`, in the order in which they have to be frozen."""
+def find_live_filesystems(live_file: Path, identity: tuple[int, int] | None = None) -> list[LiveFilesystem]:
+    """The filesystems mounted from `live_file`, in the order in which they have to be frozen.
+
+    With its `identity` (st_dev, st_ino) nobody is asked for it, and the path need not lead to it any more.
+    """
     mounts = list(_visible_mounts())
     loops = loop_devices()
-    volumes = _volumes(_loops_on_view(live_file, loops), depth=0, host=None)
+    volumes = _volumes(_loops_on_view(identity or _identity_of(live_file), loops), depth=0, host=None)
     found: dict[Number, LiveFilesystem] = {}
     for depth in range(_MAX_DEPTH):
         above = _mounted_from(volumes, mounts, depth, set(found))
@@ -116,9 +119,13 @@ def _visible_mounts() -> Iterator[tuple[Mount, MountPlace]]:
 # --- loop devices and what is on them ------------------------------------------------------------------------
 
 
-def _loops_on_view(live_file: Path, loops: Sequence[LoopDevice]) -> list[LoopDevice]:
-    status = os.stat(live_file)
-    return [loop for loop in loops if _identity(loop) == (status.st_dev, status.st_ino)]
+def _identity_of(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _loops_on_view(view_file: tuple[int, int], loops: Sequence[LoopDevice]) -> list[LoopDevice]:
+    return [loop for loop in loops if _identity(loop) == view_file]
 
 
 def _identity(loop: LoopDevice) -> tuple[int, int] | None:

@@ -292,14 +292,10 @@ def flush_filesystem(path: Path | str) -> None:
         os.close(fd)
 
 
-def set_read_ahead(mount_point: Path | str, kib: int) -> bool:
-    """Let the kernel read `kib` KiB ahead on this mount. False where not permitted: slower, no worse."""
-    mount = find_mount(mount_point)
-    if mount is None:
-        return False
-    major, minor = mount.device
+def set_read_ahead(device: tuple[int, int], kib: int) -> bool:
+    """Let the kernel read `kib` KiB ahead on this filesystem. False where not permitted: slower, no worse."""
     try:
-        Path(f"/sys/class/bdi/{major}:{minor}/read_ahead_kb").write_text(f"{kib}\n")
+        Path(f"/sys/class/bdi/{device[0]}:{device[1]}/read_ahead_kb").write_text(f"{kib}\n")
     except OSError:
         return False
     return True

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import sectors
-from mounted import SERVERS, Ground, Mounted, find_processes, mount_points_below, run, snapfs, wait_until
+from mounted import SERVERS, Ground, Mounted, mount_points_below, run, snapfs, wait_until
 from sectors import SECTOR, ZONE, Versions, content, versions_in
 
 MIB = 1 << 20
@@ -104,7 +104,7 @@ WAYS = [("direct", "writeback"), ("synced", "writeback"), ("returned", "writethr
 
 
 @pytest.mark.parametrize(("way", "cache"), WAYS)
-@pytest.mark.parametrize("victim", ["all", "supervisor", "live", "snapshot"])
+@pytest.mark.parametrize("victim", ["all", "supervisor", "live"])
 def test_killed_again_and_again_under_load(ground: Ground, victim: str, way: str, cache: str) -> None:
     old = content(LENGTH)
     instance = ground.mounted(ground.image(old), "--cache", cache)
@@ -125,25 +125,6 @@ def test_killed_again_and_again_under_load(ground: Ground, victim: str, way: str
     assert not instance.store.exists()
 
 
-def test_a_killed_compactor_is_started_again(ground: Ground) -> None:
-    old = content(LENGTH)
-    instance = ground.mounted(ground.image(old))
-    instance.expect_log("compactor was killed by signal 9; it is started again")
-    before = image_versions(instance.image)
-    with load(instance.live_file, "direct", seed=1, version=0) as running:
-        for count in (20, 80, 200):
-            running.read_until(count)
-            instance.kill("compactor")
-            wait_until(lambda count=count: compactor_of(instance) is not None)  # type: ignore[misc]
-            instance.processes["compactor"].close()
-            instance.processes |= {"compactor": compactor_of(instance)}  # type: ignore[dict-item]
-        running.read_until(300)
-    wait_until(lambda: instance.status()["buffer"]["staged_bytes"] == 0)
-    assert instance.snap_file.read_bytes() == old
-    instance.umount()
-    running.check(before, image_versions(instance.image))
-
-
 @contextmanager
 def writing_without_compactor(instance: Mounted) -> Iterator[subprocess.Popen[bytes]]:
     """A process whose direct writes fill the ring and then wait: the compactor is stopped."""
@@ -152,24 +133,6 @@ def writing_without_compactor(instance: Mounted) -> Iterator[subprocess.Popen[by
     with subprocess.Popen(words, stderr=subprocess.DEVNULL) as writer:
         wait_until(lambda: instance.status()["buffer"]["staged_bytes"] > 60 * MIB)
         yield writer
-
-
-def test_writes_that_wait_for_a_dead_compactor_keep_nobody(ground: Ground) -> None:
-    """A compactor that dies again and again is given up; a write that waits for room then fails."""
-    old = content(100 * MIB)
-    instance = ground.mounted(ground.image(old))
-    instance.expect_log("compactor|still in use|goes on alone|write of the image failed")
-    snapshot_id = instance.status()["snapshot"]["id"]
-    with writing_without_compactor(instance) as writer:
-        while instance.processes["supervisor"].is_running:
-            compactor = compactor_of(instance)
-            if compactor is not None:
-                compactor.send(signal.SIGKILL)
-                compactor.await_end()
-                compactor.close()
-        await_processes(instance)
-        assert writer.wait(20) != 0
-    check_carried_on(instance, old, snapshot_id)
 
 
 def test_a_supervisor_killed_while_it_ends_keeps_nobody(ground: Ground) -> None:
@@ -186,18 +149,6 @@ def test_a_supervisor_killed_while_it_ends_keeps_nobody(ground: Ground) -> None:
         instance.processes["compactor"].send(signal.SIGCONT)
         await_processes(instance)
     check_carried_on(instance, old, snapshot_id)
-
-
-def compactor_of(instance: Mounted) -> Any:
-    """The present compactor's process, if it has its name already."""
-    try:
-        found = find_processes(instance.processes["supervisor"].pid)
-    except OSError:  # one of them ended meanwhile
-        return None
-    compactor = found.pop("compactor", None)
-    for process in found.values():
-        process.close()
-    return compactor
 
 
 def test_mount_waits_for_a_killed_instance_to_let_go(ground: Ground) -> None:

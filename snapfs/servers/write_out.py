@@ -1,0 +1,96 @@
+"""Getting everything that was written to the live view, or to a filesystem mounted from it, into the image.
+
+    1  the filesystems mounted from it write back what they hold (see ``syncer``)
+    2  the kernel hands over what it holds of the live file
+
+The second is asked for by the file's inode, over the session: no path is needed, so it works wherever the view is
+mounted, hidden, renamed, or unmounted and still in use. Both need the live server to go on answering, so each
+happens outside its event loop, and for a bounded time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from snapfs.fuse.view import IMAGE_INODE
+from snapfs.servers.instance import LIVE, Instance
+from snapfs.system.view_mounts import Number
+
+_LOG = logging.getLogger(__name__)
+_LOOPS = Path("/sys/class/block")
+_PIECE_BYTES = 1 << 16
+
+
+async def write_out(instance: Instance, timeout_s: float) -> None:
+    """Both steps; what cannot be written in time is said in the log."""
+    number = instance.places.number(LIVE)
+    if number is None:
+        return
+    done = False
+    with trio.move_on_after(timeout_s):
+        if _may_carry_filesystems():
+            await _sync_filesystems(instance, number)
+        await trio.to_thread.run_sync(_write_back, abandon_on_cancel=True)
+        done = True
+    if not done:
+        _LOG.error("what was written to %s could not be written out in %g s", instance.point(LIVE), timeout_s)
+
+
+def _may_carry_filesystems() -> bool:
+    """Without a loop device, or a server that reads the file itself, there is nothing on the view."""
+    return any(_LOOPS.glob("loop*/loop")) or b" fuse" in Path("/proc/self/mountinfo").read_bytes()
+
+
+def _write_back() -> None:
+    try:
+        pyfuse3.invalidate_inode(IMAGE_INODE)
+    except OSError as error:
+        # The kernel has forgotten the file, or the whole view: then it holds nothing.
+        if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.ENODEV):
+            _LOG.error("the kernel could not write out what it holds: %s", error.strerror)
+
+
+async def _sync_filesystems(instance: Instance, number: Number) -> None:
+    command = [sys.executable, "-m", "snapfs.servers.syncer", f"{number[0]}:{number[1]}", str(IMAGE_INODE)]
+    process = subprocess.Popen(
+        [*command, os.fspath(instance.view_file(LIVE))],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+    )
+    assert process.stdout is not None
+    said = b""
+    try:
+        with process.stdout as pipe:
+            os.set_blocking(pipe.fileno(), False)
+            while True:
+                await trio.lowlevel.wait_readable(pipe.fileno())
+                piece = os.read(pipe.fileno(), _PIECE_BYTES)
+                if not piece:
+                    break
+                said += piece
+    finally:
+        # Killed or not, it is not waited for: a filesystem that hangs does not let go of it.
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0)
+        _tell(said)
+
+
+def _tell(said: bytes) -> None:
+    for line in said.decode(errors="backslashreplace").splitlines():
+        what, _, name = line.partition(" ")
+        if what == "synced":
+            _LOG.info("%s, which is mounted from the live view, was synced", name)
+        else:
+            _LOG.error("a filesystem mounted from the live view could not be synced: %s", name)
