@@ -20,6 +20,7 @@ from cow.layout import (
     CONTROL_BYTES,
     ENTRY_BYTES,
     KIND_MASK,
+    LOST_ENTRY,
     SEQ_MASK,
     STAGED,
     STORED,
@@ -162,7 +163,7 @@ def _copied_blocks(store: Store) -> Iterator[int]:
                 continue
             for is_free, low, high in cut.free.runs(first, end):
                 for block_no in range(low, high):
-                    if not is_free or cut.index.get(block_no):
+                    if not is_free or cut.index.get(block_no) not in (0, LOST_ENTRY):
                         yield block_no
 
 

@@ -66,6 +66,13 @@ def encode(block_no: int, block_count: int, generation: int, raw: Data, accelera
     return b"".join((header[:RECORD_CHECKSUM_OFFSET], _CHECKSUM.pack(digest.intdigest()), payload, padding))
 
 
+def encode_lost(block_no: int, block_count: int, generation: int) -> bytes:
+    """A record that says that these blocks are lost; it has no payload."""
+    header = RECORD.pack(RECORD_MAGIC, FORMAT_VERSION, RecordFlag.LOST, block_count, generation, block_no, 0, 0, 0)
+    header = header[:RECORD_CHECKSUM_OFFSET]
+    return b"".join((header, _CHECKSUM.pack(checksum(header)), bytes(-RECORD.size % RECORD_ALIGN)))
+
+
 def payload_bytes(record: bytes) -> int:
     """What a record counts for against the limit, and what is given back for it later: without its padding."""
     return parse_header(record).payload_bytes
@@ -84,7 +91,10 @@ def parse_header(data: Data) -> RecordHeader:
 
 
 def decode(data: Data) -> tuple[RecordHeader, Data]:
-    """Header and raw blocks of the record at the start of ``data``; Damaged unless the checksum fits."""
+    """Header and raw blocks of the record at the start of ``data``; Damaged unless the checksum fits.
+
+    Of a LOST record there are no blocks.
+    """
     header = parse_header(data)
     view = memoryview(data)
     payload = view[RECORD.size : RECORD.size + header.payload_bytes]
@@ -94,7 +104,7 @@ def decode(data: Data) -> tuple[RecordHeader, Data]:
     digest.update(payload)
     if digest.intdigest() != header.checksum:
         raise Damaged("the record's checksum does not fit")
-    if header.flag is RecordFlag.RAW:
+    if header.flag is not RecordFlag.LZ4:
         return header, payload
     try:
         raw = lz4.block.decompress(payload, uncompressed_size=header.raw_bytes)

@@ -33,11 +33,12 @@ class Control:
 
     @property
     def state(self) -> State:
-        """DAMAGED also when the number is none that was ever stored."""
+        """As people see it: DAMAGED also when blocks were lost, or the number is none that was ever stored."""
         try:
-            return State(self._numbers[Counter.STATE])
+            state = State(self._numbers[Counter.STATE])
         except ValueError:
             return State.DAMAGED
+        return State.DAMAGED if state is State.ACTIVE and self._numbers[Counter.LOST_BLOCKS] else state
 
     def numbers(self) -> dict[str, int]:
         """All numbers by name, for status and dumps."""

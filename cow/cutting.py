@@ -74,6 +74,7 @@ _FRESH_COUNTERS = (
     Counter.OVERFLOW_ERRNO,
     Counter.DAMAGED_READS,
     Counter.UNREADABLE,
+    Counter.LOST_BLOCKS,
 )
 
 

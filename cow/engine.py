@@ -29,6 +29,7 @@ from cow.header import Header
 from cow.heartbeat import Heartbeat
 from cow.image import Image
 from cow.layout import KEPT_STATES, Counter, Durability, State
+from cow.losses import mark_lost
 from cow.overflow import Event, OverflowPolicy
 from cow.pace import Pace
 from cow.preserve import (
@@ -87,8 +88,8 @@ class LiveEngine:
         self._syncer = Syncer(image)
         self._closed = False
         self._is_power = store.header.durability is Durability.POWER
-        self._preserver = self._new_preserver()
         self.room = Room(store, policy, self._changed, self._gate, self._discard, wake_compactor, on_event)
+        self._preserver = self._new_preserver()
         self._relief = Relief(store, self._lock, self._claims)
         self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
 
@@ -290,6 +291,8 @@ class LiveEngine:
         control, cut = self._control, self._cut
         if ticket.runs:
             self._preserver.publish(ticket)
+            if ticket.lost:
+                self._lose(ticket)
             for first, end in ticket.runs:
                 cut.settled.set_allocated(first, end)
             count = ticket.count
@@ -305,10 +308,15 @@ class LiveEngine:
             cut.changed.set_allocated(first, end)
             control[_CHANGED_BLOCKS] += unchanged
 
+    def _lose(self, ticket: Ticket) -> None:
+        self._control[Counter.LOST_BLOCKS] += mark_lost(self._cut, ticket.lost)
+        self.room.tell_lost(ticket.lost_errno, ticket.lost)
+
     # --- the next cut ----------------------------------------------------------------------------------------
 
     def _new_preserver(self) -> Preserver:
-        return (DurablePreserver if self._is_power else StagedPreserver)(self._store, self._image)
+        kind = DurablePreserver if self._is_power else StagedPreserver
+        return kind(self._store, self._image, self.room.may_lose)
 
     def _discard(self) -> None:
         self._preserver.discard()

@@ -54,7 +54,7 @@ class Counter(IntEnum):
     STORED_BYTES = 7  # who writes segments: payload bytes of all records
     STORED_RAW_BYTES = 8  # who writes segments: the same before compression
     STORE_ERRNO = 9  # compactor: why nothing can be written to segments, 0 when it can
-    PRESERVED_BLOCKS = 10  # live
+    PRESERVED_BLOCKS = 10  # live: lost ones included
     SETTLED_BLOCKS = 11  # live
     CHANGED_BLOCKS = 12  # live
     RELEASED_BLOCKS = 13  # live
@@ -70,6 +70,7 @@ class Counter(IntEnum):
     FREE_BLOCKS = 24  # live: blocks settled because nothing is in them
     RETURNED_BYTES = 25  # live: payload bytes of records that were given back
     UNREADABLE = 22  # live: 1 when nothing of the snapshot can be proven right
+    LOST_BLOCKS = 26  # live: blocks whose old content is gone, free and released ones aside
 
 
 # The generation while a cut is made: none.
@@ -154,6 +155,8 @@ class RecordFlag(IntEnum):
 
     RAW = 0
     LZ4 = 1
+    # No payload at all: the blocks could not be read from the image, and are lost.
+    LOST = 2
 
 
 # A block that is known to be lost: the entry names segment 0, which never exists, so reads fail with EIO.

@@ -20,11 +20,17 @@ class EventKind(Enum):
     BUFFER_FILLING = "buffer-filling"
     OVERFLOW = "overflow"
     WAITING = "waiting"
+    LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``value``: percent of the limit in use, or the errno of an overflow."""
+    """``value``: percent of the limit in use, or the errno of an overflow or of the image.
+
+    ``offset`` and ``length`` in bytes of the image: what it could not give, of LOST.
+    """
 
     kind: EventKind
     value: int
+    offset: int = 0
+    length: int = 0

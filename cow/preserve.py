@@ -18,14 +18,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from cow.codec import encode, payload_bytes
+from cow.codec import encode, encode_lost, payload_bytes
 from cow.errors import CowError
 from cow.image import Image
 from cow.layout import Counter, Place, blocks_in_record, pack_place
+from cow.losses import Runs, read_or_lose, without
 from cow.segments import SegmentWriter, remove_segments
 from cow.store import Store
-
-Runs = list[tuple[int, int]]
 
 # Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _RESERVED_SEQ: Final = Counter.RESERVED_SEQ.value
@@ -57,6 +56,14 @@ class Ticket:
     count: int = 0
     seq: int = 0
     entries: Sequence[tuple[int, int, int]] = ()
+    # What of the runs the image could not give, and with which errno.
+    lost: Sequence[tuple[int, int]] = ()
+    lost_errno: int = 0
+
+    def lose(self, lost: Runs, code: int) -> None:
+        """These blocks cannot be preserved."""
+        if lost:
+            self.lost, self.lost_errno = [*self.lost, *lost], code
 
     def count_owed(self) -> int:
         """How many blocks are to be preserved."""
@@ -76,10 +83,13 @@ class Preserver(Protocol):
         """``fill`` without waiting; False if that cannot be done."""
 
     def fill(self, ticket: Ticket) -> None:
-        """Copy the old content aside; OSError is the image's, StoreRefused the store's."""
+        """Copy the old content aside, but for what the image cannot give: the ticket says what that is.
+
+        OSError: the image's, and nothing may be lost. StoreRefused: the store's.
+        """
 
     def publish(self, ticket: Ticket) -> None:
-        """Make the index entries."""
+        """Make the index entries, but for those of lost blocks."""
 
     def abandon(self, ticket: Ticket) -> None:
         """Give the room back."""
@@ -120,8 +130,8 @@ def _allocate(store: Store, ticket: Ticket) -> None:
 class StagedPreserver:
     """Into the ring. Slots are committed in order: those behind a ticket that is not filled yet must wait."""
 
-    def __init__(self, store: Store, image: Image) -> None:
-        self._store, self._image = store, image
+    def __init__(self, store: Store, image: Image, may_lose: Callable[[], bool]) -> None:
+        self._store, self._image, self._may_lose = store, image, may_lose
         self._staging, self._control, self._geometry = store.staging, store.control, store.geometry
         self._open: list[Ticket] = []
 
@@ -164,9 +174,26 @@ class StagedPreserver:
     def fill(self, ticket: Ticket) -> None:
         seq = ticket.seq
         for first, end in ticket.runs:
-            self._image.read_into(self._staging.views(seq, end - first), self._geometry.extent(first, end)[0])
-            self._staging.fill(self._store.cut.generation, seq, first, end)
+            self._fill_run(ticket, seq, first, end)
             seq += end - first
+
+    def _fill_run(self, ticket: Ticket, seq: int, first: int, end: int) -> None:
+        staging, base = self._staging, seq - first
+
+        def slots(low: int, high: int) -> list[memoryview]:
+            return staging.views(base + low, high - low)
+
+        try:
+            lost, code = read_or_lose(self._image, self._geometry, (first, end), slots, self._may_lose)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            raise StoreRefused(errno.EIO) from error
+        for low, high in without((first, end), lost):
+            staging.fill(self._store.cut.generation, base + low, low, high)
+        for low, high in lost:
+            staging.void(base + low, high - low)
+        ticket.lose(lost, code)
 
     def publish(self, ticket: Ticket) -> None:
         seq = ticket.seq
@@ -241,8 +268,8 @@ class GroupFlush:
 class DurablePreserver:
     """Into segments, compressed, flushed before the image is touched. The ring is not used."""
 
-    def __init__(self, store: Store, image: Image) -> None:
-        self._store, self._image = store, image
+    def __init__(self, store: Store, image: Image, may_lose: Callable[[], bool]) -> None:
+        self._store, self._image, self._may_lose = store, image, may_lose
         self._control, self._geometry = store.control, store.geometry
         self._writer = SegmentWriter(store.cut.segments, store.files, durable=True)
         self._write_lock = threading.Lock()
@@ -264,22 +291,42 @@ class DurablePreserver:
         return False
 
     def fill(self, ticket: Ticket) -> None:
-        size = self._geometry.block_bytes
-        parts, records, stored_bytes, raw_bytes = [], [], 0, 0
+        parts, records, raw_bytes = [], [], 0
         for run_first, run_end in ticket.runs:
             for first in range(run_first, run_end, self._run_blocks):
-                end = min(first + self._run_blocks, run_end)
-                raw = memoryview(bytearray((end - first) * size))
-                self._image.read_into([raw], self._geometry.extent(first, end)[0])
-                parts.append((first, end))
-                records.append(encode(first, end - first, self._store.cut.generation, raw))
-                stored_bytes += payload_bytes(records[-1])
-                raw_bytes += len(raw)
-        places = self._append(records)
-        ticket.entries = [(*part, pack_place(place)) for part, place in zip(parts, places, strict=True)]
+                for part, record in self._records_of(ticket, first, min(first + self._run_blocks, run_end)):
+                    parts.append(part)
+                    records.append(record)
+                    raw_bytes += (part[1] - part[0]) * self._geometry.block_bytes
+        # Behind the others; they are as durable, and no entry names them.
+        generation = self._store.cut.generation
+        lost = [encode_lost(first, end - first, generation) for first, end in self._lost_parts(ticket)]
+        places = self._append(records + lost)
+        ticket.entries = [(*part, pack_place(place)) for part, place in zip(parts, places, strict=False)]
         with self._write_lock:
-            self._control[Counter.STORED_BYTES] += stored_bytes
+            self._control[Counter.STORED_BYTES] += sum(map(payload_bytes, records))
             self._control[Counter.STORED_RAW_BYTES] += raw_bytes
+
+    def _records_of(self, ticket: Ticket, first: int, end: int) -> Iterator[tuple[tuple[int, int], bytes]]:
+        """The blocks of a record and the record, for what can be read of these blocks."""
+        size = self._geometry.block_bytes
+        raw = memoryview(bytearray((end - first) * size))
+
+        def place(low: int, high: int) -> memoryview:
+            return raw[(low - first) * size : (high - first) * size]
+
+        lost, code = read_or_lose(
+            self._image, self._geometry, (first, end), lambda low, high: [place(low, high)], self._may_lose
+        )
+        ticket.lose(lost, code)
+        for low, high in without((first, end), lost):
+            yield (low, high), encode(low, high - low, self._store.cut.generation, place(low, high))
+
+    def _lost_parts(self, ticket: Ticket) -> Iterator[tuple[int, int]]:
+        """The lost blocks of the ticket, no more at once than a record may hold."""
+        for run_first, run_end in ticket.lost:
+            for first in range(run_first, run_end, self._run_blocks):
+                yield first, min(first + self._run_blocks, run_end)
 
     def _append(self, records: list[bytes]) -> list[Place]:
         """Write the records and wait until they are durable."""

@@ -26,6 +26,7 @@ from cow.layout import (
     STAGED,
     STORED,
     Counter,
+    RecordFlag,
     State,
     pack_place,
     unpack_place,
@@ -133,7 +134,7 @@ def mend_index(store: Store, staged: dict[int, int]) -> None:
             place, record = found
             first, end = record.block_no, record.block_no + record.block_count
             if record.generation == cut.generation and end <= count:
-                _fill_entries(cut, first, end, pack_place(place))
+                _fill_entries(cut, first, end, LOST_ENTRY if record.flag is RecordFlag.LOST else pack_place(place))
     for block_no, seq in staged.items():
         _fill_entries(cut, block_no, block_no + 1, STAGED | seq)
 
@@ -151,25 +152,30 @@ def count_preserved(store: Store) -> int:
 
 
 def count_lost(store: Store) -> int:
-    """Blocks whose old content is gone: their entry says so, or nothing says why they are settled."""
-    marked = sum(entries.count(LOST_ENTRY) for _, entries in store.cut.index.filled_runs())
-    return marked + sum(_count_unexplained(store.cut, first, end) for first, end in store.cut.settled.set_runs())
+    """Blocks whose old content is gone: their entry says so, or nothing says why they are settled.
+
+    Asked when everything that has an entry is settled.
+    """
+    return sum(_count_lost(store.cut, first, end) for first, end in store.cut.settled.set_runs())
 
 
-def _count_unexplained(cut: Cut, first: int, end: int) -> int:
+def _count_lost(cut: Cut, first: int, end: int) -> int:
     count = 0
     for is_free, free_first, free_end in cut.free.runs(first, end):
         if is_free:
             continue
         for is_released, low, high in cut.released.runs(free_first, free_end):
             if not is_released:
-                count += _count_empty(cut, low, high)
+                count += _count_without_copy(cut, low, high)
     return count
 
 
-def _count_empty(cut: Cut, first: int, end: int) -> int:
-    starts = range(first, end, _PIECE_BLOCKS)
-    return sum(cut.index.get_range(start, min(start + _PIECE_BLOCKS, end)).count(0) for start in starts)
+def _count_without_copy(cut: Cut, first: int, end: int) -> int:
+    count = 0
+    for start in range(first, end, _PIECE_BLOCKS):
+        entries = cut.index.get_range(start, min(start + _PIECE_BLOCKS, end))
+        count += entries.count(0) + entries.count(LOST_ENTRY)
+    return count
 
 
 # --- bitmaps and numbers -------------------------------------------------------------------------------------

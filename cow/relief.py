@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from cow.giveback import GiveBack
 from cow.layout import Counter, Durability
+from cow.losses import count_marked
 from cow.seal import free_is_noted, seal_free
 from cow.store import Store
 from cow.traffic import Claims
@@ -49,6 +50,7 @@ class Relief:
                 if self._is_over:
                     break
                 self._control[Counter.FREE_BLOCKS] += end - first
+                self._miss_no_more(first, end)
                 count += self._settle_run(first, end)
         return count
 
@@ -63,6 +65,7 @@ class Relief:
             for low, high in parts:
                 # Released before settled: a reader that finds a block settled looks at this last.
                 count += high - low - cut.released.count_set(low, high)
+                self._miss_no_more(low, high)
                 cut.released.set_range(low, high)
         if self._is_power:
             # A power loss must not make a block look owed that was overwritten without being preserved.
@@ -97,6 +100,12 @@ class Relief:
         with self._lock:
             if not self._is_over:
                 self._control[Counter.RETURNED_BYTES] += returned_bytes
+
+    def _miss_no_more(self, first: int, end: int) -> None:
+        """Nobody will ask for these blocks, so those among them that are lost count no more."""
+        lost_blocks = self._control[Counter.LOST_BLOCKS]
+        if lost_blocks:
+            self._control[Counter.LOST_BLOCKS] = max(0, lost_blocks - count_marked(self._cut, first, end))
 
     def _settle_run(self, first: int, end: int) -> int:
         cut, settled = self._cut, 0

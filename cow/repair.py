@@ -31,7 +31,6 @@ from cow.rebuild import (
     count_preserved,
     drop_doubtful,
     forget_staging,
-    mark_damaged,
     mark_unreadable,
     mend_index,
     recount,
@@ -115,6 +114,9 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
     staged = adopt_staging(store) if end is End.KILLED else forget_staging(store)
     broken.discard(CONTROL_NAME)
     notes = _mend(store, end, broken, staged) if end is not End.SEALED or broken else []
+    lost_blocks = control[Counter.LOST_BLOCKS]
+    if lost_blocks and not control[Counter.UNREADABLE]:
+        notes.append(f"blocks of the snapshot that are lost and read as errors: {lost_blocks}")
     recount(store, records=end is End.POWER_LOST)
     if end is End.KILLED and store.header.durability is Durability.POWER:
         # A record that was written and not flushed may have been found and indexed: nothing would flush it later.
@@ -170,11 +172,8 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     if not power_lost and _may_pass_for_owed(store, end, broken, preserved):
         mark_unreadable(store)
         return [f"the snapshot cannot be read any more: the store is damaged ({named})"]
-    lost_blocks = count_lost(store)
-    if lost_blocks:
-        mark_damaged(store)
-        return [f"the store is damaged: blocks of the snapshot that are lost and read as errors: {lost_blocks}"]
-    if not broken or power_lost:
+    lost_blocks = store.control[Counter.LOST_BLOCKS] = count_lost(store)
+    if lost_blocks or not broken or power_lost:
         return []  # after a power loss, maps are as old as the disk left them
     return [f"the store was damaged ({named}) and has been made whole again"]
 

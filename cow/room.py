@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cow.errors import BufferFull, EngineClosed
 from cow.layout import KEPT_STATES, Counter, State
@@ -68,6 +68,10 @@ class Room:
             self._compactor_is_missing = is_missing
             self._changed.notify_all()
 
+    def may_lose(self) -> bool:
+        """Whether an old block that the image cannot give is lost; else the write that wants to replace it fails."""
+        return self._policy is not OverflowPolicy.BREAK_WRITE
+
     def staged_bytes(self) -> int:
         """Raw bytes in the ring that are not in a segment yet."""
         slots = self._control[Counter.RESERVED_SEQ] - self._control[Counter.FREED_SEQ]
@@ -99,6 +103,11 @@ class Room:
             self.give_way(errno.ENOSPC)
         else:
             self.press()
+
+    def tell_lost(self, code: int, lost: Sequence[tuple[int, int]]) -> None:
+        """Blocks were lost, because the image could not give them (``code``)."""
+        for first, end in lost:
+            self._on_event(Event(EventKind.LOST, code, *self._store.geometry.extent(first, end)))
 
     def press(self) -> None:
         """This thread waits for room; the compactor hurries and tells of each slot until nobody does.

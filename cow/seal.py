@@ -30,7 +30,10 @@ _COUNTERS = (
     Counter.RETURNED_BYTES,
     Counter.RESERVED_SEQ,
     Counter.PRESERVED_BLOCKS,
+    Counter.LOST_BLOCKS,
 )
+# A seal without these is an older one, of a store that had none of what they count.
+_LATER_COUNTERS = frozenset({Counter.LOST_BLOCKS})
 _MTIME = "image_mtime_ns"
 
 
@@ -48,7 +51,7 @@ class Seal:
     def restore(self, control: Control) -> None:
         """Store the sealed numbers in the control page."""
         for counter in _COUNTERS:
-            control[counter] = self.numbers[counter.name.lower()]
+            control[counter] = self.numbers.get(counter.name.lower(), 0)
 
 
 def digest_of(file: MappedFile) -> str:
@@ -139,7 +142,7 @@ def read_seal(store: Path, generation: int) -> Seal | None:
 
 
 def _names() -> set[str]:
-    return {counter.name.lower() for counter in _COUNTERS}
+    return {counter.name.lower() for counter in _COUNTERS if counter not in _LATER_COUNTERS}
 
 
 def broken_maps(store: Store, seal: Seal) -> list[str]:

@@ -26,6 +26,7 @@ from cow.layout import (
     RECORD_MAGIC,
     SEGMENT_BYTES,
     Place,
+    RecordFlag,
     unpack_place,
 )
 
@@ -167,6 +168,8 @@ class SegmentReader:
             raise Damaged(f"{error.what} (segment {place.segment_no}, offset {place.offset})", block_no) from None
         if header.generation != generation or not 0 <= block_no - header.block_no < header.block_count:
             raise Damaged(f"the record of segment {place.segment_no} belongs to other blocks", block_no)
+        if header.flag is RecordFlag.LOST:
+            raise Damaged("its preserved content is lost", block_no)
         return header, raw
 
     def _read_place(self, fd: int, place: Place, *, may_wait: bool) -> Data:

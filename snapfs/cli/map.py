@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from snapfs.cli.output import put, writing
+from snapfs.cli.output import output_options, put, writing
 from snapfs.cli.types import SIZE
 
 
 @click.command("map", short_help="Partitions, filesystems, used and free blocks of an image.")
 @click.argument("path", metavar="IMAGE|LIVE|SNAP", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For programs; extents as of qemu-img map --output=json.")
+@output_options
 @click.option("--domain", type=click.Path(path_type=Path), metavar="FILE", help="Write a ddrescue domain map.")
 @click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as a PNG.")
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as an SVG.")
@@ -27,6 +27,7 @@ def map_command(
     svg: Path | None,
     block_size: int | None,
     skip_swap: bool,
+    quiet: bool,
 ) -> None:
     """Show what IMAGE consists of and which blocks are used; without options as a picture in the terminal."""
     from rich.console import Console
@@ -46,7 +47,7 @@ def map_command(
         draw_svg(svg, layers, image_name(path))
     if as_json:
         put(json.dumps(map_object(layers, list(extents(layers.image_map)))))
-    elif domain is png is svg is None:
+    elif domain is png is svg is None and not quiet:
         console = Console()
         with writing():
             console.print(terminal_map(layers, min(console.width, 120), 24, colour=console.is_terminal))

@@ -46,6 +46,11 @@ def _text(status: dict[str, Any]) -> str:
         *(("", _region_text(region)) for region in snapshot["regions"] if region["kind"] not in _PLAIN_REGIONS),
         ("owed", format_size(snapshot["owed_blocks"] * size)),
         ("preserved", format_size(snapshot["preserved_blocks"] * size)),
+        *(
+            [("lost", f"{format_size(snapshot['lost_blocks'] * size)}, reads as errors")]
+            if snapshot["lost_blocks"]
+            else []
+        ),
         ("released", format_size(snapshot["released_blocks"] * size)),
         ("changed", format_size(snapshot["changed_blocks"] * size)),
         ("side buffer", _buffer_text(status["buffer"])),

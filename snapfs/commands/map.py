@@ -27,7 +27,7 @@ from snapfs.usedmap.domain import Extent
 from snapfs.usedmap.result import ImageMap, Region
 from snapfs.usedmap.scan import scan
 
-MAP_VERSION = 1
+MAP_VERSION = 2
 
 
 def read_map(path: Path, block_bytes: int | None = None, *, skip_swap: bool = False) -> Layers:
@@ -95,7 +95,7 @@ def _used(answer: Message, block_count: int) -> bitarray:
 
 def _regions(answer: Message, image_bytes: int) -> list[Region]:
     if answer["regions"]:
-        return [Region(**region) for region in answer["regions"]]
+        return [Region.from_facts(region) for region in answer["regions"]]
     reason = "its map is being computed" if answer["state"] == "computing" else "every block is protected"
     return [Region("unknown", 0, image_bytes, reason=reason)]
 
@@ -107,21 +107,6 @@ def map_object(layers: Layers, extents: list[Extent]) -> dict[str, Any]:
         "version": MAP_VERSION,
         "image_bytes": image_map.size_bytes,
         "block_bytes": image_map.block_bytes,
-        "regions": [
-            {
-                "kind": region.kind,
-                "start": region.offset,
-                "length": region.length,
-                "trusted": region.state == "trusted",
-                "reason": region.reason or None,
-                "used_bytes": region.used_bytes,
-                "free_bytes": region.free_bytes,
-                "label": region.label or None,
-                "uuid": region.uuid or None,
-                "partition": region.partition_number,
-                "partition_name": region.partition_name or None,
-            }
-            for region in image_map.regions
-        ],
+        "regions": [region.facts() for region in image_map.regions],
         "extents": extents,
     }

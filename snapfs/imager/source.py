@@ -16,7 +16,6 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -114,7 +113,7 @@ class ImageSource:
         image_map = scan(self._fd, self.size_bytes, self.block_bytes, sector_bytes=sector_bytes)
         self._used = image_map.used
         self.used_bytes = _used_bytes(self._used, self.block_bytes, self.size_bytes)
-        regions = [asdict(region) for region in image_map.regions]
+        regions = [region.facts() for region in image_map.regions]
         self.facts = {"image": str(self.path), "cut": None, "regions": regions}
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 

@@ -30,6 +30,7 @@ _QUIET_LOOK_S = 0.1
 _REST_AFTER_S = 3.0
 # How long the end may be kept by what has to be written out; the first also by the supervisor's patience.
 _WRITE_OUT_S, _ORPHAN_S = 60.0, 10.0
+_MAX_LOSSES_TOLD = 100
 
 
 def run_live_server(instance: Instance, pipe_fd: int) -> int:
@@ -56,6 +57,7 @@ class LiveServer:
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._memory = MemoryWatch(self.engine.trim)
         self._last_error: str | None = None
+        self._losses_told = 0
         self._why_waiting: str | None = None
         # Other servers that are not running, with a sentence each.
         self._missing: dict[str, str] = {}
@@ -169,9 +171,22 @@ class LiveServer:
         elif event.kind is EventKind.WAITING:
             self._why_waiting = f"the side buffer is full ({os.strerror(event.value)}): live writes wait"
             _LOG.warning("%s", self._why_waiting)
+        elif event.kind is EventKind.LOST:
+            self._note_lost(event)
         else:
             self._last_error = f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost"
             _LOG.error("%s; the live view goes on", self._last_error)
+
+    def _note_lost(self, event: Event) -> None:
+        """The log has every place, up to a bound; a disk that dies altogether must not fill another one."""
+        self._losses_told += 1
+        where = f"{event.length} bytes at {event.offset} of the image cannot be read ({os.strerror(event.value)})"
+        if self._losses_told <= _MAX_LOSSES_TOLD:
+            _LOG.error("%s: they are lost to the snapshot; the live view goes on", where)
+        if self._losses_told == _MAX_LOSSES_TOLD:
+            _LOG.error("further places that are lost are only counted: see the status")
+        if self._last_error is None:
+            self._last_error = f"{where}: what was there is lost to the snapshot"
 
     # --- control ---------------------------------------------------------------------------------------------
 

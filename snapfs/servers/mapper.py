@@ -13,7 +13,6 @@ import errno
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from snapfs.system.mounts import open_beside
@@ -90,7 +89,7 @@ def write_map(image_map: ImageMap, directory: Path) -> None:
                 os.pwrite(file.fileno(), piece.translate(_INVERTED), offset)
         file.truncate(len(used))
     partial = directory / (REGIONS_NAME + ".new")
-    partial.write_text(json.dumps([asdict(region) for region in image_map.regions]))
+    partial.write_text(json.dumps([region.facts() for region in image_map.regions]))
     partial.rename(directory / REGIONS_NAME)
 
 

@@ -62,6 +62,7 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
         "used_blocks": count - control[Counter.FREE_BLOCKS],
         "owed_blocks": count - settled if state in (State.ACTIVE, State.DAMAGED) else 0,
         "preserved_blocks": preserved,
+        "lost_blocks": control[Counter.LOST_BLOCKS],
         "released_blocks": control[Counter.RELEASED_BLOCKS],
         "changed_blocks": control[Counter.CHANGED_BLOCKS],
     }

@@ -25,7 +25,7 @@ GEOMETRY_BYTES: Final = slice(11, 52)
 
 SECTOR_BYTES: Final = (512, 1024, 2048, 4096)
 SECTORS_PER_CLUSTER: Final = (1, 2, 4, 8, 16, 32, 64, 128)
-FAT_COUNT_MAX: Final = 2
+FAT_COUNT_MAX: Final = 4
 DIRECTORY_ENTRY_BYTES: Final = 32
 
 # FAT32 flags: set when only one FAT is kept up to date.

@@ -5,7 +5,9 @@ Rules
    (`ntfs_hibernation`), no shadow copies (`ntfs_shadow`).
 2. $MFT and $MFTMirr agree in the records they share.
 3. $Bitmap covers every cluster, was written wholly, and calls the clusters of the system files used.
-4. What follows the last cluster (a remainder, the backup boot sector) is outside the map: used.
+4. $Bitmap calls every cluster used that any record of the MFT claims (`ntfs_claims`), and no two claim the same.
+   It carries no checksum: that is the proof that it has lost nothing a file needs.
+5. What follows the last cluster (a remainder, the backup boot sector) is outside the map: used.
 
 One state cannot be seen in the image: ntfs-3g mounted read-write marks neither the volume nor the log.
 A caller that knows of such a mount must not ask for a map.
@@ -18,8 +20,11 @@ from __future__ import annotations
 from bitarray import bitarray
 
 from snapfs.usedmap import ntfs_layout as layout
+from snapfs.usedmap.claims import Claims
+from snapfs.usedmap.ntfs_claims import claim_clusters
 from snapfs.usedmap.ntfs_hibernation import check_not_hibernated
 from snapfs.usedmap.ntfs_log import check_log
+from snapfs.usedmap.ntfs_mft import open_records
 from snapfs.usedmap.ntfs_records import (
     Stream,
     Volume,
@@ -48,9 +53,16 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     _check_mirror(volume, mft)
     _check_state(volume.record(mft, layout.VOLUME_NO))
     check_log(volume, data_stream(volume, volume.record(mft, layout.LOG_FILE_NO)))
-    check_not_hibernated(volume, mft)
-    free = _read_bitmap(volume, data_stream(volume, volume.record(mft, layout.BITMAP_NO)))
+    table = open_records(volume, mft)
+    check_not_hibernated(volume, table.records)
+    bitmap = data_stream(volume, volume.record(mft, layout.BITMAP_NO))
+    free = _read_bitmap(volume, bitmap)
     _check_system_files(volume, mft, free)
+    # One bitmap at a time: a proof consumes what it is given, and a bitmap can be a gigabyte.
+    free.invert()
+    claims = Claims(free, lambda cluster: bool(_read_bitmap(volume, bitmap)[cluster]))
+    claim_clusters(volume, table, claims)
+    free = _read_bitmap(volume, bitmap)
     return FreeMap(volume.cluster_bytes, 0, free)
 
 

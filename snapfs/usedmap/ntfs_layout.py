@@ -39,6 +39,11 @@ MIRRORED_RECORDS: Final = 4
 # 22 flags, 24 bytes in use, 28 bytes allocated, 32 base record.
 RECORD: Final = struct.Struct("<4sHH8xHxxHHIIQ")
 RECORD_MARK: Final = b"FILE"
+# Written by a driver over the mark of a record that it had found torn.
+RECORD_MARK_BAD: Final = b"BAAD"
+# From version 3.1 on a record says at 44 which one it is; its update sequence then begins at 48.
+RECORD_NO_OFFSET: Final = 44
+SEQUENCE_AFTER_NO_OFFSET: Final = 48
 RECORD_IN_USE: Final = 0x0001
 # Every sector-sized stretch of 512 bytes ends in two bytes of the update sequence, whatever the sector size.
 SEQUENCE_STRIDE_BYTES: Final = 512
@@ -52,11 +57,14 @@ VOLUME_INFORMATION: Final = 0x70
 DATA: Final = 0x80
 INDEX_ROOT: Final = 0x90
 INDEX_ALLOCATION: Final = 0xA0
+BITMAP: Final = 0xB0
 ATTRIBUTES_END: Final = 0xFFFFFFFF
 # 16 length of the value, 20 its offset.
 RESIDENT: Final = struct.Struct("<16xIH")
 # 16 first and 24 last virtual cluster, 32 offset of the run list, 40 allocated, 48 real, 56 initialised size.
 NON_RESIDENT: Final = struct.Struct("<16xQQH6xQQQ")
+# An entry of $ATTRIBUTE_LIST: 0 type, 4 length, 6 length of the name, 8 first virtual cluster, 16 record.
+LIST_ENTRY: Final = struct.Struct("<IHBxQQ2x")
 COMPRESSED_ENCRYPTED_SPARSE: Final = 0x00FF | 0x4000 | 0x8000
 
 # --- $VOLUME_INFORMATION -----------------------------------------------------------------------------

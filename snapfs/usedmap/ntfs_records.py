@@ -4,8 +4,8 @@ Rules
 1. A record is believed only with its mark, its update sequence intact in every 512 bytes, in use and
    a base record: a torn write or a reused record never passes.
 2. Runs are clusters inside the volume, without holes, and as many as their attribute says.
-3. Only records reached by the part of $MFT's run list that stands in record 0 are read. The system files
-   are in it on every volume; what is not in it is refused, not guessed.
+3. `open_mft` reaches as far as the part of $MFT's run list that stands in record 0. The system files are in it
+   on every volume; what is behind it is `ntfs_mft`'s.
 
 Layout and its sources: `ntfs_layout`.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from snapfs.usedmap import ntfs_layout as layout
+from snapfs.usedmap.ntfs_runs import runs_one_by_one
 from snapfs.usedmap.result import MapError
 from snapfs.usedmap.source import Source
 
@@ -63,6 +64,7 @@ class Stream:
     runs: tuple[Run, ...]
     size_bytes: int
     initialised_bytes: int
+    allocated_bytes: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Volume:
         end = offset + length
         run_offset = 0
         for run in stream.runs:
+            if run_offset >= end:
+                return
             run_end = run_offset + run.length * self.cluster_bytes
             first, last = max(offset, run_offset), min(end, run_end)
             if first < last:
@@ -229,33 +233,32 @@ def stream_of(volume: Volume, attribute: Attribute, *, partial: bool = False) ->
         raise MapError("keeps a system file inside the MFT that belongs outside")
     if attribute.flags & layout.COMPRESSED_ENCRYPTED_SPARSE:
         raise MapError("has a system file that is compressed, encrypted or sparse")
-    first, last, runs_offset, allocated, size, initialised = layout.NON_RESIDENT.unpack_from(attribute.body)
-    runs = tuple(_runs(attribute.body[runs_offset:], volume.cluster_count))
+    _, last, _, allocated, size, initialised = layout.NON_RESIDENT.unpack_from(attribute.body)
+    first, runs = runs_of(volume, attribute)
     clusters = sum(run.length for run in runs)
-    if clusters > volume.cluster_count:
-        # Runs that overlap could make a file of any size, and reading it take any time.
-        raise MapError("has a system file larger than the volume")
     if first or not runs or clusters != last + 1 or not initialised <= size <= allocated:
         raise MapError("has a system file whose sizes contradict each other")
     if not partial and clusters * volume.cluster_bytes != allocated:
         raise MapError("has a system file that is spread over several MFT records, which is not supported")
-    return Stream(runs, size, initialised)
+    return Stream(tuple(runs), size, initialised, allocated)
 
 
-def _runs(mapping: bytes, cluster_count: int) -> Iterator[Run]:
-    """Decode a run list: a head byte (size of length, size of the signed step), length, step."""
-    at, cluster = 0, 0
-    while at < len(mapping) and mapping[at]:
-        length_bytes, step_bytes = mapping[at] & 15, mapping[at] >> 4
-        end = at + 1 + length_bytes + step_bytes
-        if not 0 < length_bytes <= 8 or not 0 < step_bytes <= 8 or end > len(mapping):
-            raise MapError("has a system file with a hole or a broken list of clusters")
-        length = int.from_bytes(mapping[at + 1 : at + 1 + length_bytes], "little")
-        cluster += int.from_bytes(mapping[at + 1 + length_bytes : end], "little", signed=True)
-        if length == 0 or cluster < 0 or cluster + length > cluster_count:
-            raise MapError("has a system file with clusters outside the volume")
-        yield Run(cluster, length)
-        at = end
+def runs_of(volume: Volume, attribute: Attribute) -> tuple[int, list[Run]]:
+    """Which cluster of its file a non-resident attribute without holes goes on with, and its runs."""
+    if not attribute.non_resident or len(attribute.body) < layout.NON_RESIDENT.size:
+        raise MapError("keeps a system file inside the MFT that belongs outside")
+    first, _, runs_offset, _, _, _ = layout.NON_RESIDENT.unpack_from(attribute.body)
+    runs = []
+    clusters = 0
+    for start, length in runs_one_by_one(attribute.body[runs_offset:], volume.cluster_count):
+        clusters += length
+        if start is None:
+            raise MapError("has a system file with a hole")
+        if clusters > volume.cluster_count:
+            # Runs that overlap could make a file of any size, and reading it take any time.
+            raise MapError("has a system file larger than the volume")
+        runs.append(Run(start, length))
+    return first, runs
 
 
 def _is_power(number: int) -> bool:

@@ -31,6 +31,7 @@ READERS: dict[str, Reader] = {
 
 # Kinds whose content is somebody else's business, with the sentence for status.
 WHOLLY_USED_KINDS = {
+    "bcache": "a device of bcache counts as used as a whole",
     "LVM2_member": "a volume of LVM counts as used as a whole",
     "crypto_LUKS": "an encrypted volume counts as used as a whole",
     "linux_raid_member": "a member of an MD array counts as used as a whole",

@@ -13,8 +13,8 @@ Every reader module has the same contract:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 from bitarray import bitarray
 
@@ -70,6 +70,15 @@ class Region:
     @property
     def used_bytes(self) -> int:
         return self.length - self.free_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """The region in JSON, of the same shape wherever it is told: maps, status, manifests."""
+        return {**asdict(self), "used_bytes": self.used_bytes}
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> Region:
+        """The region that `facts` tell of; keys that this version does not know are left out."""
+        return cls(**{one.name: facts[one.name] for one in fields(cls) if one.name in facts})
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """The map of XFS, from the tree of free extents by block number (bnobt) of each allocation group.
 
 Trusted only when all of this holds:
-1. version 5 (everything has checksums), every feature known, no repair asked for, an internal log;
+1. version 5 (everything has checksums) or 4, every feature known, no repair asked for, an internal log;
 2. the log needs no recovery (see `xfs_log`);
 3. the header of each allocation group and every tree block have the right checksum, place, owner and filesystem,
    the free extents are in order, and they sum up to the count in the header;
-4. neither the headers of a group nor the log are among the free extents.
+4. neither the headers of a group nor the log are among the free extents;
+5. version 4, which has no checksums: all copies of the superblock agree about where things are, and the tree of free
+   extents by length holds exactly the same ones.
 
 Whatever is in no tree is used; that includes the few blocks that each group keeps in reserve for its trees.
 """
@@ -29,6 +31,7 @@ from snapfs.usedmap.xfs_log import check_log_clean
 
 @dataclass(frozen=True)
 class _Shape:
+    version: int
     block_bytes: int
     sector_bytes: int
     data_blocks: int
@@ -48,15 +51,23 @@ class _Shape:
 
 
 @dataclass(frozen=True)
-class _AgHeader:
+class _Tree:
+    """Where a tree of free extents begins, and what its blocks begin with."""
+
+    magic: bytes
     root_block: int
     levels: int
+
+
+@dataclass(frozen=True)
+class _AgHeader:
+    by_block: _Tree
+    by_length: _Tree
     free_blocks: int
 
 
 @dataclass(frozen=True)
 class _TreeBlock:
-    level: int
     records: int
     right_block: int
     body: bytes
@@ -66,7 +77,8 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     """The free blocks; `MapError` when they cannot be trusted. A freeze shows in the log, not in `frozen_by_us`."""
     shape = _read_shape(source)
     log_offset = shape.log_first_block * shape.block_bytes
-    check_log_clean(source.window(log_offset, shape.log_blocks * shape.block_bytes), shape.uuid)
+    log = source.window(log_offset, shape.log_blocks * shape.block_bytes)
+    check_log_clean(log, shape.uuid, may_be_old=shape.version == layout.VERSION_4)
     free = zeros(shape.data_blocks, "little")
     for ag in range(shape.ag_count):
         _mark_free(source, shape, ag, free)
@@ -79,26 +91,44 @@ def _read_shape(source: Source) -> _Shape:
     raw = source.read(0, layout.MIN_SUPERBLOCK_BYTES)
     if raw[:4] != layout.SUPERBLOCK_MAGIC:
         raise MapError("has no superblock")
-    fields = {
+    fields = _superblock_fields(raw)
+    version = fields["version"] & layout.VERSION_NUMBER_MASK
+    _check_kind(fields)
+    if version == layout.VERSION_5:
+        _check_superblock_checksum(source, fields["sector_bytes"])
+        _check_features_5(fields)
+    elif version == layout.VERSION_4:
+        _check_features_4(fields)
+    else:
+        raise MapError(f"is of version {version}, which is not known")
+    shape = _checked_shape(fields, raw, source.size_bytes)
+    if version == layout.VERSION_4:
+        _check_superblock_copies(source, shape, raw)
+    return shape
+
+
+def _superblock_fields(raw: bytes) -> dict[str, int]:
+    return {
         name: int(struct.unpack_from(form, raw, offset)[0])
         for name, (form, offset) in layout.SUPERBLOCK_FIELDS.items()
     }
-    if fields["version"] & layout.VERSION_NUMBER_MASK != layout.VERSION_5:
-        raise MapError("is of an old version without checksums")
-    _check_superblock_checksum(source, fields["sector_bytes"])
-    _check_features(fields)
-    return _checked_shape(fields, raw, source.size_bytes)
 
 
 def _check_superblock_checksum(source: Source, sector_bytes: int) -> None:
-    if not 512 <= sector_bytes <= 32768 or sector_bytes & (sector_bytes - 1):
-        raise MapError("has a senseless sector size")
     _check_crc(source.read(0, sector_bytes), layout.SUPERBLOCK_CRC_OFFSET, "superblock")
 
 
-def _check_features(fields: dict[str, int]) -> None:
-    if fields["in_progress"]:
-        raise MapError("was not made to the end")
+def _check_superblock_copies(source: Source, shape: _Shape, raw: bytes) -> None:
+    """Every group begins with a copy; nothing else protects the one that was read."""
+    first = _superblock_fields(raw)
+    for ag in range(1, shape.ag_count):
+        offset = ag * shape.ag_blocks * shape.block_bytes
+        copy = _superblock_fields(source.read(offset, layout.MIN_SUPERBLOCK_BYTES))
+        if any(copy[name] != first[name] for name in layout.GEOMETRY_FIELDS):
+            raise MapError(f"has a superblock that differs from its copy in allocation group {ag}")
+
+
+def _check_features_5(fields: dict[str, int]) -> None:
     if fields["incompat"] & layout.INCOMPAT_NEEDS_REPAIR:
         raise MapError("is marked as in need of repair")
     for name, known in (
@@ -108,6 +138,21 @@ def _check_features(fields: dict[str, int]) -> None:
     ):
         if unknown := fields[name] & ~known:
             raise MapError(f"has unknown features ({name} 0x{unknown:x})")
+
+
+def _check_features_4(fields: dict[str, int]) -> None:
+    if unknown := fields["version"] & ~layout.VERSION_NUMBER_MASK & ~layout.KNOWN_VERSION_4:
+        raise MapError(f"has unknown features (version 0x{unknown:x})")
+    has_more = fields["version"] & layout.VERSION_4_MORE_FEATURES
+    if has_more and (unknown := fields["features2"] & ~layout.KNOWN_FEATURES2):
+        raise MapError(f"has unknown features (features2 0x{unknown:x})")
+
+
+def _check_kind(fields: dict[str, int]) -> None:
+    if not 512 <= fields["sector_bytes"] <= 32768 or fields["sector_bytes"] & (fields["sector_bytes"] - 1):
+        raise MapError("has a senseless sector size")
+    if fields["in_progress"]:
+        raise MapError("was not made to the end")
     if fields["realtime_blocks"]:
         raise MapError("has a realtime section")
     if not fields["log_start"]:
@@ -132,8 +177,10 @@ def _checked_shape(fields: dict[str, int], raw: bytes, size_bytes: int) -> _Shap
     if log_ag >= ag_count or log_block + fields["log_blocks"] > ag_blocks:
         raise MapError("has a log outside its allocation groups")
     uuid = raw[layout.UUID_OFFSET :][: layout.UUID_BYTES]
-    has_meta_uuid = fields["incompat"] & layout.INCOMPAT_META_UUID
+    version = fields["version"] & layout.VERSION_NUMBER_MASK
+    has_meta_uuid = version == layout.VERSION_5 and fields["incompat"] & layout.INCOMPAT_META_UUID
     return _Shape(
+        version=version,
         block_bytes=block_bytes,
         sector_bytes=fields["sector_bytes"],
         data_blocks=data_blocks,
@@ -149,7 +196,7 @@ def _checked_shape(fields: dict[str, int], raw: bytes, size_bytes: int) -> _Shap
 def _mark_free(source: Source, shape: _Shape, ag: int, free: bitarray) -> None:
     """Set the bits of the free extents of one allocation group."""
     header = _read_ag_header(source, shape, ag)
-    records = _free_extents(source, shape, ag, header)
+    records = _free_extents(source, shape, ag, header.by_block, header.free_blocks)
     starts, counts = records["start"].astype(np.int64), records["count"].astype(np.int64)
     ends = starts + counts
     if len(records) and (
@@ -161,6 +208,10 @@ def _mark_free(source: Source, shape: _Shape, ag: int, free: bitarray) -> None:
         raise MapError(f"has free extents out of order in allocation group {ag}")
     if counts.sum() != header.free_blocks:
         raise MapError(f"has a number of free blocks in allocation group {ag} that its tree contradicts")
+    if shape.version == layout.VERSION_4:
+        by_length = _free_extents(source, shape, ag, header.by_length, header.free_blocks)
+        if not np.array_equal(by_length[np.argsort(by_length["start"])], records):
+            raise MapError(f"has two lists of free extents in allocation group {ag} that differ")
     base = ag * shape.ag_blocks
     for start, end in zip((starts + base).tolist(), (ends + base).tolist(), strict=True):
         free[start:end] = 1
@@ -169,35 +220,44 @@ def _mark_free(source: Source, shape: _Shape, ag: int, free: bitarray) -> None:
 def _read_ag_header(source: Source, shape: _Shape, ag: int) -> _AgHeader:
     offset = ag * shape.ag_blocks * shape.block_bytes + shape.sector_bytes
     raw = source.read(offset, shape.sector_bytes)
-    magic, version, number, length, root, levels, free_blocks = layout.AGF.unpack_from(raw)
+    magic, version, number, length, *roots_and_levels, free_blocks = layout.AGF.unpack_from(raw)
     if magic != layout.AGF_MAGIC or version != layout.AGF_VERSION or number != ag:
         raise MapError(f"has no header of allocation group {ag}")
-    _check_crc(raw, layout.AGF_CRC_OFFSET, f"header of allocation group {ag}")
-    if raw[layout.AGF_UUID_OFFSET :][: layout.UUID_BYTES] != shape.meta_uuid:
-        raise MapError(f"has the header of another filesystem in allocation group {ag}")
-    if length != shape.ag_length(ag) or not 1 <= levels <= layout.BTREE_MAX_LEVELS:
+    if shape.version == layout.VERSION_5:
+        _check_crc(raw, layout.AGF_CRC_OFFSET, f"header of allocation group {ag}")
+        if raw[layout.AGF_UUID_OFFSET :][: layout.UUID_BYTES] != shape.meta_uuid:
+            raise MapError(f"has the header of another filesystem in allocation group {ag}")
+    root_by_block, root_by_length, levels_by_block, levels_by_length = roots_and_levels
+    by_block_magic = layout.BNOBT_MAGIC if shape.version == layout.VERSION_5 else layout.BNOBT_MAGIC_4
+    by_block = _Tree(by_block_magic, root_by_block, levels_by_block)
+    by_length = _Tree(layout.CNTBT_MAGIC_4, root_by_length, levels_by_length)
+    if length != shape.ag_length(ag) or not all(
+        1 <= tree.levels <= layout.BTREE_MAX_LEVELS for tree in (by_block, by_length)
+    ):
         raise MapError(f"has a senseless header of allocation group {ag}")
-    return _AgHeader(root, levels, free_blocks)
+    return _AgHeader(by_block, by_length, free_blocks)
 
 
-def _free_extents(source: Source, shape: _Shape, ag: int, header: _AgHeader) -> NDArray[np.void]:
+def _free_extents(source: Source, shape: _Shape, ag: int, tree: _Tree, free_blocks: int) -> NDArray[np.void]:
     """All records of the tree: down its left edge, then along the leaves."""
-    block = header.root_block
-    for level in range(header.levels - 1, 0, -1):
-        node = _read_tree_block(source, shape, ag, block, level)
+    block = tree.root_block
+    for level in range(tree.levels - 1, 0, -1):
+        node = _read_tree_block(source, shape, ag, tree.magic, block, level)
         capacity = len(node.body) // (layout.BTREE_KEY_BYTES + layout.BTREE_POINTER_BYTES)
         if not 0 < node.records <= capacity:
             raise MapError(f"has a broken tree in allocation group {ag}")
         first_pointer = capacity * layout.BTREE_KEY_BYTES
         block = int.from_bytes(node.body[first_pointer : first_pointer + layout.BTREE_POINTER_BYTES], "big")
-    return _leaf_records(source, shape, ag, block, header.free_blocks)
+    return _leaf_records(source, shape, ag, tree.magic, block, free_blocks)
 
 
-def _leaf_records(source: Source, shape: _Shape, ag: int, block: int, free_blocks: int) -> NDArray[np.void]:
+def _leaf_records(
+    source: Source, shape: _Shape, ag: int, magic: bytes, block: int, free_blocks: int
+) -> NDArray[np.void]:
     leaves = [np.empty(0, layout.BTREE_RECORD)]
     total = 0
     while block != layout.BTREE_NO_SIBLING:
-        leaf = _read_tree_block(source, shape, ag, block, 0)
+        leaf = _read_tree_block(source, shape, ag, magic, block, 0)
         if leaf.records > len(leaf.body) // layout.BTREE_RECORD.itemsize:
             raise MapError(f"has a broken tree in allocation group {ag}")
         leaves.append(np.frombuffer(leaf.body, layout.BTREE_RECORD, leaf.records))
@@ -209,18 +269,28 @@ def _leaf_records(source: Source, shape: _Shape, ag: int, block: int, free_block
     return np.concatenate(leaves)
 
 
-def _read_tree_block(source: Source, shape: _Shape, ag: int, block: int, level: int) -> _TreeBlock:
+def _read_tree_block(source: Source, shape: _Shape, ag: int, magic: bytes, block: int, level: int) -> _TreeBlock:
     if not shape.header_blocks <= block < shape.ag_length(ag):
         raise MapError(f"has a tree that leads outside allocation group {ag}")
     offset = (ag * shape.ag_blocks + block) * shape.block_bytes
     raw = source.read(offset, shape.block_bytes)
-    magic, own_level, records, _, right, disk_block, _, uuid, owner = layout.BTREE_HEADER.unpack_from(raw)
+    own_magic, own_level, records, _, right = layout.BTREE_HEADER_4.unpack_from(raw)
+    if (own_magic, own_level) != (magic, level):
+        raise MapError(f"has a broken tree in allocation group {ag}")
+    if shape.version == layout.VERSION_4:
+        return _TreeBlock(records, right, raw[layout.BTREE_HEADER_4.size :])
+    _check_tree_block_5(raw, shape, ag, offset)
+    return _TreeBlock(records, right, raw[layout.BTREE_HEADER_BYTES :])
+
+
+def _check_tree_block_5(raw: bytes, shape: _Shape, ag: int, offset: int) -> None:
+    """What the later part of the header says: checksum, place, owner, filesystem."""
+    *_, disk_block, _, uuid, owner = layout.BTREE_HEADER.unpack_from(raw)
     _check_crc(raw, layout.BTREE_CRC_OFFSET, f"tree of allocation group {ag}")
-    if (magic, own_level, owner, uuid) != (layout.BNOBT_MAGIC, level, ag, shape.meta_uuid):
+    if (owner, uuid) != (ag, shape.meta_uuid):
         raise MapError(f"has a broken tree in allocation group {ag}")
     if disk_block * layout.DISK_SECTOR_BYTES != offset:
         raise MapError(f"has a misplaced block in the tree of allocation group {ag}")
-    return _TreeBlock(own_level, records, right, raw[layout.BTREE_HEADER_BYTES :])
 
 
 def _check_crc(raw: bytes, crc_offset: int, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Layout of XFS version 5: facts only.
+"""Layout of XFS versions 4 and 5: facts only.
 
 Source: "XFS Algorithms & Data Structures" (xfs.org / kernel.org xfs-documentation): superblocks, allocation group
 headers, short format B+trees, the journaling log.
@@ -14,6 +14,8 @@ import numpy as np
 SUPERBLOCK_MAGIC = b"XFSB"
 AGF_MAGIC = b"XAGF"
 BNOBT_MAGIC = b"AB3B"
+BNOBT_MAGIC_4 = b"ABTB"
+CNTBT_MAGIC_4 = b"ABTC"  # the same free extents, by their length
 DISK_SECTOR_BYTES = 512  # the unit of the log and of block numbers in tree blocks, whatever the sector size
 
 MIN_SUPERBLOCK_BYTES = 512
@@ -29,6 +31,7 @@ SUPERBLOCK_FIELDS: dict[str, tuple[str, int]] = {
     "sector_bytes": (">H", 102),
     "ag_block_log": (">B", 124),
     "in_progress": (">B", 126),
+    "features2": (">I", 200),
     "ro_compat": (">I", 212),
     "incompat": (">I", 216),
     "log_incompat": (">I", 220),
@@ -38,7 +41,16 @@ META_UUID_OFFSET = 248
 UUID_BYTES = 16
 SUPERBLOCK_CRC_OFFSET = 224
 VERSION_NUMBER_MASK = 0xF
+VERSION_4 = 4
 VERSION_5 = 5
+# What every copy of the superblock says alike.
+GEOMETRY_FIELDS = ("block_bytes", "data_blocks", "log_start", "ag_blocks", "ag_count", "log_blocks", "ag_block_log")
+# attributes, 32-bit link counts, quota, alignment, stripes, log of version 2, sector size, unwritten extents,
+# directories of version 2, names without case, more features
+KNOWN_VERSION_4 = 0x10 | 0x20 | 0x40 | 0x80 | 0x100 | 0x400 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x8000
+VERSION_4_MORE_FEATURES = 0x8000
+# lazy counters, attributes of version 2, 32-bit project numbers, file types in directories
+KNOWN_FEATURES2 = 0x2 | 0x8 | 0x80 | 0x200
 
 # finobt, rmapbt, reflink, inobtcount
 KNOWN_RO_COMPAT = 0x1 | 0x2 | 0x4 | 0x8
@@ -55,8 +67,8 @@ MAX_AG_BYTES = 1 << 40
 AG_HEADER_SECTORS = 4
 
 # Sector 1 of each allocation group.
-# magic, version, own number, length, root and level of the tree by block number, free blocks
-AGF = struct.Struct(">4sIIII8xI20xI")
+# magic, version, own number, length, roots of the trees by block number and by length, their levels, free blocks
+AGF = struct.Struct(">4sIIIII4xII16xI")
 AGF_UUID_OFFSET = 64
 AGF_CRC_OFFSET = 216
 AGF_VERSION = 1
@@ -64,6 +76,7 @@ AGF_VERSION = 1
 # magic, level, records, left, right, disk block, lsn, uuid, owner
 BTREE_HEADER = struct.Struct(">4sHHIIQQ16sI")
 BTREE_HEADER_BYTES = 56
+BTREE_HEADER_4 = struct.Struct(">4sHHII")
 BTREE_CRC_OFFSET = 52
 BTREE_NO_SIBLING = 0xFFFFFFFF
 BTREE_RECORD = np.dtype([("start", ">u4"), ("count", ">u4")])
@@ -73,6 +86,7 @@ BTREE_MAX_LEVELS = 9
 
 # The log: records of a header, headers with more cycle words, and a payload of operations.
 LOG_HEADER_MAGIC = 0xFEEDBABE
+LOG_VERSION_1 = 1  # one header sector a record; only with version 4 of the filesystem
 LOG_VERSION_2 = 2
 # magic, cycle, version, payload bytes, lsn, tail lsn, previous block, operations (crc apart)
 LOG_HEADER = struct.Struct(">IIIIQQ4xII")

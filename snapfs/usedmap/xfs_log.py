@@ -61,13 +61,17 @@ class _Record:
         return self.header_blocks + len(self.payload) // _SECTOR_BYTES
 
 
-def check_log_clean(log: Source, uuid: bytes) -> None:
-    """`MapError` unless the on-disk state of the filesystem needs nothing from `log`."""
-    _Log(log, uuid).check_clean()
+def check_log_clean(log: Source, uuid: bytes, *, may_be_old: bool = False) -> None:
+    """`MapError` unless the on-disk state of the filesystem needs nothing from `log`.
+
+    A log that `may_be_old` is of version 1 or 2, else it is of version 2.
+    """
+    _Log(log, uuid, may_be_old).check_clean()
 
 
 class _Log:
-    def __init__(self, source: Source, uuid: bytes) -> None:
+    def __init__(self, source: Source, uuid: bytes, may_be_old: bool) -> None:
+        self._versions = (layout.LOG_VERSION_1, layout.LOG_VERSION_2) if may_be_old else (layout.LOG_VERSION_2,)
         self._source = source
         self._uuid = uuid
         self._blocks = source.size_bytes // _SECTOR_BYTES
@@ -164,13 +168,15 @@ class _Log:
             raise _DirtyError("it points outside itself")
         header = self._read(block, 1)
         magic, cycle, version, length, lsn, tail, previous, operations = layout.LOG_HEADER.unpack_from(header)
-        if magic != layout.LOG_HEADER_MAGIC or version != layout.LOG_VERSION_2:
+        if magic != layout.LOG_HEADER_MAGIC or version not in self._versions:
             raise _DirtyError("a record has no header")
         if lsn != cycle << 32 | block:
             raise _DirtyError("a record is not where it says it is")
         if header[layout.LOG_HEADER_UUID_OFFSET :][: layout.UUID_BYTES] != self._uuid:
             raise _DirtyError("a record belongs to another filesystem")
         buffer_bytes = int.from_bytes(header[layout.LOG_HEADER_SIZE_OFFSET :][:4], "big")
+        if version == layout.LOG_VERSION_1:
+            buffer_bytes = layout.LOG_CYCLE_SIZE_BYTES
         if length % _SECTOR_BYTES or not 0 < length <= layout.LOG_MAX_BUFFER_BYTES + 65536:
             raise _DirtyError("a record has a senseless length")
         if not 0 < buffer_bytes <= layout.LOG_MAX_BUFFER_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from cow.compactor import Compactor
 from cow.cutting import discard_cut, next_header, prepare_cut
 from cow.engine import LiveEngine
-from cow.files import Files
+from cow.files import Data, Files
 from cow.geometry import Geometry
 from cow.image import Identity, Image
 from cow.layout import Durability
@@ -39,6 +40,31 @@ class CopiedImage(Image):
         return replace(super().identity(), dev=1, ino=1)
 
 
+class SpoiltImage(CopiedImage):
+    """An image with blocks that cannot be read until they are written again, as of a disk with bad sectors."""
+
+    def __init__(self, fd: int, size_bytes: int, files: Files, block_bytes: int) -> None:
+        super().__init__(fd, size_bytes, files)
+        self._geometry, self.bad = Geometry(size_bytes, block_bytes), set[int]()
+
+    def read_into(self, views: list[memoryview], offset: int) -> None:
+        self._refuse(views, offset)
+        super().read_into(views, offset)
+
+    def try_read_into(self, views: list[memoryview], offset: int) -> bool:
+        self._refuse(views, offset)
+        return super().try_read_into(views, offset)
+
+    def _refuse(self, views: list[memoryview], offset: int) -> None:
+        length = self._geometry.clip(offset, sum(len(view) for view in views))
+        if self.bad & set(range(*self._geometry.span(offset, length))):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write(self, data: Data, offset: int) -> None:
+        super().write(data, offset)
+        self.bad -= set(range(*self._geometry.span(offset, len(data))))
+
+
 class Rig:
     """One image under ``directory`` and its store; ``old`` is what the image held at the cut."""
 
@@ -64,6 +90,12 @@ class Rig:
         self.geometry = Geometry(len(old), block_bytes)
         self.events: list[Event] = []
         self.store: Store | None = None
+
+    def spoil(self, *blocks: int) -> None:
+        """Before ``open``: the image cannot read these blocks."""
+        image = SpoiltImage(self.image_fd, len(self.old), self.files, self.block_bytes)
+        image.bad.update(blocks)
+        self.image = image
 
     def request(self, boot_id: bytes = BOOT) -> Request:
         staging_bytes = self.staging_slots * self.block_bytes

@@ -10,6 +10,7 @@ import pytest
 from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
 from stops import Progress, Recorder, recording
 
+from cow.errors import Damaged
 from cow.layout import Durability, State
 from cow.recovery import Outcome
 
@@ -89,6 +90,34 @@ def test_killed_at_every_change(make_rig: MakeRig, tmp_path: Path, durability: D
 @pytest.mark.parametrize("work", [first_use, carried_on_after_kill, carried_on_after_seal])
 def test_power_lost_at_every_change(make_rig: MakeRig, tmp_path: Path, work: Work) -> None:
     stop_everywhere(make_rig, tmp_path, Durability.POWER, work, power=True)
+
+
+@pytest.mark.parametrize(("durability", "power"), [(Durability.PROCESS, False), (Durability.POWER, True)])
+def test_stopped_while_a_block_is_lost(
+    make_rig: MakeRig, tmp_path: Path, durability: Durability, power: bool
+) -> None:
+    """The block that the image cannot give reads as an error or as it was, never as it is now."""
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=16)
+    rig.spoil(10)
+    with recording(rig, tmp_path, power=power) as recorder:
+        rig.open()
+        recorder.arm()
+        rig.engine.write(9 * BLOCK_BYTES, pattern(4 * BLOCK_BYTES, 5))
+        rig.compactor.drain()
+    for moment in recorder.moments:
+        boot = moment.number.to_bytes(16, "little") if power else BOOT
+        left = Rig(moment.directory, OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=16)
+        try:
+            left.open(boot)
+            left.write(0, bytes(IMAGE_BYTES))
+            for block_no in range(left.geometry.block_count):
+                offset, length = left.geometry.extent(block_no, block_no + 1)
+                try:
+                    assert left.reader.read(offset, length) == OLD[offset : offset + length]
+                except Damaged:
+                    assert block_no == 10
+        finally:
+            left.remove()
 
 
 def stop_everywhere(make_rig: MakeRig, tmp_path: Path, durability: Durability, work: Work, *, power: bool) -> None:

@@ -176,7 +176,7 @@ def test_lost_ring_after_a_kill_loses_only_what_it_held(make_rig: MakeRig, tmp_p
     left = leave(make_rig(OLD), tmp_path, "kill")
     (left.rig.store_path / "staging").unlink()
     opened = left.rig.open()
-    assert opened.notes == ["the store is damaged: blocks of the snapshot that are lost and read as errors: 2"]
+    assert opened.notes == ["blocks of the snapshot that are lost and read as errors: 2"]
     assert readable_blocks(left.rig, "") == left.rig.geometry.block_count - 2
     assert left.rig.control.state is State.DAMAGED
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from cow.errors import BlockReleased
-from cow.layout import Counter, Durability
+from cow.errors import BlockReleased, Damaged
+from cow.layout import Counter, Durability, State
 from cow.recovery import Outcome
 
 _SIZES = [(512, 40_000), (4096, 300_001), (4096, 4096), (4096, 100), (65536, 1_000_000), (1 << 20, 2_500_000)]
@@ -108,6 +108,77 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 class DurableEngineMachine(EngineMachine):
+    durability = Durability.POWER
+
+
+class SpoiltMachine(EngineMachine):
+    """Blocks of the image become unreadable: a write loses those that were owed, and none besides."""
+
+    @initialize(size=st.sampled_from(_SIZES), seed=st.integers(1, 1000))
+    def begin(self, size: tuple[int, int], seed: int) -> None:
+        super().begin(size, seed)
+        self.rig.abandon()
+        self.rig.spoil()
+        self.rig.open()
+        self.owed, self.lost = set(range(self.rig.geometry.block_count)), set[int]()
+
+    @property
+    def bad(self) -> set[int]:
+        return self.rig.image.bad  # type: ignore[attr-defined,no-any-return]
+
+    @rule(data=st.data())
+    def spoil(self, data: st.DataObject) -> None:
+        self.bad.add(data.draw(st.integers(0, self.rig.geometry.block_count - 1)))
+
+    @rule(data=st.data(), waits=st.booleans(), seed=st.integers(1, 1000))
+    def write(self, data: st.DataObject, waits: bool, seed: int) -> None:
+        offset, length = data.draw(self._ranges())
+        blocks, bad = set(range(*self.rig.geometry.span(offset, length))), set(self.bad)
+        content = pattern(length, seed)
+        if waits:
+            self.rig.write(offset, content)
+        elif not self.rig.engine.try_write(offset, content):
+            return
+        self.live[offset : offset + length] = content
+        self.lost |= blocks & bad & self.owed
+        self.owed -= blocks
+
+    @rule(data=st.data())
+    def read(self, data: st.DataObject) -> None:
+        self._check(*data.draw(self._ranges()))
+
+    @rule(data=st.data())
+    def try_read(self, data: st.DataObject) -> None:
+        self._check(*data.draw(self._ranges()))
+
+    def _check(self, offset: int, length: int) -> None:
+        blocks = set(range(*self.rig.geometry.span(offset, length)))
+        if blocks & (self.lost | self.bad & self.owed):
+            with pytest.raises((Damaged, OSError)):
+                self.rig.reader.read(offset, length)
+        else:
+            assert self.rig.reader.read(offset, length) == self.rig.old[offset : offset + length]
+        assert self.rig.control[Counter.LOST_BLOCKS] == len(self.lost)
+        assert self.rig.control.state is (State.DAMAGED if self.lost else State.ACTIVE)
+
+    def _reopen(self) -> None:
+        opened = self.rig.open(self.boot)
+        said = [f"blocks of the snapshot that are lost and read as errors: {len(self.lost)}"] if self.lost else []
+        assert (opened.outcome, opened.notes) == (Outcome.CARRIED_ON, said)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "lost"):
+            return
+        try:
+            for block_no in range(self.rig.geometry.block_count):
+                self._check(*self.rig.geometry.extent(block_no, block_no + 1))
+            assert self.rig.image_path.read_bytes() == self.live
+        finally:
+            self.rig.close()
+            shutil.rmtree(self.directory)
+
+
+class DurableSpoiltMachine(SpoiltMachine):
     durability = Durability.POWER
 
 
@@ -234,12 +305,22 @@ class DurableReliefMachine(ReliefMachine):
     durability = Durability.POWER
 
 
-@pytest.mark.parametrize("machine", [EngineMachine, DurableEngineMachine, ReliefMachine, DurableReliefMachine])
+_MACHINES = [
+    EngineMachine,
+    DurableEngineMachine,
+    SpoiltMachine,
+    DurableSpoiltMachine,
+    ReliefMachine,
+    DurableReliefMachine,
+]
+
+
+@pytest.mark.parametrize("machine", _MACHINES)
 def test_engine_agrees_with_two_byte_arrays(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40,
+            max_examples=15 if issubclass(machine, SpoiltMachine) else 40,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

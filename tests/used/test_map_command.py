@@ -42,7 +42,7 @@ def test_the_extents_of_an_ext4_are_those_of_partclone(ground: UsedGround) -> No
     theirs = used_by_partclone("extfs", image, ground.path)
     mine = [(extent["start"], extent["length"]) for extent in found["extents"] if extent["data"]]
     assert mine == merged(theirs)
-    assert [region["trusted"] for region in found["regions"]] == [True]
+    assert [region["state"] for region in found["regions"]] == ["trusted"]
 
 
 def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -58,12 +58,12 @@ def merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 def test_the_regions_of_a_disk(disk: Path) -> None:
     regions = map_of(disk)["regions"]
-    parts = {region["partition"]: region for region in regions if region["partition"]}
-    assert [(parts[no]["kind"], parts[no]["partition_name"], parts[no]["trusted"]) for no in (1, 2)] == [
-        ("ext4", "first", True),
-        ("unknown", "second", False),
+    parts = {region["partition_number"]: region for region in regions if region["partition_number"]}
+    assert [(parts[no]["kind"], parts[no]["partition_name"], parts[no]["state"]) for no in (1, 2)] == [
+        ("ext4", "first", "trusted"),
+        ("unknown", "second", "all-used"),
     ]
-    assert (parts[1]["start"], parts[1]["length"]) == (MIB, 32 * MIB)
+    assert (parts[1]["offset"], parts[1]["length"]) == (MIB, 32 * MIB)
     assert all(region["free_bytes"] == 0 for region in regions if region is not parts[1])
 
 

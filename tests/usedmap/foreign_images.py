@@ -45,12 +45,12 @@ def copy_image(path: Path, copy: Path) -> Path:
 
 
 @contextmanager
-def mounted(image: Path, driver: str, directory: Path) -> Iterator[Path]:
+def mounted(image: Path, driver: str, directory: Path, *options: str) -> Iterator[Path]:
     """The image mounted by a FUSE driver; unmounted and its loop device gone afterwards, also on failure."""
     directory.mkdir(exist_ok=True)
     loop = run("losetup", "--find", "--show", image).strip()
     try:
-        run(driver, loop, directory)
+        run(driver, *options, loop, directory)
         try:
             yield directory
         finally:
@@ -170,6 +170,21 @@ def damaged_maps(reader: Reader, content: bytes, ranges: list[range], seeds: ran
         finally:
             for at, old in reversed(undo):
                 image.content[at : at + 4] = old
+
+
+def damage_bitmap(content: bytearray, bitmap: list[range], dice: random.Random) -> None:
+    """What a failing disk or a copy of it does to a bitmap: bits flip, bytes and sectors become zero."""
+    for _ in range(dice.choice((1, 1, 1, 2, 4))):
+        piece = dice.choice(bitmap)
+        at = dice.choice(piece)
+        how = dice.randrange(4)
+        if how == 0:
+            content[at] ^= 1 << dice.randrange(8)
+            continue
+        size = (1, 512, 4096)[how - 1]
+        first = max(piece.start, at - at % size)
+        end = min(piece.stop, at - at % size + size)
+        content[first:end] = bytes(end - first)
 
 
 def frees_only(free_map: FreeMap, truth: FreeMap) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,6 +149,29 @@ def units(free_ranges: list[tuple[int, int]], length: int) -> bitarray:
     for first, count in free_ranges:
         bits[first : first + count] = 1
     return bits
+
+
+def free_by_xfs_db(path: Path, free_map: FreeMap) -> bitarray:
+    """Free blocks by xfs_db, without those each group keeps in reserve, which it counts as free."""
+    numbers = run("xfs_db", "-r", "-c", "sb 0", "-c", "p agblocks agcount", path)
+    ag_blocks, ag_count = map(int, re.findall(r"= (\d+)", numbers))
+    rows = re.findall(r"^\s*(\d+)\s+(\d+)\s+(\d+)$", run("xfs_db", "-r", "-c", "freesp -d", path), re.MULTILINE)
+    free = units([(int(ag) * ag_blocks + int(block), int(n)) for ag, block, n in rows], len(free_map.free))
+    for ag in range(ag_count):
+        for block in reserved_blocks(path, ag):
+            free[ag * ag_blocks + block] = 0
+    return free
+
+
+def reserved_blocks(path: Path, ag: int) -> list[int]:
+    header = run("xfs_db", "-r", "-c", f"agf {ag}", "-c", "p flfirst fllast flcount", path)
+    first, _, count = map(int, re.findall(r"= (\d+)", header))
+    text = run("xfs_db", "-r", "-c", f"agfl {ag}", "-c", "p bno", path)
+    slots: dict[int, int] = {}
+    for low, high, value in re.findall(r"(\d+)(?:-(\d+))?:(\d+|null)", text):
+        for slot in range(int(low), int(high or low) + 1):
+            slots[slot] = -1 if value == "null" else int(value)
+    return [slots[(first + index) % len(slots)] for index in range(count)]
 
 
 class DamagedImage:

@@ -55,10 +55,14 @@ CASES = [
     Case("fat32-clusters-512", 48 * MIB, "-F 32 -s 1", 32),
     Case("fat32-clusters-4k", 300 * MIB, "-F 32 -s 8", 32),
     Case("fat32-one-fat", 48 * MIB, "-F 32 -s 1 -f 1", 32),
+    Case("fat16-three-fats", 16 * MIB, "-F 16 -s 1 -f 3", 16),
+    Case("fat32-four-fats", 48 * MIB, "-F 32 -s 1 -f 4", 32),
     Case("fat32-no-backup", 48 * MIB, "-F 32 -s 1 -b 0 -a", 32),
     Case("fat32-sectors-4096", 300 * MIB, "-F 32 -S 4096 -s 1", 32),
 ]
 BY_NAME = {case.name: case for case in CASES}
+# fsck.fat knows no more than two FATs; of these volumes mtools is the only judge.
+WITHOUT_FSCK = ("fat16-three-fats", "fat32-four-fats")
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,8 @@ def test_equals_the_clusters_that_mtools_finds(filled: Path) -> None:
 
 
 def test_counts_equal_those_of_fsck(filled: Path) -> None:
+    if filled.stem in WITHOUT_FSCK:
+        return
     free_map = read_map(read_free_map, filled)
     used = len(free_map.free) - free_map.free.count()
     assert f" {used}/{len(free_map.free)} clusters" in fsck(filled)
@@ -162,7 +168,8 @@ def test_fat32_with_as_few_clusters_as_fat16(work: Path) -> None:
 def test_poison_harms_nothing(filled: Path, tmp_path: Path) -> None:
     copy = copy_image(filled, tmp_path / f"poisoned-{filled.name}")
     assert poison(copy, read_map(read_free_map, filled)) > 500 * KIB
-    assert fsck(copy).splitlines()[-1].split(": ")[1] == fsck(filled).splitlines()[-1].split(": ")[1]
+    if filled.stem not in WITHOUT_FSCK:
+        assert fsck(copy).splitlines()[-1].split(": ")[1] == fsck(filled).splitlines()[-1].split(": ")[1]
     expected = digests(unpack(filled, filled.parent / f"{filled.name}.files"))
     assert digests(unpack(copy, tmp_path / "files")) == expected
     assert len(expected) >= 8
@@ -207,10 +214,10 @@ def test_flags_in_either_fat_are_believed(
     assert refusal(copy) == reason
 
 
-@pytest.mark.parametrize("name", ["fat12-floppy", "fat16-clusters-512", "fat32-clusters-512"])
+@pytest.mark.parametrize("name", ["fat12-floppy", "fat16-three-fats", "fat32-clusters-512", "fat32-four-fats"])
 def test_fats_that_differ_are_refused(name: str, work: Path, tmp_path: Path) -> None:
     copy = copy_image(made(name, work), tmp_path / "differ.img")
-    write_at(copy, fat_offsets(copy)[1] + 40, b"\0")
+    write_at(copy, fat_offsets(copy)[-1] + 40, b"\0")
     assert refusal(copy) == "has FATs that differ from each other"
 
 

@@ -71,7 +71,25 @@ def md_offset() -> int:
     return (SIZE // 512 - 16 & ~7) * 512
 
 
+def bcache_superblock() -> bytes:
+    """What tells a backing device: that it is at sector 8, its version, the magic, and the number of its keys."""
+    magic = bytes.fromhex("c68573f64e1a45ca8265f57f48ba6d81")
+    content = struct.pack("<QQ16s", 8, 1, magic).ljust(200, b"\0")
+    return struct.pack("<Q", crc64(content)) + content
+
+
+def crc64(content: bytes) -> int:
+    """crc64 of ECMA-182 as bcache takes it: most significant bit first, start and result inverted."""
+    crc = (1 << 64) - 1
+    for byte in content:
+        crc ^= byte << 56
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x42F0E1EBA9EA3693 if crc >> 63 else 0)) & ((1 << 64) - 1)
+    return crc ^ ((1 << 64) - 1)
+
+
 CONTAINERS = {
+    "bcache": (4096, bcache_superblock(), "device of bcache"),
     "LVM2_member": (512, lvm_label(), "volume of LVM"),
     "crypto_LUKS": (0, b"LUKS\xba\xbe\x00\x01".ljust(592, b"\0"), "encrypted volume"),
     "linux_raid_member": (md_offset(), md_superblock(), "MD array"),

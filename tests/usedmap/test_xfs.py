@@ -8,23 +8,22 @@ import struct
 from pathlib import Path
 
 import pytest
-from bitarray import bitarray
 from foreign_images import copy_image, digests, fill, frees_only, read_map, run, used_by_partclone, used_units
 from linux_images import (
     MIB,
     check_poisoned,
     filled_filesystem,
+    free_by_xfs_db,
     frozen,
     make_filesystem,
     mounted,
     only_region_reason,
     scatter,
     survive_damage,
-    units,
 )
 
 from snapfs.usedmap import xfs
-from snapfs.usedmap.result import FreeMap, MapError
+from snapfs.usedmap.result import MapError
 
 SIZE = 320 * MIB
 
@@ -40,29 +39,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "large log": ("-l", "size=64m"),
     "odd size": ("-d", f"size={SIZE - 12288}"),
 }
-
-
-def free_by_xfs_db(path: Path, free_map: FreeMap) -> bitarray:
-    """Free blocks by xfs_db, without those each group keeps in reserve, which it counts as free."""
-    numbers = run("xfs_db", "-r", "-c", "sb 0", "-c", "p agblocks agcount", path)
-    ag_blocks, ag_count = map(int, re.findall(r"= (\d+)", numbers))
-    rows = re.findall(r"^\s*(\d+)\s+(\d+)\s+(\d+)$", run("xfs_db", "-r", "-c", "freesp -d", path), re.MULTILINE)
-    free = units([(int(ag) * ag_blocks + int(block), int(n)) for ag, block, n in rows], len(free_map.free))
-    for ag in range(ag_count):
-        for block in reserved_blocks(path, ag):
-            free[ag * ag_blocks + block] = 0
-    return free
-
-
-def reserved_blocks(path: Path, ag: int) -> list[int]:
-    header = run("xfs_db", "-r", "-c", f"agf {ag}", "-c", "p flfirst fllast flcount", path)
-    first, _, count = map(int, re.findall(r"= (\d+)", header))
-    text = run("xfs_db", "-r", "-c", f"agfl {ag}", "-c", "p bno", path)
-    slots: dict[int, int] = {}
-    for low, high, value in re.findall(r"(\d+)(?:-(\d+))?:(\d+|null)", text):
-        for slot in range(int(low), int(high or low) + 1):
-            slots[slot] = -1 if value == "null" else int(value)
-    return [slots[(first + index) % len(slots)] for index in range(count)]
 
 
 @pytest.fixture(scope="module", params=OPTIONS)
@@ -193,11 +169,6 @@ def test_a_need_for_repair_makes_it_count_as_used(image: Path) -> None:
 def test_an_unknown_feature_makes_it_count_as_used(image: Path) -> None:
     run("xfs_db", "-x", "-c", "sb 0", "-c", "write -d features_incompat 0x8000000b", image)
     assert "unknown features" in only_region_reason(image)
-
-
-def test_the_old_version_counts_as_used(tmp_path: Path) -> None:
-    image = make_filesystem("xfs", tmp_path / "image", SIZE, "-m", "crc=0")
-    assert "old version" in only_region_reason(image)
 
 
 def test_an_external_log_makes_it_count_as_used(tmp_path: Path) -> None:

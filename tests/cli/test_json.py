@@ -1,0 +1,81 @@
+"""Every JSON object is as the schema says, and ``-q`` keeps the text back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from command_line import Bench, snapfs
+
+import snapfs as package
+
+SCHEMA = json.loads((Path(package.__file__).parent / "output.schema.json").read_text())
+
+
+def check(kind: str, found: Any) -> None:
+    jsonschema.validate(found, {**SCHEMA, "$ref": f"#/$defs/{kind}"}, cls=jsonschema.Draft202012Validator)
+
+
+def printed(*words: str | Path) -> Any:
+    return json.loads(snapfs(*words, "--json").ok().out)
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+
+def test_what_a_mounted_image_prints(bench: Bench) -> None:
+    check("mount", printed("mount", bench.image, bench.live, bench.snap))
+    check("status", printed("status", bench.live))
+    check("cut", printed("snapshot", bench.live))
+    check("map", printed("map", bench.live))
+    check("check", printed("check", bench.live))
+    check("backup", printed("backup", bench.live, bench.path / "backup"))
+    check("release", printed("release", bench.live, "--all"))
+    bench.umount().ok()
+
+
+def test_what_backups_print(bench: Bench) -> None:
+    backup = bench.path / "backup"
+    done = snapfs("backup", bench.image, backup, "--json", "--progress=json").ok()
+    check("backup", json.loads(done.out))
+    for line in done.err.splitlines():
+        check("progress", json.loads(line))
+    check("manifest", json.loads((bench.path / "backup.json").read_text()))
+    check("verify", printed("verify", backup))
+    check("restore", printed("restore", backup, bench.path / "restored.img"))
+
+
+def test_all_instances_are_an_array_of_the_same(bench: Bench) -> None:
+    with bench.mounted():
+        for status in printed("status"):
+            check("status", status)
+
+
+def test_regions_have_one_shape(bench: Bench) -> None:
+    with bench.mounted():
+        snapfs("backup", bench.live, bench.path / "backup").ok()
+        manifest = json.loads((bench.path / "backup.json").read_text())
+        assert printed("map", bench.live)["regions"] == printed("status", bench.live)["snapshot"]["regions"]
+        assert manifest["regions"] == printed("map", bench.live)["regions"]
+
+
+@pytest.mark.parametrize("command", ["mount", "snapshot", "status", "map", "check", "backup", "verify", "release"])
+def test_quiet_commands_print_nothing(bench: Bench, command: str) -> None:
+    backup = bench.path / "backup"
+    words: dict[str, list[str | Path]] = {
+        "mount": [bench.image, bench.live, bench.snap],
+        "backup": [bench.live, backup],
+        "verify": [backup],
+        "release": [bench.live, "--all"],
+    }
+    if command != "mount":
+        bench.mount().ok()
+    if command == "verify":
+        snapfs("backup", bench.live, backup).ok()
+    done = snapfs(command, *words.get(command, [bench.live]), "-q").ok()
+    assert (done.out, done.err) == ("", "")
+    bench.umount().ok()
