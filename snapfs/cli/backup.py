@@ -27,6 +27,13 @@ from snapfs.options import format_size
 @click.option("--verify", is_flag=True, help="Read DEST back and compare before it gets its name.")
 @click.option("--force", is_flag=True, help="Overwrite DEST without asking.")
 @click.option("--rate", type=RATE, default=None, metavar="SIZE", help="Read at most so much a second.")
+@click.option(
+    "--on-read-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="With skip, unreadable sectors become zeros and are listed in DEST.json and DEST.map; exit code 4.",
+)
 @progress_options
 @output_options
 def backup_command(cut: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> int:
@@ -53,4 +60,4 @@ def backup_command(cut: bool, rate: int | None, progress: str, quiet: bool, as_j
         used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
         result = {"backup": str(options.dest), "cut": manifest.facts["cut"], **sizes(manifest)}
         show(result, f"{options.dest}  {used}, {manifest.format}", as_json=as_json, quiet=quiet)
-    return ExitCode.DONE
+    return ExitCode.PROBLEM if manifest.unread else ExitCode.DONE

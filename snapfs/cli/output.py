@@ -50,7 +50,12 @@ def show(result: Mapping[str, Any], text: str, *, as_json: bool, quiet: bool) ->
 
 def sizes(manifest: Manifest) -> dict[str, Any]:
     """What is told of every backup that was made, verified or restored; in bytes."""
-    return {"format": manifest.format, "image_bytes": manifest.image_bytes, "data_bytes": manifest.data_bytes}
+    return {
+        "format": manifest.format,
+        "image_bytes": manifest.image_bytes,
+        "data_bytes": manifest.data_bytes,
+        "unread_bytes": manifest.unread.total_bytes,
+    }
 
 
 def put(text: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from snapfs.cli.interrupts import end_as_interrupted
-from snapfs.cli.output import output_options, show, sizes
+from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
 from snapfs.cli.types import RATE
+from snapfs.errors import ExitCode
 from snapfs.options import format_size
 
 
@@ -24,12 +25,13 @@ from snapfs.options import format_size
 @click.option("--rate", type=RATE, default=None, metavar="SIZE", help="Read at most so much a second.")
 @progress_options
 @output_options
-def restore_command(rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> None:
+def restore_command(rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> int:
     """Write BACKUP to IMAGE, a new file, or one of the same size, or a block device that is large enough.
 
     What is free becomes holes. All data are compared with the hashes of the backup.
     """
     from snapfs.commands.restore import RestoreOptions, restore
+    from snapfs.imager.manifest import describe_unread
 
     options = RestoreOptions(rate_bytes_per_s=rate, **facts)
     end_as_interrupted()
@@ -38,3 +40,10 @@ def restore_command(rate: int | None, progress: str, quiet: bool, as_json: bool,
     used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
     result = {"backup": str(options.backup), "image": str(options.image), **sizes(manifest)}
     show(result, f"{options.image}  {used} restored", as_json=as_json, quiet=quiet)
+    if not manifest.unread:
+        return ExitCode.DONE
+    note(
+        f"{describe_unread(manifest)} of the image could not be read when {options.backup} was made; "
+        f"{options.image} has there what the backup has, which is zeros unless somebody has rescued it since."
+    )
+    return ExitCode.PROBLEM

@@ -19,8 +19,10 @@ from snapfs.options import format_size
 def verify_command(backup: Path, manifest: Path | None, progress: str, quiet: bool, as_json: bool) -> None:
     """Read all of BACKUP and say what is not as it was written."""
     from snapfs.commands.verify import verify
+    from snapfs.imager.manifest import describe_unread
 
     with shown_progress(progress, quiet) as report:
         found = verify(backup, manifest, report)
-    text = f"{backup}  {format_size(found.data_bytes)} verified"
+    unread = f", but {describe_unread(found)} could not be read when it was made" if found.unread else ""
+    text = f"{backup}  {format_size(found.data_bytes)} verified{unread}"
     show({"backup": str(backup), **sizes(found)}, text, as_json=as_json, quiet=quiet)

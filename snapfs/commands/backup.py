@@ -19,16 +19,19 @@ from typing import Any, Literal
 from snapfs.commands.snapshot import SnapshotOptions, snapshot
 from snapfs.errors import SnapfsError, UsageError
 from snapfs.imager.backup import Backup, Plan, finished_manifest, give_names
-from snapfs.imager.journal import Journal, journal_path
-from snapfs.imager.manifest import Manifest, manifest_path, write_manifest
+from snapfs.imager.journal import Done, Journal, journal_path
+from snapfs.imager.manifest import Manifest, describe_unread, manifest_path, write_manifest
 from snapfs.imager.pace import Pace, yield_to_others
 from snapfs.imager.progress import Report
 from snapfs.imager.qcow2 import Qcow2Target
 from snapfs.imager.reader import open_backup
-from snapfs.imager.source import SnapshotSource, Source, open_source
+from snapfs.imager.rescue_map import is_rescue_map, rescue_map_path, write_rescue_map
+from snapfs.imager.snapshot_source import SnapshotSource
+from snapfs.imager.source import Source, open_source
 from snapfs.imager.target import FileTarget, StreamTarget, Target, partial_path, write_errors
 
 Format = Literal["raw", "qcow2"]
+OnReadError = Literal["stop", "skip"]
 Confirm = Callable[[str], bool]
 STDOUT = Path("-")
 _RESUME = "go on with --resume"
@@ -49,6 +52,7 @@ class BackupOptions:
     verify: bool = False
     force: bool = False
     rate_bytes_per_s: int | None = None
+    on_read_error: OnReadError = "stop"
 
     @property
     def is_stream(self) -> bool:
@@ -70,6 +74,13 @@ class BackupOptions:
         return manifest_path(self.dest)
 
     @property
+    def rescue_map_file(self) -> Path | None:
+        """Where ddrescue finds what is unread."""
+        if self.is_stream or self.is_device:
+            return None if self.manifest is None else rescue_map_path(self.manifest)
+        return rescue_map_path(self.dest)
+
+    @property
     def journal_file(self) -> Path | None:
         """None where nothing can be resumed."""
         if self.is_stream:
@@ -80,9 +91,13 @@ class BackupOptions:
 
 
 def backup(options: BackupOptions, report: Report, confirm: Confirm, note: Callable[[str], None]) -> Manifest:
-    """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed."""
+    """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed.
+
+    ``note`` gets sentences about what is not as it should be: what was not frozen, what could not be read.
+    """
     _check_options(options)
     _check_dest(options, confirm)
+    _check_rescue_map(options)
     cut_facts: dict[str, Any] = {}
     if options.cut is not None:
         taken = snapshot(options.source, options.cut)
@@ -91,16 +106,20 @@ def backup(options: BackupOptions, report: Report, confirm: Confirm, note: Calla
         cut_facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
         options = replace(options, release=not options.is_stream)
     yield_to_others()
-    with open_source(options.source) as source:
+    with open_source(options.source, takes_damaged=options.on_read_error == "skip") as source:
         _check_source(options, source)
         with _journal(options, source) as (plan, journal):
             _image(options, source, plan, journal, report)
             manifest = finished_manifest(source, plan, options.format, cut_facts)
             _check_written(options, manifest, report)
+            _write_rescue_map(options, manifest, source)
             _finish(options, manifest)
         if options.release or options.cut is not None:
-            # Also what is in no extent: the snapshot owes nothing any more.
-            source.release(0, source.size_bytes)
+            # Also what is in no extent: the snapshot owes nothing any more, but what another tool may still read.
+            for offset, length in manifest.unread.outside(0, source.size_bytes):
+                source.release(offset, length)
+        if manifest.unread:
+            note(_unread_sentence(options, manifest, source))
     return manifest
 
 
@@ -146,6 +165,13 @@ def _check_dest(options: BackupOptions, confirm: Confirm) -> None:
         raise UsageError(f"{dest} exists and would be overwritten; say --force, or name another DEST.")
 
 
+def _check_rescue_map(options: BackupOptions) -> None:
+    file = options.rescue_map_file
+    is_needed = options.on_read_error == "skip" and not options.force
+    if is_needed and file is not None and os.path.lexists(file) and not is_rescue_map(file):
+        raise UsageError(f"{file} exists and would be overwritten with what is unread; say --force, or move it away.")
+
+
 def _check_source(options: BackupOptions, source: Source) -> None:
     if options.release and not isinstance(source, SnapshotSource):
         raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
@@ -164,7 +190,7 @@ def _journal(options: BackupOptions, source: Source) -> Iterator[tuple[Plan, Jou
     try:
         if options.resume and not options.written_to.exists():
             raise SnapfsError(f"{options.written_to} is gone, so nothing can be resumed; leave out --resume.")
-        yield Plan(list(journal.extents), dict(journal.done)), journal
+        yield Plan(list(journal.extents), _still_done(options, journal)), journal
         path.unlink(missing_ok=True)
     except BaseException as error:
         if not journal.done:
@@ -179,11 +205,17 @@ def _journal(options: BackupOptions, source: Source) -> Iterator[tuple[Plan, Jou
         journal.close()
 
 
+def _still_done(options: BackupOptions, journal: Journal) -> dict[int, Done]:
+    """What need not be read again; whoever does not want to go past bad sectors wants none in the backup."""
+    skips = options.on_read_error == "skip"
+    return {index: done for index, done in journal.done.items() if skips or not done.unread}
+
+
 def _image(options: BackupOptions, source: Source, plan: Plan, journal: Journal | None, report: Report) -> None:
     target = _open_target(options, source)
     try:
-        pace = Pace(options.rate_bytes_per_s)
-        Backup(source, target, plan, journal, releases=options.release, pace=pace).run(report)
+        pace, skips = Pace(options.rate_bytes_per_s), options.on_read_error == "skip"
+        Backup(source, target, plan, journal, releases=options.release, skips=skips, pace=pace).run(report)
     finally:
         target.close()
 
@@ -201,6 +233,30 @@ def _check_written(options: BackupOptions, manifest: Manifest, report: Report) -
     if options.verify:
         with open_backup(options.written_to, manifest) as reader:
             reader.verify(report)
+
+
+def _unread_sentence(options: BackupOptions, manifest: Manifest, source: Source) -> str:
+    where = "the backup" if options.is_stream else str(options.dest)
+    what = f"{describe_unread(manifest)} of {source.path} could not be read, and {where} has zeros there"
+    file = options.rescue_map_file
+    if file is None:
+        return f"{what}; with --manifest FILE all of it is listed."
+    if options.is_stream or options.format != "raw":
+        return f"{what}; {file} lists all of it."
+    force = " -f" if options.is_device else ""
+    return f"{what}; to try again: ddrescue{force} -r 3 {source.path} {options.dest} {file}."
+
+
+def _write_rescue_map(options: BackupOptions, manifest: Manifest, source: Source) -> None:
+    """Before the backup has its name; one that an older backup has left is of other bytes."""
+    file = options.rescue_map_file
+    if file is None:
+        return
+    with write_errors(str(file), _RESUME):
+        if manifest.unread:
+            write_rescue_map(file, manifest.image_bytes, manifest.unread, source.path)
+        elif is_rescue_map(file):
+            file.unlink()
 
 
 def _finish(options: BackupOptions, manifest: Manifest) -> None:

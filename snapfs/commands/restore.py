@@ -104,6 +104,6 @@ def _write(reader: BackupReader, path: Path, options: RestoreOptions, report: Re
     finally:
         target.close()
     if options.verify:
-        written = Manifest(manifest.image_bytes, "raw", manifest.extents)
+        written = Manifest(manifest.image_bytes, "raw", manifest.extents, unread=manifest.unread)
         with open_backup(path, written) as image:
             image.verify(report)

@@ -18,13 +18,14 @@ from typing import Any, Final
 
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, free_ranges
-from snapfs.imager.journal import Journal
+from snapfs.imager.journal import Done, Journal
 from snapfs.imager.manifest import Hashed, Manifest, write_manifest
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Meter, Report
 from snapfs.imager.source import Source
 from snapfs.imager.stages import Stages
 from snapfs.imager.target import Target, write_errors
+from snapfs.imager.unread import Ranges, Salvager
 
 # While the snapshot waits for it, often; else only so often that a resumed backup has little to repeat.
 _RELEASE_BYTES: Final = 64 << 20
@@ -36,13 +37,17 @@ class Plan:
     """The extents of a backup, and what is known of those that an earlier run has done."""
 
     extents: list[Extent]
-    done: dict[int, bytes]
+    done: dict[int, Done]
 
     def hashed(self) -> tuple[Hashed, ...]:
         """All extents; KeyError while one is not done."""
         return tuple(
-            Hashed(extent, None if extent.is_zeros else self.done[i]) for i, extent in enumerate(self.extents)
+            Hashed(extent, None if extent.is_zeros else self.done[i].digest) for i, extent in enumerate(self.extents)
         )
+
+    def unread(self) -> Ranges:
+        """What could not be read of the extents that are done."""
+        return Ranges(sorted(one for done in self.done.values() for one in done.unread))
 
     def to_read(self) -> Iterator[tuple[int, Extent]]:
         for index, extent in enumerate(self.extents):
@@ -57,12 +62,23 @@ class Backup:
     """One backup from `source` to `target`. Without a `journal` it cannot be resumed."""
 
     def __init__(
-        self, source: Source, target: Target, plan: Plan, journal: Journal | None, *, releases: bool, pace: Pace
+        self,
+        source: Source,
+        target: Target,
+        plan: Plan,
+        journal: Journal | None,
+        *,
+        releases: bool,
+        skips: bool,
+        pace: Pace,
     ) -> None:
+        """With `skips` what cannot be read becomes zeros, and is noted in the plan."""
         self._source, self._target, self._plan, self._journal = source, target, plan, journal
         self._releases, self._pace = releases, pace
+        self._salvager = Salvager(source, Ranges()) if skips else None
         self._checkpoint_bytes = _RELEASE_BYTES if releases else _NOTE_BYTES
-        self._waiting: dict[int, bytes] = {}
+        self._unread = plan.unread()
+        self._waiting: dict[int, Done] = {}
         self._waiting_bytes = 0
 
     def run(self, report: Report) -> None:
@@ -71,7 +87,8 @@ class Backup:
         if self._releases and self._plan.done:
             # What an interrupted run had noted it may not have released.
             self._release(sorted(self._plan.done))
-        stages = Stages(self._source.read_into, self._target.write, self._on_written, meter.advance, self._pace)
+        read_into = self._salvager.read_into if self._salvager else self._source.read_into
+        stages = Stages(read_into, self._target.write, self._on_written, meter.advance, self._pace)
         self._write_zeros()
         try:
             stages.run(self._plan.to_read())
@@ -81,7 +98,17 @@ class Backup:
         self._checkpoint()
         self._target.finish()
         self._source.check()
+        self._check_something_was_read()
         meter.finish()
+
+    def _check_something_was_read(self) -> None:
+        """A disk that is gone looks like one that is bad everywhere."""
+        read_bytes = sum(self._plan.extents[index].length for index in self._plan.done)
+        if read_bytes and self._unread.total_bytes == read_bytes:
+            raise SnapfsError(
+                f"Nothing of {self._source.path} can be read, so there is no backup of it; check the disk it is on.",
+                path=self._source.path,
+            )
 
     def _write_zeros(self) -> None:
         for extent in self._plan.extents:
@@ -91,8 +118,10 @@ class Backup:
             self._target.write_zeros(offset, length)
 
     def _on_written(self, index: int, digest: bytes) -> None:
-        self._waiting[index] = digest
-        self._waiting_bytes += self._plan.extents[index].length
+        extent = self._plan.extents[index]
+        unread = self._salvager.unread_in(extent.offset, extent.length) if self._salvager else []
+        self._waiting[index] = Done(digest, unread)
+        self._waiting_bytes += extent.length
         if self._waiting_bytes >= self._checkpoint_bytes:
             self._checkpoint()
 
@@ -104,6 +133,9 @@ class Backup:
             with write_errors(str(self._journal.path), "go on with --resume"):
                 self._journal.add(finished)
         self._plan.done.update(finished)
+        for done in finished.values():
+            for offset, length in done.unread:
+                self._unread.add(offset, length)
         if self._releases:
             self._release(list(finished))
 
@@ -116,13 +148,15 @@ class Backup:
             return
 
     def _release(self, indices: list[int]) -> None:
-        """Release the extents, those that follow each other in one request."""
+        """Release the extents, those that follow each other in one request; never what could not be read: another
+        tool may still get it from the snapshot, and keeping it costs nothing."""
         extents = [self._plan.extents[index] for index in indices]
         while extents:
             first = end = extents.pop(0)
             while extents and extents[0].offset == end.end:
                 end = extents.pop(0)
-            self._source.release(first.offset, end.end - first.offset)
+            for offset, length in self._unread.outside(first.offset, end.end - first.offset):
+                self._source.release(offset, length)
 
 
 def finished_manifest(
@@ -137,7 +171,7 @@ def finished_manifest(
         "block_bytes": source.block_bytes,
         "used_bytes": source.used_bytes,
     }
-    return Manifest(source.size_bytes, image_format, plan.hashed(), facts)
+    return Manifest(source.size_bytes, image_format, plan.hashed(), facts, plan.unread())
 
 
 def give_names(partial: Path, dest: Path, manifest: Manifest, manifest_file: Path) -> None:

@@ -22,6 +22,7 @@ from cow.geometry import MAX_IMAGE_BYTES
 
 CELL_BYTES = 64 << 10
 EXTENT_BYTES = 16 << 20
+_ZERO_BYTES = bytes(1 << 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ def read_extent(offset: Any, length: Any, *, is_zeros: bool) -> Extent:
         raise ValueError(f"the extent at {offset} is empty")
     read_size(extent.end)
     return extent
+
+
+def read_range(offset: Any, length: Any) -> tuple[int, int]:
+    """The same for offset and length of some bytes."""
+    extent = read_extent(offset, length, is_zeros=False)
+    return extent.offset, extent.length
 
 
 def plan(used: bitarray, block_bytes: int, size_bytes: int, hole_cells: bitarray | None = None) -> list[Extent]:
@@ -95,13 +102,37 @@ def free_ranges(extents: Iterable[Extent], size_bytes: int) -> Iterator[tuple[in
 
 
 def free_blocks_in(used: bitarray, block_bytes: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the free blocks of a range, in bytes from `offset`; the range begins with a block."""
+    """(start, stop) of the free blocks, or parts of them, of a range, in bytes from `offset`."""
+    return _blocks_in(used, block_bytes, offset, length, 0)
+
+
+def used_blocks_in(used: bitarray, block_bytes: int, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """The same of the used ones."""
+    return _blocks_in(used, block_bytes, offset, length, 1)
+
+
+def _blocks_in(used: bitarray, block_bytes: int, offset: int, length: int, wanted: int) -> Iterator[tuple[int, int]]:
     first, last = offset // block_bytes, -(-(offset + length) // block_bytes)
-    if used.count(1, first, last) == last - first:
+    skip = offset - first * block_bytes
+    if used.count(wanted, first, last) == 0:
         return
     for value, start, stop in intervals(used[first:last]):
-        if not value:
-            yield start * block_bytes, min(stop * block_bytes, length)
+        if value == wanted:
+            yield max(start * block_bytes - skip, 0), min(stop * block_bytes - skip, length)
+
+
+def clear_free(view: memoryview, offset: int, used: bitarray, block_bytes: int) -> None:
+    """Make the free blocks in `view`, which is at `offset` of the image, zeros."""
+    for start, stop in free_blocks_in(used, block_bytes, offset, len(view)):
+        for at in range(start, stop, len(_ZERO_BYTES)):
+            end = min(at + len(_ZERO_BYTES), stop)
+            view[at:end] = _ZERO_BYTES[: end - at]
+
+
+def used_bytes(used: bitarray, block_bytes: int, size_bytes: int) -> int:
+    """Bytes of the image in used blocks."""
+    past_the_end = len(used) * block_bytes - size_bytes
+    return used.count() * block_bytes - (past_the_end if used[-1] else 0)
 
 
 def _extents(cells: bitarray, size_bytes: int, *, is_zeros: bool) -> Iterator[Extent]:

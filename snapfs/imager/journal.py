@@ -2,7 +2,8 @@
 
     line 1     facts: what is imaged and how; a backup is resumed only when they are the same again
     line 2     [[offset, length, is_zeros], ...]: all extents to image
-    each more  [[index, blake3], ...]: extents that are on the disk
+    each more  [[index, blake3, [[offset, length], ...]], ...]: extents that are on the disk, and what of them could
+               not be read
 
 A line is written after the data it tells of were synced, so what it says is true. A line that was cut off by a
 crash says nothing.
@@ -15,12 +16,13 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from snapfs.errors import BusyError, SnapfsError
-from snapfs.imager.extents import Extent, read_extent
+from snapfs.imager.extents import Extent, read_extent, read_range
 
 
 def journal_path(partial: Path) -> Path:
@@ -28,10 +30,18 @@ def journal_path(partial: Path) -> Path:
     return partial.with_name(partial.name + ".journal")
 
 
-class Journal:
-    """`done` maps the index of each extent that is durable to its digest."""
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An extent that was written: its digest, and (offset, length) of what in it could not be read."""
 
-    def __init__(self, fd: int, path: Path, extents: Sequence[Extent], done: dict[int, bytes]) -> None:
+    digest: bytes
+    unread: list[tuple[int, int]] = field(default_factory=list)
+
+
+class Journal:
+    """`done` maps the index of each extent that is durable to what is known of it."""
+
+    def __init__(self, fd: int, path: Path, extents: Sequence[Extent], done: dict[int, Done]) -> None:
         self._fd, self.path, self.extents, self.done = fd, path, extents, done
 
     @classmethod
@@ -70,9 +80,9 @@ class Journal:
             raise
         return cls(fd, path, plan, done)
 
-    def add(self, finished: Mapping[int, bytes]) -> None:
-        """Note extents whose data are durable."""
-        self._append([[index, digest.hex()] for index, digest in finished.items()])
+    def add(self, finished: Mapping[int, Done]) -> None:
+        """Note extents whose data are durable; what was noted of one before counts no more."""
+        self._append([[index, one.digest.hex(), one.unread] for index, one in finished.items()])
         self.done.update(finished)
 
     def close(self) -> None:
@@ -98,7 +108,7 @@ def _lock(fd: int, path: Path) -> None:
         ) from error
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, bytes], int]:
+def _parse(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, Done], int]:
     """Facts, plan, what is done, and how many bytes of the file make sense."""
     try:
         lines = path.read_bytes().splitlines(keepends=True)
@@ -113,8 +123,8 @@ def _parse(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, bytes], 
     return facts, plan, done, sum(map(len, lines[: 2 + len(noted)]))
 
 
-def _finished(line: bytes, extent_count: int) -> Iterator[tuple[int, bytes]]:
-    for index, digest in json.loads(line):
+def _finished(line: bytes, extent_count: int) -> Iterator[tuple[int, Done]]:
+    for index, digest, unread in json.loads(line):
         if type(index) is not int or not 0 <= index < extent_count:
             raise ValueError(f"there is no extent {index!r:.40}")
-        yield index, bytes.fromhex(digest)
+        yield index, Done(bytes.fromhex(digest), [read_range(offset, length) for offset, length in unread])

@@ -11,9 +11,11 @@ JSON, one object:
     data_bytes         bytes in extents that were read
     regions            partitions and filesystems as the map of used blocks found them
     extents            [{"offset", "length", "blake3"}] in ascending order; blake3 null: zeros, nothing to read
+    unread             [{"offset", "length"}] of what could not be read, in ascending order
     blake3             over everything: the size, then offset, length and hash of each extent (see `overall_hash`)
 
-Bytes in no extent are free: nobody needs them, a backup shows them as zeros.
+Bytes in no extent are free: nobody needs them, a backup shows them as zeros. What could not be read was written as
+zeros and counts as zeros in the hash of its extent, so that somebody may put there later what another tool can read.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ from typing import Any
 from blake3 import blake3
 
 from snapfs.errors import SnapfsError
-from snapfs.imager.extents import Extent, read_extent, read_size
+from snapfs.imager.extents import Extent, read_extent, read_range, read_size
+from snapfs.imager.unread import Ranges
 
 VERSION = 1
 _ZEROS_DIGEST = bytes(32)
@@ -52,6 +55,7 @@ class Manifest:
     format: str
     extents: tuple[Hashed, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
+    unread: Ranges = field(default_factory=Ranges)
 
     @property
     def data_bytes(self) -> int:
@@ -59,12 +63,15 @@ class Manifest:
         return sum(hashed.extent.length for hashed in self.extents if hashed.digest is not None)
 
 
-def overall_hash(image_bytes: int, extents: Iterable[Hashed]) -> bytes:
-    """BLAKE3 over the little-endian 64-bit size, then offset, length and digest (zeros: 32 zero bytes) of each."""
+def overall_hash(image_bytes: int, extents: Iterable[Hashed], unread: Iterable[tuple[int, int]] = ()) -> bytes:
+    """BLAKE3 over the little-endian 64-bit size, then offset, length and digest (zeros: 32 zero bytes) of each, then
+    offset and length of each unread range."""
     hasher = blake3(_NUMBERS.pack(image_bytes, 0))
     for hashed in extents:
         hasher.update(_NUMBERS.pack(hashed.extent.offset, hashed.extent.length))
         hasher.update(hashed.digest or _ZEROS_DIGEST)
+    for offset, length in unread:
+        hasher.update(_NUMBERS.pack(offset, length))
     return hasher.digest()
 
 
@@ -80,6 +87,14 @@ def manifest_of(backup: Path, file: Path | None = None) -> Manifest:
     return read_manifest(file or manifest_path(backup))
 
 
+def describe_unread(manifest: Manifest) -> str:
+    """How much could not be read, for people."""
+    first, _ = next(iter(manifest.unread))
+    count = len(manifest.unread)
+    ranges = f"at {first}" if count == 1 else f"in {count} ranges, the first at {first},"
+    return f"{manifest.unread.total_bytes} bytes {ranges}"
+
+
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write it under `path`, durably."""
     data = {
@@ -89,7 +104,8 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         "image_bytes": manifest.image_bytes,
         "format": manifest.format,
         "data_bytes": manifest.data_bytes,
-        "blake3": overall_hash(manifest.image_bytes, manifest.extents).hex(),
+        "unread": [{"offset": offset, "length": length} for offset, length in manifest.unread],
+        "blake3": overall_hash(manifest.image_bytes, manifest.extents, manifest.unread).hex(),
     }
     lines = ",\n    ".join(json.dumps(_as_json(hashed)) for hashed in manifest.extents)
     head = json.dumps(data, indent=2)[:-2]
@@ -130,10 +146,23 @@ def _parsed(data: dict[str, Any]) -> Manifest:
         end = hashed.extent.end
     if end > image_bytes:
         raise ValueError("its extents reach past the image")
-    if overall_hash(image_bytes, extents).hex() != data["blake3"]:
+    unread = _unread(data.get("unread", []), image_bytes)
+    if overall_hash(image_bytes, extents, unread).hex() != data["blake3"]:
         raise ValueError("its hash over everything does not fit its extents")
-    facts = {key: value for key, value in data.items() if key not in ("extents", "version", "program")}
-    return Manifest(image_bytes, str(data["format"]), extents, facts)
+    facts = {key: value for key, value in data.items() if key not in ("extents", "unread", "version", "program")}
+    return Manifest(image_bytes, str(data["format"]), extents, facts, unread)
+
+
+def _unread(items: list[dict[str, Any]], image_bytes: int) -> Ranges:
+    ranges = [read_range(item["offset"], item["length"]) for item in items]
+    end = 0
+    for offset, length in ranges:
+        if offset < end:
+            raise ValueError("its unread ranges are not in order")
+        end = offset + length
+    if end > image_bytes:
+        raise ValueError("its unread ranges reach past the image")
+    return Ranges(ranges)
 
 
 def _as_json(hashed: Hashed) -> dict[str, Any]:

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import stat
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
 from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.manifest import Manifest
+from snapfs.imager.medium import read_whole, size_of
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Meter, Report
 from snapfs.imager.qcow2 import Qcow2Reader
 from snapfs.imager.stages import Stages, Write
 from snapfs.options import format_size
 
-_BLKGETSIZE64: Final = 0x80081272
 _MAX_NAMED: Final = 3
 
 
@@ -36,21 +33,11 @@ class RawReader:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(self._fd)
-        self.size_bytes = (
-            int(struct.unpack("=Q", fcntl.ioctl(self._fd, _BLKGETSIZE64, bytes(8)))[0])
-            if stat.S_ISBLK(status.st_mode)
-            else status.st_size
-        )
+        self.size_bytes = size_of(self._fd)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def read_into(self, view: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._fd, [view[done:]], offset + done)
-            if not count:
-                raise OSError(0, "it ends too early")
-            done += count
+        read_whole(self._fd, view, offset)
         os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
@@ -81,7 +68,7 @@ class BackupReader:
                 on_damage(index)
 
         meter = Meter(phase, self.manifest.data_bytes, report)
-        stages = Stages(self._read_into, write, finished, meter.advance, pace or Pace(None))
+        stages = Stages(self._read_into, write, finished, meter.advance, pace or Pace(None), self.manifest.unread)
         stages.run((i, hashed.extent) for i, hashed in enumerate(self.manifest.extents) if hashed.digest is not None)
         meter.finish()
 

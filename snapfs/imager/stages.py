@@ -22,6 +22,7 @@ from blake3 import blake3
 
 from snapfs.imager.extents import Extent
 from snapfs.imager.pace import Pace
+from snapfs.imager.unread import Ranges, pieces_with_zeros
 
 # Large enough that what a request costs does not matter, small enough that both stages are busy in one extent.
 PIECE_BYTES: Final = 2 << 20
@@ -44,9 +45,17 @@ class Stages:
     """`read` fills a buffer, `write` takes one; `finished` gets index and digest of each extent that was written."""
 
     def __init__(
-        self, read: Read, write: Write, finished: Finished, advance: Callable[[int], None], pace: Pace
+        self,
+        read: Read,
+        write: Write,
+        finished: Finished,
+        advance: Callable[[int], None],
+        pace: Pace,
+        unread: Ranges | None = None,
     ) -> None:
+        """Bytes in `unread` are hashed as zeros, whatever they are."""
         self._read, self._write, self._finished = read, write, finished
+        self._unread = unread or Ranges()
         self._advance, self._pace = advance, pace
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
@@ -75,7 +84,8 @@ class Stages:
             self._check()
             view = buffer[:length]
             self._read(view, offset)
-            hasher.update(view)
+            for part in pieces_with_zeros(view, offset, self._unread):
+                hasher.update(part)
             finishes = (index, hasher.digest()) if offset + length == extent.end else None
             self._full.put(_Piece(buffer, view, offset, finishes))
             self._advance(length)

@@ -10,13 +10,15 @@ import pytest
 
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.imager.extents import Extent
-from snapfs.imager.journal import Journal
+from snapfs.imager.journal import Done, Journal
 from snapfs.imager.manifest import Hashed, Manifest, read_manifest, write_manifest
+from snapfs.imager.unread import Ranges
 
 EXTENTS = [Extent(0, 4096), Extent(8192, 8192, is_zeros=True), Extent(65536, 4096)]
 HASHED = tuple(
     Hashed(extent, None if extent.is_zeros else bytes([index]) * 32) for index, extent in enumerate(EXTENTS)
 )
+DONE = {0: Done(b"a" * 32), 2: Done(b"c" * 32, [(65536, 512)])}
 FACTS = {"cut": "one", "format": "raw"}
 
 
@@ -68,18 +70,39 @@ def test_what_is_no_manifest_is_refused(manifest_file: Path, text: str) -> None:
 
 @pytest.mark.parametrize("line", [0, 1, 2])
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, "1", "[1, 2]", "[[1]]", "[[-1, 4096, false]]", '[[99, "00"]]', "[[1e400, 1, 1]]"]
+    "text",
+    [
+        "[" * 100_000,
+        "1",
+        "[1, 2]",
+        "[[1]]",
+        "[[-1, 4096, false]]",
+        '[[99, "00", []]]',
+        '[[0, "00", [[-1, 1]]]]',
+        "[[1e400, 1, 1]]",
+    ],
 )
 def test_a_journal_that_says_the_impossible_is_not_resumed(tmp_path: Path, line: int, text: str) -> None:
     path = tmp_path / "journal"
     journal = Journal.create(path, FACTS, EXTENTS)
-    journal.add({0: bytes(32)})
+    journal.add({0: DONE[0]})
     journal.close()
     lines = path.read_text().splitlines()
     lines[line] = text
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(SnapfsError):
         Journal.resume(path, FACTS)
+
+
+def test_what_is_unread_is_kept_and_covered_by_the_overall_hash(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    write_manifest(path, Manifest(1 << 20, "raw", HASHED, unread=Ranges([(512, 512)])))
+    assert read_manifest(path).unread == Ranges([(512, 512)])
+    data = json.loads(path.read_text())
+    del data["unread"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(SnapfsError, match="hash over everything"):
+        read_manifest(path)
 
 
 @pytest.mark.parametrize("key", ["version", "image_bytes", "extents", "blake3", "format"])
@@ -115,15 +138,15 @@ def test_a_journal_cut_anywhere_tells_only_what_is_true(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal.create(path, FACTS, EXTENTS)
     head = path.stat().st_size
-    journal.add({0: b"a" * 32})
+    journal.add({0: DONE[0]})
     one = path.stat().st_size
-    journal.add({2: b"c" * 32})
+    journal.add({2: DONE[2]})
     journal.close()
     whole = path.read_bytes()
     for length in range(head, len(whole) + 1):
         path.write_bytes(whole[:length])
         resumed = Journal.resume(path, FACTS)
-        expected = {0: b"a" * 32, 2: b"c" * 32} if length == len(whole) else {0: b"a" * 32} if length >= one else {}
+        expected = DONE if length == len(whole) else {0: DONE[0]} if length >= one else {}
         assert resumed.done == expected
         assert resumed.extents == EXTENTS
         resumed.close()
@@ -132,15 +155,15 @@ def test_a_journal_cut_anywhere_tells_only_what_is_true(tmp_path: Path) -> None:
 def test_a_resumed_journal_goes_on_after_what_it_believes(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal.create(path, FACTS, EXTENTS)
-    journal.add({0: b"a" * 32})
+    journal.add({0: DONE[0]})
     journal.close()
     with path.open("ab") as file:
         file.write(b"[[2, ")
     resumed = Journal.resume(path, FACTS)
-    resumed.add({2: b"c" * 32})
+    resumed.add({2: DONE[2]})
     resumed.close()
     again = Journal.resume(path, FACTS)
-    assert again.done == {0: b"a" * 32, 2: b"c" * 32}
+    assert again.done == DONE
     again.close()
 
 

@@ -1,0 +1,199 @@
+"""The snapshot view of a mounted image as the source of a backup. Rules: see `source`."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from bitarray import bitarray
+from bitarray.util import ones
+
+from snapfs.control import request
+from snapfs.errors import NotMountedError, SnapfsError, SnapshotLostError
+from snapfs.imager.extents import Extent, clear_free, plan, used_bytes
+from snapfs.imager.medium import PAGE_BYTES, read_whole
+from snapfs.imager.sparse import hole_cells
+from snapfs.imager.unread import UnreadableError
+
+_MAP_LOOK_S: Final = 0.05
+_MAP_TIMEOUT_S: Final = 600.0
+_RELEASE_TIMEOUT_S: Final = 120.0
+_LOST_STATES: Final = frozenset({"overflowed", "damaged", "lost"})
+
+
+class LostBlocksError(UnreadableError, SnapshotLostError):
+    """Blocks of the snapshot are lost, or the disk under them is bad."""
+
+
+class SnapshotSource:
+    """The snapshot view of a mounted image."""
+
+    def __init__(self, store: Path, *, takes_damaged: bool = False) -> None:
+        self._store = store
+        self._lost_states = _LOST_STATES - {"damaged"} if takes_damaged else _LOST_STATES
+        status = request(store, "status")["status"]
+        self._snapshot = status["snapshot"]
+        self._image, self._pid = Path(status["image"]), int(status["pid"])
+        self.path = Path(status["snap"]) / Path(status["image"]).name
+        self.size_bytes, self.block_bytes = status["image_bytes"], status["block_bytes"]
+        self._check_state(self._snapshot)
+        image_map = self._await_map()
+        self._used = _read_used(image_map, -(-self.size_bytes // self.block_bytes))
+        self.used_bytes = used_bytes(self._used, self.block_bytes, self.size_bytes)
+        names = ("id", "taken_at", "freeze_ms")
+        cut = {name: self._snapshot[name] for name in names if name in self._snapshot}
+        self.facts = {"image": status["image"], "cut": cut, "regions": image_map.get("regions", [])}
+        self._fd = _open_view(self.path)
+
+    def _await_map(self) -> dict[str, Any]:
+        """The answer about the map, once it is known; it is computed within seconds of a cut."""
+        until = time.monotonic() + _MAP_TIMEOUT_S
+        while True:
+            answer = request(self._store, "map")
+            if answer["state"] != "computing":
+                return answer
+            if time.monotonic() > until:
+                raise SnapfsError(f"The map of {self.path} does not come to an end; see the log of its store.")
+            time.sleep(_MAP_LOOK_S)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"cut": self._snapshot["id"], "image_bytes": self.size_bytes}
+
+    def extents(self) -> list[Extent]:
+        return plan(self._used, self.block_bytes, self.size_bytes, self._holes())
+
+    def _holes(self) -> bitarray | None:
+        """Cells of the image that are holes now: nobody has written there since the cut, for only snapfs writes to
+        the image, and it makes no holes. So they were zeros at the cut, and need not be read."""
+        try:
+            fd = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            return hole_cells(fd, self.size_bytes) if _is_open_in(self._pid, fd) else None
+        finally:
+            os.close(fd)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        try:
+            read_whole(self._fd, view, offset)
+        except OSError as error:
+            raise self._why(error, offset) from error
+        # What somebody read of the view before the map was known may still be in the page cache.
+        clear_free(view, offset, self._used, self.block_bytes)
+
+    def reread_into(self, view: memoryview, offset: int) -> None:
+        self.read_into(view, offset)
+
+    def reread_unit_bytes(self) -> int:
+        """A lost block is lost as a whole; of one that is still in the image a page may be."""
+        unit_bytes: int = min(self.block_bytes, PAGE_BYTES)
+        return unit_bytes
+
+    def release(self, offset: int, length: int) -> None:
+        request(self._store, "release", _RELEASE_TIMEOUT_S, id=self._snapshot["id"], offset=offset, length=length)
+
+    def check(self) -> None:
+        try:
+            snapshot = request(self._store, "status")["status"]["snapshot"]
+        except NotMountedError as error:
+            raise self._killed() from error
+        if snapshot["id"] != self._snapshot["id"]:
+            raise self._newer_cut()
+        self._check_state(snapshot)
+
+    def buffer_bytes(self) -> int | None:
+        try:
+            stored: int = request(self._store, "status")["status"]["buffer"]["stored_bytes"]
+        except SnapfsError:
+            return None
+        return stored
+
+    def close(self) -> None:
+        # A dead server answers a close with an error, and there is nothing to lose.
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+    # --- what an errno of the view means ---------------------------------------------------------------------
+
+    def _why(self, error: OSError, offset: int) -> SnapfsError:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV):
+            return self._killed()
+        try:
+            # Says more than an errno where the snapshot as a whole is gone.
+            self.check()
+        except SnapfsError as reason:
+            return reason
+        if error.errno == errno.ESTALE:
+            return self._newer_cut()
+        if error.errno == errno.ENODATA:
+            return SnapfsError(
+                f"Parts of {self.path} were released already, so it cannot be read as a whole any more; "
+                "take a new cut, or go on with --resume where that backup was interrupted.",
+                path=self.path,
+            )
+        return LostBlocksError(
+            f"{self.path} cannot be read at {offset}: {error.strerror}; see the log in {self._store}, and take a new "
+            "cut, or go on past what is bad with --on-read-error skip.",
+            path=self.path,
+        )
+
+    def _killed(self) -> SnapfsError:
+        return SnapfsError(
+            f"The snapfs of {self.path} was killed; mount the image again and go on with --resume.", path=self.path
+        )
+
+    def _newer_cut(self) -> SnapfsError:
+        return SnapfsError(
+            f"A newer cut has replaced the snapshot that {self.path} showed; begin the backup again.", path=self.path
+        )
+
+    def _check_state(self, snapshot: dict[str, Any]) -> None:
+        state = snapshot["state"]
+        if state not in self._lost_states:
+            return
+        way_out = "take a new cut (snapfs snapshot)"
+        if state == "damaged":
+            way_out += ", or read what is whole with --on-read-error skip"
+        raise SnapshotLostError(
+            f"The snapshot {self.path} is {state}, so there is nothing whole to read; {way_out}.", path=self.path
+        )
+
+
+def _is_open_in(pid: int, fd: int) -> bool:
+    """Whether the process has the regular file of `fd` open: a name may lead to another file meanwhile."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    with contextlib.suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(link.stat(), status):
+                    return True
+    return False
+
+
+def _open_view(path: Path) -> int:
+    """Past the page cache: it would fill with what is read once, and its pages cost more than the request."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as error:
+        raise SnapfsError(f"{path} cannot be opened: {error.strerror}; ask as the user who mounted it.") from error
+
+
+def _read_used(image_map: dict[str, Any], block_count: int) -> bitarray:
+    if image_map["state"] != "ready":
+        return ones(block_count, "little")
+    used = bitarray(endian="little")
+    used.frombytes(Path(image_map["free_file"]).read_bytes())
+    if len(used) < block_count:
+        raise SnapfsError(f"The map {image_map['free_file']} is too short; take a new cut.")
+    del used[block_count:]
+    used.invert()
+    return used
