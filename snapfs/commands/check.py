@@ -11,7 +11,8 @@ from cow.errors import CowError, StoreError
 from cow.files import Files
 from cow.header import HEADER_NAME
 from snapfs.errors import NotMountedError, SnapfsError
-from snapfs.system.discovery import default_store, find_store
+from snapfs.system.default_store import default_store
+from snapfs.system.discovery import find_store
 
 
 def check_store(path: Path) -> tuple[Path, Report]:

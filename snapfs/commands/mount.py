@@ -26,7 +26,7 @@ from snapfs.options import MountOptions
 from snapfs.servers.instance import Instance
 from snapfs.servers.report import utc_text
 from snapfs.supervisor import Supervisor
-from snapfs.system.discovery import default_store
+from snapfs.system.default_store import prepare_default_store
 from snapfs.system.fuse_access import check_fuse_access
 from snapfs.system.holders import holders_of_image
 from snapfs.system.image_lock import lock_image
@@ -62,7 +62,8 @@ def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
     """
     options = _resolved(options)
     check_fuse_access(options.fuse_options)
-    store_path = options.store or default_store(options.image)
+    check_is_image(options.image)
+    store_path = options.store or prepare_default_store(options.image)
     with _opened(options, store_path) as (instance, opened, notes):
         mounted = _describe(instance, opened, notes)
         run = _run_in_front if options.foreground else _run_behind
@@ -87,7 +88,6 @@ def _resolved(options: MountOptions) -> MountOptions:
 
 @contextlib.contextmanager
 def _opened(options: MountOptions, store_path: Path) -> Iterator[tuple[Instance, Opened, list[str]]]:
-    check_is_image(options.image)
     notes = _clear_stale(options)
     check_mount_points(options.live, options.snap)
     check_store_place(store_path, options.live, options.snap)

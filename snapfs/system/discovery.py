@@ -17,11 +17,6 @@ from snapfs.system.mounts import SNAPFS_TYPE, Mount, canonical_path, find_mount,
 STORE_LINK = ".snapfs"
 
 
-def default_store(image: Path) -> Path:
-    """Where the store of ``image`` is when no other place is named."""
-    return image.with_name(image.name + ".snapfs")
-
-
 def find_store(path: Path | str) -> Path:
     """The store of the instance that ``path`` belongs to; NotMountedError when there is none."""
     path = Path(path)
