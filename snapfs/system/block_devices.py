@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from snapfs.system.kernel_text import kernel_lines, kernel_name, kernel_value
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
 
 SYS_BLOCK: Final = Path("/sys/class/block")
@@ -27,7 +27,6 @@ _SWAPS: Final = Path("/proc/swaps")
 _LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_INFO64: Final = struct.Struct("=5Q4I64s64s32s2Q")
 _DELETED: Final = " (deleted)"
-_OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class LoopDevice:
 
 def block_device(name: str) -> BlockDevice:
     """The block device of the kernel's `name`; OSError when there is none."""
-    major, _, minor = (SYS_BLOCK / name / "dev").read_text().strip().partition(":")
+    major, _, minor = kernel_value(SYS_BLOCK / name / "dev").partition(b":")
     mapper_name = _read_or_empty(SYS_BLOCK / name / "dm" / "name")
     node = Path("/dev/mapper", mapper_name) if mapper_name else Path("/dev", name.replace("!", "/"))
     return BlockDevice(name, node, (int(major), int(minor)))
@@ -171,12 +170,15 @@ def _number_of_node(path: str) -> tuple[int, int] | None:
 
 def swap_areas() -> list[str]:
     """Paths of the swap areas in use, devices and files."""
-    lines = _read_or_empty(_SWAPS).splitlines()[1:]
-    return [_OCTAL.sub(lambda match: chr(int(match[1], 8)), line.split()[0]) for line in lines if line.strip()]
+    try:
+        lines = kernel_lines(_SWAPS)[1:]
+    except OSError:
+        return []
+    return [kernel_name(line.split(b" ")[0].split(b"\t")[0]) for line in lines]
 
 
 def _read_or_empty(path: Path) -> str:
     try:
-        return path.read_text(errors="surrogateescape").strip("\n")
+        return os.fsdecode(kernel_value(path))
     except OSError:
         return ""

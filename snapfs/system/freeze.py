@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from snapfs.system.kernel_text import kernel_lines
 from snapfs.system.live_filesystems import LiveFilesystem, Number
 from snapfs.system.mounts import find_mount
 
@@ -110,12 +111,12 @@ def _mapped_devices(pid: int) -> set[Number]:
     """The filesystems of all files that process `pid` has mapped: program, libraries."""
     found: set[Number] = set()
     try:
-        lines = Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
+        lines = kernel_lines(f"/proc/{pid}/maps")
     except OSError:
         return found
     for line in lines:
         words = line.split(maxsplit=5)
-        if len(words) > 4 and words[4] != "0":
-            major, _, minor = words[3].partition(":")
+        if len(words) > 4 and words[4] != b"0":
+            major, _, minor = words[3].partition(b":")
             found.add((int(major, 16), int(minor, 16)))
     return found

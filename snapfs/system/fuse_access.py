@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from snapfs.errors import PermissionDeniedError, SnapfsError
+from snapfs.system.kernel_text import kernel_lines
 
 _DEVICE: Final = Path("/dev/fuse")
 _CONFIG: Final = Path("/etc/fuse.conf")
@@ -84,17 +85,17 @@ def _check_fusermount() -> None:
 
 def _others_allowed() -> bool:
     try:
-        lines = _CONFIG.read_text(errors="replace").splitlines()
+        lines = kernel_lines(_CONFIG)
     except FileNotFoundError:
         return False
     except OSError:
         return True  # only fusermount3 can read it; it will say so itself
-    return any(line.split("#", 1)[0].strip() == "user_allow_other" for line in lines)
+    return any(line.split(b"#", 1)[0].strip() == b"user_allow_other" for line in lines)
 
 
 def _process_status(field: str, default: str) -> str:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key == field:
-            return value.strip()
+    for line in kernel_lines("/proc/self/status"):
+        key, _, value = line.partition(b":")
+        if key == field.encode():
+            return value.decode().strip()
     return default

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Final
 
 from snapfs.errors import BusyError
+from snapfs.system.kernel_text import kernel_lines
 from snapfs.system.open_files import (
     Holder,
     OpenFile,
@@ -136,10 +137,10 @@ def lock_holders(fd: int) -> list[Holder]:
 
 def _has_conflict(file: OpenFile) -> bool:
     """Looks at lines such as "1: OFDLCK  ADVISORY  READ -1 08:02:393219 100 101"; the end may be EOF."""
-    for fields in map(str.split, file.locks):
-        if fields[1] == "FLOCK":
+    for fields in map(bytes.split, file.locks):
+        if fields[1] == b"FLOCK":
             return True
-        first, last = int(fields[6]), float("inf") if fields[7] == "EOF" else int(fields[7])
+        first, last = int(fields[6]), float("inf") if fields[7] == b"EOF" else int(fields[7])
         if any(first <= byte <= last for byte in _CONFLICTING_BYTES):
             return True
     return False
@@ -153,9 +154,9 @@ def _own_files(fd: int) -> list[OpenFile]:
 def _is_flocked(fd: int) -> bool:
     """Looks in /proc/locks ("1: FLOCK  ADVISORY  WRITE 713 08:02:393219 0 EOF"), not taking the lock to try."""
     major, minor = device_of_fd(fd)
-    wanted = f"{major:02x}:{minor:02x}:{os.fstat(fd).st_ino}"
+    wanted = b"%02x:%02x:%d" % (major, minor, os.fstat(fd).st_ino)
     try:
-        lines = Path("/proc/locks").read_text().splitlines()
+        lines = kernel_lines("/proc/locks")
     except OSError:
         return False
-    return any(fields[1] == "FLOCK" and wanted in fields for fields in map(str.split, lines) if len(fields) > 5)
+    return any(fields[1] == b"FLOCK" and wanted in fields for fields in map(bytes.split, lines) if len(fields) > 5)

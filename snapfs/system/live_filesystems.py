@@ -32,6 +32,7 @@ from snapfs.system.block_devices import (
     loop_identity,
     stacked_on,
 )
+from snapfs.system.kernel_text import kernel_lines
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
 from snapfs.system.processes import readable
 
@@ -283,7 +284,7 @@ def _open_place(place: MountPlace) -> int | None:
 
 
 def _mount_id(fd: int) -> int | None:
-    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
-        if line.startswith("mnt_id:"):
+    for line in kernel_lines(f"/proc/self/fdinfo/{fd}"):
+        if line.startswith(b"mnt_id:"):
             return int(line.split()[1])
     return None

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import signal
 import subprocess
@@ -26,13 +25,12 @@ from typing import Final
 
 from snapfs.errors import BusyError, NotMountedError, PermissionDeniedError, SnapfsError
 from snapfs.system import libc
+from snapfs.system.kernel_text import kernel_lines, kernel_name
 
 SNAPFS_TYPE: Final = "fuse.snapfs"
 STALE_TIMEOUT_S: Final = 2.0
 _FUSERMOUNT_TIMEOUT_S: Final = 60.0
 _MAX_SYMLINKS: Final = 40  # as many as the kernel follows
-
-_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
 
 
 @dataclass(frozen=True)
@@ -60,8 +58,7 @@ class Mount:
 
 def read_mounts(pid: int | str = "self") -> list[Mount]:
     """All mounts that process `pid` sees, in the order of mountinfo; OSError when the process is gone."""
-    with open(f"/proc/{pid}/mountinfo", "rb") as file:
-        return [parse_mountinfo_line(line) for line in file.read().splitlines()]
+    return [parse_mountinfo_line(line) for line in kernel_lines(f"/proc/{pid}/mountinfo")]
 
 
 def parse_mountinfo_line(line: bytes) -> Mount:
@@ -70,21 +67,17 @@ def parse_mountinfo_line(line: bytes) -> Mount:
     mount_id, parent_id, device, root, mount_point, options = before.split(b" ")[:6]
     fstype, source, super_options = [*after.split(b" "), b"", b"", b""][:3]
     major, _, minor = device.partition(b":")
-    both = [_unescaped(option) for option in (options + b"," + super_options).split(b",") if option]
+    both = [kernel_name(option) for option in (options + b"," + super_options).split(b",") if option]
     return Mount(
-        mount_point=Path(_unescaped(mount_point)),
-        fstype=_unescaped(fstype),
-        source=_unescaped(source),
+        mount_point=Path(kernel_name(mount_point)),
+        fstype=kernel_name(fstype),
+        source=kernel_name(source),
         device=(int(major), int(minor)),
         options=tuple(dict.fromkeys(both)),
         mount_id=int(mount_id),
         parent_id=int(parent_id),
-        root=_unescaped(root),
+        root=kernel_name(root),
     )
-
-
-def _unescaped(name: bytes) -> str:
-    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), name))
 
 
 def snapfs_mounts() -> list[Mount]:

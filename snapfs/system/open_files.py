@@ -16,9 +16,9 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from snapfs.system.kernel_text import kernel_lines, kernel_name, kernel_value
 from snapfs.system.mounts import Mount, namespace_mounts, read_mounts
 
 HolderKind = Literal["process", "loop", "mount", "swap", "device", "lock", "snapfs"]
@@ -43,7 +43,7 @@ class OpenFile:
     mount_id: int
     inode: int
     target: str
-    locks: tuple[str, ...]
+    locks: tuple[bytes, ...]
 
 
 def describe(holders: Iterable[Holder]) -> str:
@@ -57,7 +57,7 @@ def describe(holders: Iterable[Holder]) -> str:
 def process_name(pid: int) -> str:
     """The process for people: "process 1234 (qemu-nbd)"."""
     try:
-        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+        name = kernel_value(f"/proc/{pid}/comm").decode(errors="replace")
     except OSError:
         return f"process {pid}"
     return f"process {pid} ({name})"
@@ -109,14 +109,14 @@ def open_files(pid: int) -> Iterator[OpenFile]:
 
 
 def _open_file(pid: int, fd: str, target: str) -> OpenFile:
-    fields: dict[str, str] = {}
+    fields: dict[bytes, bytes] = {}
     locks = []
-    for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text(errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        fields[key] = value.strip()
-        if key == "lock":
+    for line in kernel_lines(f"/proc/{pid}/fdinfo/{fd}"):
+        key, _, value = line.partition(b":")
+        fields.setdefault(key, value.strip())
+        if key == b"lock":
             locks.append(value.strip())
-    return OpenFile(pid, int(fields["mnt_id"]), int(fields["ino"]), target, tuple(locks))
+    return OpenFile(pid, int(fields[b"mnt_id"]), int(fields[b"ino"]), target, tuple(locks))
 
 
 def processes_with_file(fd: int) -> list[OpenFile]:
@@ -158,13 +158,13 @@ def _mount_id_of_link(pid: int, link: str) -> int | None:
 
 def _mapped_file(pid: int, device: tuple[int, int]) -> str | None:
     """A file of the filesystem that `pid` maps: lines are "from-to perms offset major:minor inode path"."""
-    wanted = f"{device[0]:02x}:{device[1]:02x}"
+    wanted = b"%02x:%02x" % device
     try:
-        with open(f"/proc/{pid}/maps", errors="replace") as file:
+        with open(f"/proc/{pid}/maps", "rb") as file:
             for line in file:
-                fields = line.split(maxsplit=5)
-                if fields[3] == wanted and fields[4] != "0" and len(fields) == 6:
-                    return fields[5].strip()
+                fields = line.removesuffix(b"\n").split(maxsplit=5)
+                if fields[3] == wanted and fields[4] != b"0" and len(fields) == 6:
+                    return kernel_name(fields[5])
     except OSError:
         pass
     return None

@@ -209,7 +209,7 @@ def _files_below(path: Path) -> Iterator[Path]:
 
 
 def mounts_below(path: Path) -> list[str]:
-    escaped = [line.split()[4] for line in Path("/proc/self/mountinfo").read_bytes().splitlines()]
+    escaped = [line.split()[4] for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]]
     points = [os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)) for name in escaped]
     return [point for point in points if point.startswith(f"{path}/")]
 

@@ -315,7 +315,7 @@ class Ground:
 def mount_points_below(directory: Path) -> list[Path]:
     """In the order in which they were mounted."""
     found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
         raw = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), line.split()[4])
         if os.fsdecode(raw).startswith(f"{directory}/"):
             found.append(Path(os.fsdecode(raw)))
