@@ -1,6 +1,7 @@
 """The control socket: one JSON object a line each way, over a UNIX socket in the store.
 
-Whoever may enter the store's directory may ask. The live server answers: it owns the state.
+Whoever may enter the store's directory may ask. The live server answers: it owns the state. Its answer is believed
+when the kernel says that the process which listens belongs to the store's owner (SO_PEERCRED).
 A request is ``{"op": NAME, ...}``, an answer ``{"ok": true, ...}`` or ``{"ok": false, "error": SENTENCE}``.
 """
 
@@ -11,13 +12,16 @@ import json
 import logging
 import os
 import socket
+import struct
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from snapfs.errors import NotMountedError, SnapfsError
+from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
+from snapfs.system.stores import hold_store, name_of
 
 Message = dict[str, Any]
 Handler = Callable[[Message], Awaitable[Message]]
@@ -26,16 +30,20 @@ _LOG = logging.getLogger(__name__)
 SOCKET_NAME = "socket"
 _MAX_MESSAGE_BYTES = 1 << 20
 _ANSWER_TIMEOUT_S = 30.0
+_FULL_S = 0.02
+_PIECE_BYTES = 1 << 18
+_UCRED = struct.Struct("3i")  # pid, uid, gid
 
 
 @contextlib.contextmanager
 def _short_path(store: Path) -> Iterator[str]:
     """A path to the socket that fits into a socket address, however deep the store lies."""
-    fd = os.open(store, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    held = hold_store(store)
     try:
-        yield f"/proc/self/fd/{fd}/{SOCKET_NAME}"
+        yield f"{held}/{SOCKET_NAME}"
     finally:
-        os.close(fd)
+        if held != store:
+            os.close(int(held.name))
 
 
 def request(store: Path, op: str, timeout_s: float = _ANSWER_TIMEOUT_S, **facts: Any) -> Message:
@@ -43,27 +51,81 @@ def request(store: Path, op: str, timeout_s: float = _ANSWER_TIMEOUT_S, **facts:
 
     SnapfsError carries the server's own sentence when it refuses.
     """
+    until = time.monotonic() + timeout_s
+    name = name_of(store)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with connection:
-        connection.settimeout(timeout_s)
         try:
             with _short_path(store) as path:
-                connection.connect(path)
+                _connect(connection, path, until)
+                _check_peer(connection, os.stat(os.path.dirname(path)).st_uid, name)
             connection.sendall(json.dumps({"op": op, **facts}).encode() + b"\n")
-            line = connection.makefile("rb").readline(_MAX_MESSAGE_BYTES)
+            line = _receive(connection, until)
         except (FileNotFoundError, ConnectionError, NotADirectoryError) as error:
-            raise NotMountedError(f"No snapfs is running on {store}; mount the image first.", path=store) from error
+            raise NotMountedError(f"No snapfs is running on {name}; mount the image first.", path=name) from error
         except PermissionError as error:
-            raise SnapfsError(f"{store} belongs to another user; ask as that user or as root.", path=store) from error
+            raise SnapfsError(f"{name} belongs to another user; ask as that user or as root.", path=name) from error
         except TimeoutError as error:
             raise SnapfsError(
-                f"The snapfs on {store} does not answer; look into its log, {store / 'log'}.", path=store
+                f"The snapfs on {name} does not answer; its processes are stopped, or its log, {name / 'log'}, "
+                "says why.",
+                path=name,
             ) from error
     if not line:
-        raise NotMountedError(f"The snapfs on {store} is just ending; try again.", path=store)
-    answer: Message = json.loads(line)
+        raise NotMountedError(f"The snapfs on {name} is just ending; try again.", path=name)
+    return _understood(line, name)
+
+
+def _connect(connection: socket.socket, path: str, until: float) -> None:
+    """TimeoutError when the server takes nobody in before ``until``: a full socket refuses at once (EAGAIN)."""
+    while True:
+        connection.settimeout(_left_s(until))
+        try:
+            connection.connect(path)
+            return
+        except BlockingIOError:
+            time.sleep(_FULL_S)
+
+
+def _left_s(until: float) -> float:
+    left_s = until - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError
+    return left_s
+
+
+def _check_peer(connection: socket.socket, owner: int, name: Path) -> None:
+    """SnapfsError unless the process that listens belongs to the store's owner."""
+    _pid, uid, _gid = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    if uid != owner:
+        raise PermissionDeniedError(
+            f"The socket in {name} is served by another user (uid {uid}) and is not believed; "
+            "look at who does so and end that.",
+            path=name,
+        )
+
+
+def _receive(connection: socket.socket, until: float) -> bytes:
+    """One line, however slowly it comes, but not after ``until``."""
+    pieces: list[bytes] = []
+    while not (pieces and pieces[-1].endswith(b"\n")) and sum(map(len, pieces)) < _MAX_MESSAGE_BYTES:
+        connection.settimeout(_left_s(until))
+        piece = connection.recv(_PIECE_BYTES)
+        if not piece:
+            break
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def _understood(line: bytes, name: Path) -> Message:
+    try:
+        answer = json.loads(line)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise SnapfsError(f"The snapfs on {name} answers what is not understood; mount it again.", path=name)
     if not answer.get("ok"):
-        raise SnapfsError(str(answer.get("error", "the server gave no reason")), path=store)
+        raise SnapfsError(str(answer.get("error", "the server gave no reason")), path=name)
     return answer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from snapfs.cli.output import output_options, put
+from snapfs.cli.output import note, output_options, put
 from snapfs.cli.types import PATH
 from snapfs.errors import ExitCode
 from snapfs.options import format_size
@@ -25,13 +25,15 @@ def status_command(path: Path | None, as_json: bool, quiet: bool) -> int:
     """Show one instance, or all. Exit code 3 when a snapshot is overflowed or damaged."""
     from snapfs.commands.status import statuses
 
-    found = statuses(path)
+    found, silent = statuses(path)
     if as_json:
         put(json.dumps(found[0] if path is not None else found))
     elif not quiet:
-        put("\n\n".join(_text(status) for status in found) or "Nothing is mounted with snapfs.")
+        put("\n\n".join(_text(status) for status in found) or ("" if silent else "Nothing is mounted with snapfs."))
     is_lost = any(status["snapshot"]["state"] in _LOST_STATES for status in found)
-    return ExitCode.LOST if is_lost else ExitCode.DONE
+    for error in silent:
+        note(error.sentence)
+    return ExitCode.LOST if is_lost else ExitCode.PROBLEM if silent else ExitCode.DONE
 
 
 def _text(status: dict[str, Any]) -> str:

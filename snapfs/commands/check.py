@@ -13,13 +13,15 @@ from cow.header import HEADER_NAME
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.system.default_store import default_store
 from snapfs.system.discovery import find_store
+from snapfs.system.mounts import canonical_path
+from snapfs.system.stores import hold_store, name_of
 
 
 def check_store(path: Path) -> tuple[Path, Report]:
     """Look at the store behind ``path``, in use or not: where it is, and what was found. SnapfsError: no store."""
     store = _store_of(path)
     try:
-        return store, check.verify(store, Files())
+        return name_of(store), check.verify(store, Files())
     except (StoreError, OSError) as error:
         raise _no_store(store, error) from error
 
@@ -38,12 +40,12 @@ def dump_store(path: Path) -> Iterator[str]:
 def _store_of(path: Path) -> Path:
     """A store itself, or that of a view or an image: running, or kept in its default place."""
     if _is_store(path):
-        return path
+        return hold_store(canonical_path(path))
     try:
         return find_store(path)
     except NotMountedError:
         beside = default_store(path)
-        return beside if _is_store(beside) else path
+        return hold_store(canonical_path(beside)) if _is_store(beside) else path
 
 
 def _is_store(path: Path) -> bool:
@@ -54,5 +56,8 @@ def _is_store(path: Path) -> bool:
 
 
 def _no_store(store: Path, error: Exception) -> SnapfsError:
-    reason = error.reason if isinstance(error, StoreError) else f"cannot be read: {getattr(error, 'strerror', error)}"
-    return SnapfsError(f"{store} {reason}; name a store, or LIVE, SNAP or IMAGE of a mounted one.", path=store)
+    why = getattr(error, "strerror", error)
+    reason = error.reason if isinstance(error, StoreError) else f"cannot be read: {why}"
+    return SnapfsError(
+        f"{name_of(store)} {reason}; name a store, or LIVE, SNAP or IMAGE of a mounted one.", path=store
+    )

@@ -22,6 +22,7 @@ from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
 from snapfs.system.discovery import find_store
 from snapfs.system.image_probe import check_image_size
+from snapfs.system.stores import name_of, read_store_file
 from snapfs.usedmap.cells import Layers
 from snapfs.usedmap.domain import Extent
 from snapfs.usedmap.result import ImageMap, Region
@@ -73,10 +74,10 @@ def _snapshot_layers(store: Path) -> Layers:
     try:
         reader = open_reader(store, Files())
     except StoreError as error:
-        raise SnapfsError(f"The {error}; look again when it is mounted.", path=store) from error
+        raise SnapfsError(f"{name_of(store)} {error.reason}; look again when it is mounted.", path=store) from error
     try:
         geometry, cut = reader.geometry, reader.cut
-        used = _used(answer, geometry.block_count)
+        used = _used(store, answer, geometry.block_count)
         image_map = ImageMap(geometry.block_bytes, geometry.image_bytes, used, _regions(answer, geometry.image_bytes))
         settled, released = cut.settled.copy(), cut.released.copy()
         preserved = settled & ~released & ~cut.free.copy()
@@ -85,11 +86,11 @@ def _snapshot_layers(store: Path) -> Layers:
         reader.close()
 
 
-def _used(answer: Message, block_count: int) -> bitarray:
+def _used(store: Path, answer: Message, block_count: int) -> bitarray:
     if answer["free_file"] is None:
         return ones(block_count, "little")
     free = bitarray(endian="little")
-    free.frombytes(Path(answer["free_file"]).read_bytes())
+    free.frombytes(read_store_file(store, answer["free_file"]))
     return ~free[:block_count]
 
 

@@ -27,6 +27,7 @@ from snapfs.servers.instance import Instance
 from snapfs.servers.report import utc_text
 from snapfs.supervisor import Supervisor
 from snapfs.system.default_store import prepare_default_store
+from snapfs.system.discovery import believed_mounts
 from snapfs.system.fuse_access import check_fuse_access
 from snapfs.system.holders import holders_of_image
 from snapfs.system.image_lock import lock_image
@@ -145,7 +146,7 @@ def _try_lock(image: Path) -> tuple[int, int]:
 
 def _is_let_go(image: Path) -> bool:
     """Whether nobody but the servers of an instance that is ending uses the image."""
-    if any(canonical_path(found.source) == image and not is_stale(found) for found in snapfs_mounts()):
+    if any(Path(found.source) == image and not is_stale(found) for found in believed_mounts()):
         return False
     return all(holder.kind == "snapfs" or "(snapfs" in holder.description for holder in holders_of_image(image))
 

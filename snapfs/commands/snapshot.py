@@ -29,7 +29,8 @@ from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.system.discovery import find_store
 from snapfs.system.guest_agent import connect_agent
 from snapfs.system.mounts import canonical_path
-from snapfs.system.view_mounts import device_number, is_mounted
+from snapfs.system.stores import check_answers, owner_of_store
+from snapfs.system.view_mounts import device_number, mounts_of
 
 _PREPARE_TIMEOUT_S = 60.0
 
@@ -106,11 +107,13 @@ class _Cutting:
         )
 
     def _check_live(self) -> None:
-        if not is_mounted(self._number):
+        views = mounts_of(self._number)
+        if not views or any(view.user_id != owner_of_store(self._store) for view in views):
             raise NotMountedError(
                 f"The live view {self._live} is not mounted any more; mount the image again for a new snapshot.",
                 path=self._live,
             )
+        check_answers(self._live_file)
 
     def _kept(self) -> dict[str, list[Path]]:
         packages = [Path(str(module.__file__)) for module in (snapfs, cow)]

@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from snapfs.control import request
+from snapfs.errors import SnapfsError
 from snapfs.system.discovery import all_stores, find_store
 
+# What an instance that is stopped, or is none at all, costs whoever asks for the status.
+_PATIENCE_S: Final = 2.0
+# At least this is left of it for the second question, however long the first one took.
+_LEAST_S: Final = 0.5
+# What it costs every other command.
+_COMMAND_PATIENCE_S: Final = 4.0
+_AT_ONCE: Final = 16
 
-def read_status(store: Path) -> dict[str, Any]:
+
+def read_status(store: Path, timeout_s: float = _COMMAND_PATIENCE_S) -> dict[str, Any]:
     """The status object of the instance in ``store``."""
-    status: dict[str, Any] = request(store, "status")["status"]
+    status: dict[str, Any] = request(store, "status", timeout_s)["status"]
     return status
 
 
-def statuses(path: Path | None) -> list[dict[str, Any]]:
-    """The status of the instance behind ``path``, or of all that this user can reach."""
-    stores = all_stores() if path is None else [find_store(path)]
-    return [read_status(store) for store in stores]
+def statuses(path: Path | None) -> tuple[list[dict[str, Any]], list[SnapfsError]]:
+    """The status of the instance behind ``path``, or of all that this user can reach; of those that do not answer,
+    when all are asked, the reasons."""
+    if path is not None:
+        return [read_status(find_store(path), _PATIENCE_S)], []
+    until = time.monotonic() + _PATIENCE_S
+    stores, silent = all_stores()
+    left_s = max(until - time.monotonic(), _LEAST_S)
+    with ThreadPoolExecutor(_AT_ONCE) as asking:
+        answers = list(asking.map(lambda store: _status_or_error(store, left_s), stores))
+    found = [answer for answer in answers if not isinstance(answer, SnapfsError)]
+    return found, silent + [answer for answer in answers if isinstance(answer, SnapfsError)]
+
+
+def _status_or_error(store: Path, timeout_s: float) -> dict[str, Any] | SnapfsError:
+    try:
+        return read_status(store, timeout_s)
+    except SnapfsError as error:
+        return error

@@ -11,13 +11,17 @@ import time
 from pathlib import Path
 
 from cow.store import LOCK_NAME
+from snapfs.commands.as_owner import as_owner
 from snapfs.commands.status import read_status
 from snapfs.control import request
 from snapfs.errors import BusyError, DoneWithProblem, NotMountedError, SnapfsError
-from snapfs.system.discovery import find_store
+from snapfs.system.asking import become
+from snapfs.system.discovery import find_instance, find_store
 from snapfs.system.holders import check_unused, unmount_unused
-from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, is_stale, unmount
+from snapfs.system.mounts import Mount, is_stale, unmount
+from snapfs.system.open_files import processes_with_file
 from snapfs.system.processes import readable
+from snapfs.system.stores import name_of
 from snapfs.system.view_mounts import Number, device_number, mounts_of
 
 _END_S = 600.0
@@ -30,11 +34,21 @@ def umount(path: Path) -> None:
 
     DoneWithProblem: it has ended, but not all that was written to the live view is in the image.
     """
-    if _clear_if_stale(path):
+    mount = find_instance(path)
+    as_owner(mount.owner, lambda: _umount(path, mount))
+
+
+def _umount(path: Path, mount: Mount) -> None:
+    if _clear_if_stale(mount):
         return
     store = find_store(path)
     status = read_status(store)
     live, snap = (device_number(status[key]) for key in ("live_device", "snap_device"))
+    if mount.device not in (live, snap):
+        raise SnapfsError(
+            f"{mount.mount_point} leads to the store of another instance, {name_of(store)}; name that one's view.",
+            path=mount.mount_point,
+        )
     request(store, "stop-map")
     try:
         for number in (snap, live):
@@ -59,9 +73,8 @@ def umount(path: Path) -> None:
         )
 
 
-def _clear_if_stale(path: Path) -> bool:
-    mount = find_mount(path)
-    if mount is None or mount.fstype != SNAPFS_TYPE or not is_stale(mount):
+def _clear_if_stale(mount: Mount) -> bool:
+    if not is_stale(mount):
         return False
     unmount(mount.mount_point, lazy=True)
     return True
@@ -93,13 +106,9 @@ def _write_out(store: Path, live: Number | None) -> str:
 
 def _sync_error(mount: Mount) -> int:
     """The errno of what nobody has been told yet, 0 when all is written."""
-    user, group = mount.option("user_id"), mount.option("group_id")
     try:
-        if os.geteuid() == 0 and mount.option("allow_other") is None and user and group:
-            # FUSE answers nobody else, not even root.
-            os.setgroups([])
-            os.setresgid(*[int(group)] * 3)
-            os.setresuid(*[int(user)] * 3)
+        if not mount.allows_others:
+            become(mount.owner)
         (name,) = os.listdir(mount.mount_point)
         fd = os.open(mount.mount_point / name, os.O_RDONLY | os.O_CLOEXEC)
         os.fsync(fd)
@@ -123,10 +132,21 @@ def _await_end(lock_fd: int, store: Path, supervisor_pid: int) -> None:
             if waited_s > _PATIENCE_S and not is_told:
                 # A copy of the mounts in another namespace keeps the servers from noticing.
                 is_told = True
-                with contextlib.suppress(OSError):
-                    os.kill(supervisor_pid, signal.SIGTERM)
+                _end_supervisor(supervisor_pid, lock_fd)
             if waited_s > _END_S:
                 raise SnapfsError(
-                    f"The views are unmounted, but snapfs has not ended yet; see {store / 'log'}.", path=store
+                    f"The views are unmounted, but snapfs has not ended yet; see {name_of(store) / 'log'}.",
+                    path=store,
                 ) from None
         time.sleep(_LOOK_S)
+
+
+def _end_supervisor(pid: int, lock_fd: int) -> None:
+    """Only a process that holds the store's lock is one of this instance, whatever number its server tells."""
+    with contextlib.suppress(OSError):
+        pidfd = os.pidfd_open(pid)
+        try:
+            if any(file.pid == pid for file in processes_with_file(lock_fd)):
+                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        finally:
+            os.close(pidfd)

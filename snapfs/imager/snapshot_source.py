@@ -19,6 +19,7 @@ from snapfs.imager.extents import Extent, clear_free, plan, used_bytes
 from snapfs.imager.medium import PAGE_BYTES, read_whole
 from snapfs.imager.sparse import hole_cells
 from snapfs.imager.unread import UnreadableError
+from snapfs.system.stores import check_answers, check_view, owner_of_store, read_store_file
 
 _MAP_LOOK_S: Final = 0.05
 _MAP_TIMEOUT_S: Final = 600.0
@@ -43,11 +44,13 @@ class SnapshotSource:
         self.size_bytes, self.block_bytes = status["image_bytes"], status["block_bytes"]
         self._check_state(self._snapshot)
         image_map = self._await_map()
-        self._used = _read_used(image_map, -(-self.size_bytes // self.block_bytes))
+        self._used = _read_used(store, image_map, -(-self.size_bytes // self.block_bytes))
         self.used_bytes = used_bytes(self._used, self.block_bytes, self.size_bytes)
         names = ("id", "taken_at", "freeze_ms")
         cut = {name: self._snapshot[name] for name in names if name in self._snapshot}
         self.facts = {"image": status["image"], "cut": cut, "regions": image_map.get("regions", [])}
+        check_view(self.path.parent, store)
+        check_answers(self.path)
         self._fd = _open_view(self.path)
 
     def _await_map(self) -> dict[str, Any]:
@@ -70,7 +73,10 @@ class SnapshotSource:
 
     def _holes(self) -> bitarray | None:
         """Cells of the image that are holes now: nobody has written there since the cut, for only snapfs writes to
-        the image, and it makes no holes. So they were zeros at the cut, and need not be read."""
+        the image, and it makes no holes. So they were zeros at the cut, and need not be read. What another user's
+        server calls its image root does not open."""
+        if owner_of_store(self._store) != os.geteuid():
+            return None
         try:
             fd = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
@@ -139,7 +145,7 @@ class SnapshotSource:
                 path=self.path,
             )
         return LostBlocksError(
-            f"{self.path} cannot be read at {offset}: {error.strerror}; see the log in {self._store}, and take a new "
+            f"{self.path} cannot be read at {offset}: {error.strerror}; see the log in its store, and take a new "
             "cut, or go on past what is bad with --on-read-error skip.",
             path=self.path,
         )
@@ -182,16 +188,16 @@ def _is_open_in(pid: int, fd: int) -> bool:
 def _open_view(path: Path) -> int:
     """Past the page cache: it would fill with what is read once, and its pages cost more than the request."""
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT | os.O_NOFOLLOW)
     except OSError as error:
         raise SnapfsError(f"{path} cannot be opened: {error.strerror}; ask as the user who mounted it.") from error
 
 
-def _read_used(image_map: dict[str, Any], block_count: int) -> bitarray:
+def _read_used(store: Path, image_map: dict[str, Any], block_count: int) -> bitarray:
     if image_map["state"] != "ready":
         return ones(block_count, "little")
     used = bitarray(endian="little")
-    used.frombytes(Path(image_map["free_file"]).read_bytes())
+    used.frombytes(read_store_file(store, image_map["free_file"]))
     if len(used) < block_count:
         raise SnapfsError(f"The map {image_map['free_file']} is too short; take a new cut.")
     del used[block_count:]

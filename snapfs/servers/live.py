@@ -275,7 +275,8 @@ class LiveServer:
 
     async def _map(self, message: Message) -> Message:
         cuts = self._cuts
-        free_file = str(self._instance.store.cut.free.file.path) if cuts.map_state == "ready" else None
+        free = self._instance.store.cut.free.file.path
+        free_file = f"{free.parent.name}/{free.name}" if cuts.map_state == "ready" else None
         return {"state": cuts.map_state, "free_file": free_file, "regions": cuts.regions}
 
     async def _hear_damage(self, message: Message) -> Message:

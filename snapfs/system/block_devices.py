@@ -16,9 +16,11 @@ import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from snapfs.system.asking import ask
 from snapfs.system.kernel_text import kernel_lines, kernel_name, kernel_value
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
 
@@ -84,15 +86,29 @@ def loop_devices() -> list[LoopDevice]:
             device = block_device(directory.parent.name)
         except OSError:
             continue
-        identity = loop_identity(device.path) if not is_on_snapfs(Path(backing)) else None
+        identity = _identity(device.path, find_mount(backing))
         found.append(LoopDevice(device, Path(backing), *(identity or (None, None, None))))
     return found
 
 
-def is_on_snapfs(path: Path) -> bool:
-    """Whether the path leads into a snapfs mount, found without touching it."""
-    mount = find_mount(path)
-    return mount is not None and mount.fstype == SNAPFS_TYPE
+def _identity(node: Path, mount: Mount | None) -> tuple[int, int, int] | None:
+    """The numbers of the backing file, as far as they can be had without waiting for a server that hangs."""
+    if mount is None or mount.user_id is None:
+        return loop_identity(node)
+    if mount.fstype == SNAPFS_TYPE:
+        return None
+    return asked_loop_identity(node)
+
+
+def asked_loop_identity(node: Path) -> tuple[int, int, int] | None:
+    """As `loop_identity`, from a child: the server of a file may hang, and would take whoever asks with it."""
+    numbers = (ask(partial(_told_identity, node)).data or b"").split()
+    return (int(numbers[0]), int(numbers[1]), int(numbers[2])) if len(numbers) == 3 else None
+
+
+def _told_identity(node: Path) -> bytes:
+    identity = loop_identity(node)
+    return b"" if identity is None else b"%d %d %d" % identity
 
 
 def loop_identity(node: Path) -> tuple[int, int, int] | None:

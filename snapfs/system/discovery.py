@@ -2,58 +2,142 @@
 
 Each view has a hidden symbolic link to its store, so nothing has to be registered anywhere, and nothing is
 left behind when an instance is killed.
+
+Who is believed:
+- Everybody may mount a FUSE filesystem that calls itself snapfs and names any image as its source. What the kernel
+  itself says of it is whose it is (`user_id`). Mounts of root and of oneself are believed; root also deals with
+  those of others, a user with nobody else's.
+- Root believes of another user's mount only what that user may say of himself: it is asked in his name, and the
+  store that it leads to has to be his. What is then done through that store's socket meets a process of his.
+- A server that is stopped, or that never was one, answers nothing. It is asked from a child with a deadline (see
+  `asking`), all mounts at once, and an instance has two: one that answers is enough.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from snapfs.errors import NotMountedError, SnapfsError
+from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
+from snapfs.system.asking import Answer, ask_all, become
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, canonical_path, find_mount, snapfs_mounts
+from snapfs.system.stores import hold_store
 
 # Never listed in the views; kept in step with the views by a test.
 STORE_LINK = ".snapfs"
 
 
-def find_store(path: Path | str) -> Path:
-    """The store of the instance that ``path`` belongs to; NotMountedError when there is none."""
+def believed_mounts() -> list[Mount]:
+    """The snapfs mounts of root and of this user, dead ones too: what they say of themselves is so."""
+    return [mount for mount in snapfs_mounts() if mount.user_id in (0, os.geteuid())]
+
+
+def find_instance(path: Path | str) -> Mount:
+    """A view of the instance that ``path`` belongs to; NotMountedError when there is none, PermissionDeniedError
+    when it is not this user's to deal with."""
     path = Path(path)
     mount = find_mount(path)
     if mount is not None and mount.fstype == SNAPFS_TYPE:
-        return store_of_mount(mount)
+        if not _may_deal_with(mount):
+            raise PermissionDeniedError(
+                f"{mount.mount_point} belongs to another user; ask as that user or as root.", path=mount.mount_point
+            )
+        return mount
     canonical = canonical_path(path)
-    for candidate in snapfs_mounts():
-        if canonical_path(candidate.source) == canonical:
-            return store_of_mount(candidate)
+    believed = [mount for mount in believed_mounts() if Path(mount.source) == canonical]
+    others = [mount for mount in snapfs_mounts() if Path(mount.source) == canonical and _may_deal_with(mount)]
+    for candidate in [*believed, *others]:
+        return candidate
     raise NotMountedError(f"{path} is not mounted with snapfs; name LIVE, SNAP or IMAGE of a mounted one.", path=path)
 
 
+def find_store(path: Path | str) -> Path:
+    """The store of the instance that ``path`` belongs to, held open; NotMountedError when there is none."""
+    mount = find_instance(path)
+    views = [mount, *(view for view in _views_of(mount) if view != mount)]
+    answers = ask_all([_question(view) for view in views])
+    # The view that was named is asked first; the other one counts when that is silent.
+    for view, answer in zip(views, answers, strict=True):
+        if not answer.is_silence:
+            return _held(view, answer)
+    raise _silence(mount)
+
+
 def store_of_mount(mount: Mount) -> Path:
-    """The store behind a view; SnapfsError when its server is gone or refuses."""
-    point = mount.mount_point
-    try:
-        return Path(os.readlink(point / STORE_LINK))
-    except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise SnapfsError(
-                f"The snapfs of {point} was killed; mount the image again to carry on, or unmount {point}.",
-                path=point,
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise SnapfsError(f"{point} belongs to another user; ask as that user.", path=point) from error
-        raise SnapfsError(f"{point} does not answer: {error.strerror}.", path=point) from error
+    """The store behind a view, held open; SnapfsError when its server is gone, refuses or does not answer."""
+    return _held(mount, ask_all([_question(mount)])[0])
 
 
-def all_stores() -> list[Path]:
-    """The stores of all instances that this user can see and that answer."""
-    stores: list[Path] = []
-    for mount in snapfs_mounts():
+def all_stores() -> tuple[list[Path], list[SnapfsError]]:
+    """The stores of all instances that are this user's to deal with, held open; and of those that do not answer
+    the reasons."""
+    mounts = [mount for mount in snapfs_mounts() if _may_deal_with(mount)]
+    answers = ask_all([_question(mount) for mount in mounts])
+    stores: dict[tuple[int, int], Path] = {}
+    answered: set[tuple[str, int | None]] = set()
+    for mount, answer in zip(mounts, answers, strict=True):
         try:
-            store = store_of_mount(mount)
+            store = _held(mount, answer)
         except SnapfsError:
             continue
-        if store not in stores:
-            stores.append(store)
-    return stores
+        answered.add((mount.source, mount.user_id))
+        info = os.stat(store)
+        stores.setdefault((info.st_dev, info.st_ino), store)
+    silent = {
+        (mount.source, mount.user_id): _silence(mount)
+        for mount, answer in zip(mounts, answers, strict=True)
+        if answer.is_silence and (mount.source, mount.user_id) not in answered
+    }
+    return list(stores.values()), list(silent.values())
+
+
+def _may_deal_with(mount: Mount) -> bool:
+    return os.geteuid() == 0 or mount.user_id in (0, os.geteuid())
+
+
+def _views_of(mount: Mount) -> Sequence[Mount]:
+    """The mounts of the same user that name the same image: the two views of one instance."""
+    return [view for view in snapfs_mounts() if (view.source, view.user_id) == (mount.source, mount.user_id)]
+
+
+def _question(mount: Mount) -> Callable[[], bytes]:
+    return partial(_read_link, mount)
+
+
+def _read_link(mount: Mount) -> bytes:
+    """In a child: to open with O_PATH does not ask the server, so root opens and the mount's user asks."""
+    fd = os.open(mount.mount_point, os.O_PATH | os.O_CLOEXEC)
+    if not mount.allows_others:
+        become(mount.owner)
+    return os.readlink(STORE_LINK.encode(), dir_fd=fd)
+
+
+def _held(mount: Mount, answer: Answer) -> Path:
+    if answer.data is not None:
+        return hold_store(Path(os.fsdecode(answer.data)), owner=mount.user_id)
+    if answer.is_silence:
+        raise _silence(mount)
+    raise _refusal(mount, answer.error or 0)
+
+
+def _silence(mount: Mount) -> SnapfsError:
+    point = mount.mount_point
+    return SnapfsError(
+        f"The snapfs of {point} does not answer; its processes are stopped or hang: let them go on (kill -CONT), "
+        f"or end them and unmount {point}.",
+        path=point,
+    )
+
+
+def _refusal(mount: Mount, number: int) -> SnapfsError:
+    point = mount.mount_point
+    if number in (errno.ENOTCONN, errno.ECONNABORTED):
+        return SnapfsError(
+            f"The snapfs of {point} was killed; mount the image again to carry on, or unmount {point}.", path=point
+        )
+    if number in (errno.EACCES, errno.EPERM):
+        return PermissionDeniedError(f"{point} belongs to another user; ask as that user.", path=point)
+    return SnapfsError(f"{point} does not answer as snapfs does: {os.strerror(number)}; unmount it.", path=point)

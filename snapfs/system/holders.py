@@ -16,13 +16,13 @@ from pathlib import Path
 from snapfs.errors import BusyError, NotMountedError
 from snapfs.system import block_devices
 from snapfs.system.block_devices import BlockDevice, loop_devices, stacked_on, uses_of
+from snapfs.system.discovery import believed_mounts
 from snapfs.system.image_lock import lock_holders
 from snapfs.system.mounts import (
     Mount,
     canonical_path,
     find_mount,
     read_mounts,
-    snapfs_mounts,
 )
 from snapfs.system.open_files import Holder, HolderKind, describe, processes_using
 from snapfs.system.view_mounts import Number, check_reachable, mounts_of, unmount_this
@@ -128,7 +128,7 @@ def holders_of_image(path: Path | str) -> list[Holder]:
 
 
 def _snapfs_on_image(path: Path, status: os.stat_result) -> list[Holder]:
-    points = [str(mount.mount_point) for mount in snapfs_mounts() if _is_source(Path(mount.source), path, status)]
+    points = [str(mount.mount_point) for mount in believed_mounts() if _is_source(Path(mount.source), path, status)]
     if not points:
         return []
     return [Holder("snapfs", f"snapfs shows it on {' and '.join(dict.fromkeys(points))}")]
@@ -137,12 +137,17 @@ def _snapfs_on_image(path: Path, status: os.stat_result) -> list[Holder]:
 def _is_source(source: Path, path: Path, status: os.stat_result) -> bool:
     if source == path:
         return True
-    if not source.is_absolute() or block_devices.is_on_snapfs(source):
+    if not source.is_absolute() or _may_be_silent(source):
         return False
     try:
         return os.path.samestat(os.stat(source), status)
     except OSError:
         return False
+
+
+def _may_be_silent(path: Path) -> bool:
+    mount = find_mount(path)
+    return mount is not None and mount.may_be_silent
 
 
 def _loops_on_image(path: Path, status: os.stat_result) -> list[Holder]:

@@ -16,7 +16,6 @@ Rules:
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,18 +26,16 @@ from snapfs.system.block_devices import (
     SYS_BLOCK,
     BlockDevice,
     LoopDevice,
+    asked_loop_identity,
     block_device,
     loop_devices,
-    loop_identity,
     stacked_on,
 )
 from snapfs.system.kernel_text import kernel_lines
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
-from snapfs.system.processes import readable
 
 _SECTOR_BYTES: Final = 512
 _MAX_DEPTH: Final = 8  # filesystems on files of filesystems ...
-_ASK_TIMEOUT_S: Final = 2.0
 _SYS_FS: Final = Path("/sys/fs")
 
 Number = tuple[int, int]
@@ -132,28 +129,8 @@ def _identity(loop: LoopDevice) -> tuple[int, int] | None:
     """st_dev and st_ino of the backing file."""
     if loop.backing_device is not None and loop.backing_inode is not None:
         return loop.backing_device, loop.backing_inode
-    return _asked_identity(loop.block_device.path)
-
-
-def _asked_identity(node: Path) -> tuple[int, int] | None:
-    """The same from a child: the server of a file may hang, and would take whoever asks with it."""
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
-    if not pid:
-        try:
-            identity = loop_identity(node)
-            if identity is not None:
-                os.write(write_fd, b"%d %d" % identity[:2])
-        finally:
-            os._exit(0)
-    os.close(write_fd)
-    answered = bool(readable([read_fd], _ASK_TIMEOUT_S))
-    answer = os.read(read_fd, 64).split() if answered else []
-    os.close(read_fd)
-    if not answered:
-        os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0 if answered else os.WNOHANG)
-    return (int(answer[0]), int(answer[1])) if len(answer) == 2 else None
+    identity = asked_loop_identity(loop.block_device.path)
+    return None if identity is None else identity[:2]
 
 
 def _loops_on_files(filesystem: LiveFilesystem, loops: Sequence[LoopDevice]) -> list[LoopDevice]:

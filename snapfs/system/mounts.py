@@ -14,21 +14,19 @@ from __future__ import annotations
 
 import errno
 import os
-import select
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 from snapfs.errors import BusyError, NotMountedError, PermissionDeniedError, SnapfsError
 from snapfs.system import libc
+from snapfs.system.asking import ANSWER_TIMEOUT_S, ask, become
 from snapfs.system.kernel_text import kernel_lines, kernel_name
 
 SNAPFS_TYPE: Final = "fuse.snapfs"
-STALE_TIMEOUT_S: Final = 2.0
 _FUSERMOUNT_TIMEOUT_S: Final = 60.0
 _MAX_SYMLINKS: Final = 40  # as many as the kernel follows
 
@@ -46,6 +44,28 @@ class Mount:
     mount_id: int
     parent_id: int
     root: str
+
+    @property
+    def user_id(self) -> int | None:
+        """The user who mounted it, as the kernel says; None where the kernel does not say so (all but FUSE)."""
+        value = self.option("user_id")
+        return int(value) if value else None
+
+    @property
+    def owner(self) -> tuple[int, int] | None:
+        """The same with his group."""
+        user, group = self.option("user_id"), self.option("group_id")
+        return (int(user), int(group)) if user and group else None
+
+    @property
+    def allows_others(self) -> bool:
+        """Whether its server answers others than the owner; without, not even root."""
+        return self.option("allow_other") is not None
+
+    @property
+    def may_be_silent(self) -> bool:
+        """Whether it is not to be touched: a snapfs, or FUSE of a user who is neither root nor this one."""
+        return self.fstype == SNAPFS_TYPE or self.user_id not in (None, 0, os.geteuid())
 
     def option(self, name: str) -> str | None:
         """The value of `name=value` in the options, "" for a bare `name`, None when it is not there."""
@@ -81,7 +101,7 @@ def parse_mountinfo_line(line: bytes) -> Mount:
 
 
 def snapfs_mounts() -> list[Mount]:
-    """The snapfs mounts that this process sees, dead ones too."""
+    """The mounts that call themselves snapfs, dead ones too; whose they are decides what is believed of them."""
     return [mount for mount in read_mounts() if mount.fstype == SNAPFS_TYPE]
 
 
@@ -116,10 +136,9 @@ def _mounted_at(point: Path, on: Mount | None, mounts: Sequence[Mount]) -> Mount
 
 
 def canonical_path(path: Path | str, mounts: Sequence[Mount] | None = None) -> Path:
-    """`path` absolute and without symbolic links; snapfs mounts on the way are not touched."""
-    untouchable = {
-        mount.mount_point for mount in (read_mounts() if mounts is None else mounts) if mount.fstype == SNAPFS_TYPE
-    }
+    """`path` absolute and without symbolic links; on the way no mount is touched that may be silent."""
+    all_mounts = read_mounts() if mounts is None else mounts
+    untouchable = {mount.mount_point for mount in all_mounts if mount.may_be_silent}
     done = Path("/")
     todo = list(reversed(Path(os.getcwd(), path).parts[1:]))
     symlinks_left = _MAX_SYMLINKS
@@ -173,47 +192,19 @@ def _namespace(pid: str) -> str | None:
         return None
 
 
-# A child asks, as the user whose mount it is: FUSE answers nobody else, not even root, without allow_other.
-# Opening with O_PATH does not ask the server, so root opens and the mount's user asks. The directory's attributes
-# the kernel may know for an hour after the server's death; what statvfs tells it always asks for.
-_ASK: Final = """
-import os, sys
-try:
-    fd = os.open(sys.argv[1], os.O_PATH)
-    if sys.argv[2]:
-        os.setgroups([])
-        os.setresgid(*[int(sys.argv[3])] * 3)
-        os.setresuid(*[int(sys.argv[2])] * 3)
-    os.fstatvfs(fd)
-except OSError as error:
-    os._exit(error.errno)
-os._exit(0)
-"""
-
-
-def is_stale(mount: Mount, timeout_s: float = STALE_TIMEOUT_S) -> bool:
+def is_stale(mount: Mount, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
     """Whether the server of a FUSE mount is gone. A server that does not answer in time is hung, not gone."""
-    user = ("", "")
-    if os.geteuid() == 0 and mount.option("allow_other") is None:
-        user = (mount.option("user_id") or "", mount.option("group_id") or "")
-    ask = [sys.executable, "-I", "-S", "-c", _ASK, os.fspath(mount.mount_point), *user]
-    pid = os.posix_spawn(sys.executable, ask, os.environ)
-    return _exit_code(pid, timeout_s) in (errno.ENOTCONN, errno.ECONNABORTED)
+    return ask(partial(_ask_filesystem, mount), timeout_s).error in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
-def _exit_code(pid: int, timeout_s: float) -> int | None:
-    """The exit code of child `pid`; None when there is none in time: it is killed, and not waited for."""
-    pidfd = os.pidfd_open(pid)
-    try:
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        ended = bool(poll.poll(timeout_s * 1000))
-        if not ended:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        reaped_pid, status = os.waitpid(pid, 0 if ended else os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if ended and reaped_pid else None
-    finally:
-        os.close(pidfd)
+def _ask_filesystem(mount: Mount) -> bytes:
+    """In a child. Opening with O_PATH does not ask the server, so root opens and the mount's user asks. The
+    directory's attributes the kernel may know for an hour after the server's death; for these it always asks."""
+    fd = os.open(mount.mount_point, os.O_PATH)
+    if not mount.allows_others:
+        become(mount.owner)
+    os.fstatvfs(fd)
+    return b""
 
 
 def unmount(path: Path | str, lazy: bool = False) -> None:

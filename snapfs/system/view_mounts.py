@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
+from snapfs.system.kernel_text import kernel_lines
 from snapfs.system.mounts import Mount, find_mount, namespace_mounts, read_mounts, unmount
 
 Number = tuple[int, int]
@@ -43,9 +44,9 @@ def session_fd() -> int:
 
 def session_number(mount_point: Path) -> Number | None:
     """The number of the filesystem that this process serves; an older kernel is asked by its mount point."""
-    for line in Path(f"/proc/self/fdinfo/{session_fd()}").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key == "fuse_connection":
+    for line in kernel_lines(f"/proc/self/fdinfo/{session_fd()}"):
+        key, _, value = line.partition(b":")
+        if key == b"fuse_connection":
             return 0, int(value)
     mount = find_mount(mount_point)
     return None if mount is None else mount.device

@@ -1,0 +1,130 @@
+"""A store's directory, held: opened once, its owner looked at, and from then on addressed by its descriptor.
+
+Rules:
+- A directory on the way may belong to somebody else, who renames it, or puts a symbolic link in its place, between
+  any two looks at a path. So a path is followed once. What is found there is judged by the descriptor, and used
+  through it: `/proc/self/fd/N`, which also the children of this process can use.
+- A store belongs to this user, and only he can write to it: then everything in it is his. Root may look into the
+  stores of others, and believes of them what their owners may say about themselves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
+from snapfs.system.asking import ask
+from snapfs.system.mounts import SNAPFS_TYPE, find_mount
+
+_STORE_FILE: Final = re.compile(r"cut-[0-9]+/[a-z]+")
+_HELD: Final = re.compile(r"/proc/self/fd/[0-9]+")
+
+
+def hold_store(path: Path, owner: int | None = None) -> Path:
+    """A path to the store at canonical ``path`` that leads to the same directory as long as this process lives.
+
+    ``owner`` is the user that it has to belong to; without one: this user or root, and for root anybody.
+    SnapfsError: it does not, or there is no such directory.
+    """
+    if is_held(path):
+        return path
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreachable(path, error) from error
+    held = Path(f"/proc/self/fd/{fd}")
+    try:
+        _check_owner(path, os.fstat(fd), owner)
+    except BaseException:
+        os.close(fd)
+        raise
+    return held
+
+
+def is_held(path: Path) -> bool:
+    """Whether the path is one that ``hold_store`` gave."""
+    return _HELD.fullmatch(str(path)) is not None
+
+
+def name_of(path: Path | str) -> Path:
+    """A held store as people call it; any other path as it is."""
+    path = Path(path)
+    return Path(os.readlink(path).removesuffix(" (deleted)")) if is_held(path) else path
+
+
+def owner_of_store(store: Path) -> int:
+    """The user to whom a held store belongs."""
+    return os.stat(store).st_uid
+
+
+def _check_owner(path: Path, info: os.stat_result, owner: int | None) -> None:
+    allowed = {owner} if owner is not None else {os.geteuid(), 0}
+    if info.st_uid not in allowed and (owner is not None or os.geteuid() != 0):
+        raise PermissionDeniedError(
+            f"The store {path} belongs to another user (uid {info.st_uid}) and is not believed; "
+            "ask as that user, or as root.",
+            path=path,
+        )
+    if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionDeniedError(
+            f"The store {path} can be written to by others and is not believed; take that from them (chmod go-w).",
+            path=path,
+        )
+
+
+def _unreachable(path: Path, error: OSError) -> SnapfsError:
+    if error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink():
+        return PermissionDeniedError(
+            f"The store {path} is a symbolic link and is not followed; name the directory itself.", path=path
+        )
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return NotMountedError(f"No snapfs is running on {path}; mount the image first.", path=path)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionDeniedError(f"{path} belongs to another user; ask as that user or as root.", path=path)
+    return SnapfsError(f"The store {path} cannot be opened: {error.strerror}; check the disk it is on.", path=path)
+
+
+def read_store_file(store: Path, name: str) -> bytes:
+    """What the file ``name`` of a held store holds; SnapfsError when it is no plain file of the store's owner."""
+    if not _STORE_FILE.fullmatch(name):
+        raise SnapfsError(f"The snapfs on {name_of(store)} names {name!r}, which is no file of a store; mount again.")
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        with open(os.open(store / name, flags), "rb") as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode) or info.st_uid != owner_of_store(store):
+                raise PermissionError(errno.EACCES, "it is no plain file of the store's owner")
+            return file.read()
+    except OSError as error:
+        raise SnapfsError(f"{name_of(store) / name} cannot be read: {error.strerror}; take a new cut.") from error
+
+
+def check_view(point: Path, store: Path) -> None:
+    """SnapfsError unless a snapfs of the owner of ``store`` is mounted on ``point`` itself."""
+    mount = find_mount(point)
+    is_view = mount is not None and mount.fstype == SNAPFS_TYPE and mount.mount_point == point
+    if mount is None or not is_view or mount.user_id != owner_of_store(store):
+        raise NotMountedError(
+            f"The view {point} is not mounted any more; mount the image again.",
+            path=point,
+        )
+
+
+def check_answers(file: Path) -> None:
+    """SnapfsError when the server of a view does not even answer what its ``file`` is."""
+    if ask(partial(_look_at, file)).is_silence:
+        raise SnapfsError(
+            f"{file} does not answer; the processes of that snapfs are stopped or hang: let them go on (kill -CONT).",
+            path=file,
+        )
+
+
+def _look_at(file: Path) -> bytes:
+    os.close(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
+    return b""

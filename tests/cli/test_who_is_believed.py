@@ -1,0 +1,148 @@
+"""Other users' mounts that say they are snapfs, and servers that do not answer: nobody is led astray or waits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from command_line import NOBODY, Bench, Room, mounts_below, processes_about, snapfs
+
+HOSTILE = Path(__file__).with_name("hostile_view.py")
+
+
+@pytest.fixture
+def evil(bench: Bench) -> Path:
+    """A directory of the other user, with a mount point `view` in it."""
+    path = bench.path / "evil"
+    (path / "view").mkdir(parents=True)
+    os.chown(path, NOBODY, NOBODY)
+    os.chown(path / "view", NOBODY, NOBODY)
+    return path
+
+
+@contextmanager
+def hostile_view(
+    room: Room, evil: Path, image: Path, store: Path, status: dict[str, object] | None = None
+) -> Iterator[None]:
+    room.run("sh", "-c", "echo user_allow_other > /etc/fuse.conf")
+    words = [*room.before(NOBODY), sys.executable, HOSTILE, evil / "view", image, store]
+    environment = {**os.environ, "PYTHONPATH": str(HOSTILE.parents[2])}
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write("" if status is None else json.dumps(status))
+        process.stdin.close()
+        assert process.stdout.readline() == "serving\n"
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        room.run("umount", "-l", evil / "view")
+        room.run("sh", "-c", ": > /etc/fuse.conf")
+
+
+def points_in(room: Room, bench: Bench) -> str:
+    return room.run("grep", f"{bench.path}/", "/proc/self/mountinfo")
+
+
+def test_a_users_mount_that_names_the_image_keeps_nobody_else_from_mounting_it(
+    bench: Bench, room: Room, evil: Path
+) -> None:
+    with (
+        hostile_view(room, evil, bench.image, evil / "store"),
+        bench.mounted(before=room.before()),
+    ):
+        assert bench.status(before=room.before())["live"] == str(bench.live)
+
+
+def test_a_users_mount_that_leads_to_roots_store_ends_nothing_of_root(bench: Bench, room: Room, evil: Path) -> None:
+    with bench.mounted(before=room.before()):
+        before = points_in(room, bench)
+        with hostile_view(room, evil, Path("/srv/other.img"), bench.default_store):
+            for command in ("umount", "status", "release"):
+                words = [command, evil / "view", *(["--all"] if command == "release" else [])]
+                snapfs(*words, before=room.before()).refuses(1, "belongs to another user")
+        assert points_in(room, bench) == before
+        assert bench.status(before=room.before())["snapshot"]["released_blocks"] == 0
+
+
+def test_a_status_that_names_mounts_and_processes_of_others_harms_none(bench: Bench, room: Room, evil: Path) -> None:
+    victim_point = bench.path / "victim"
+    victim_point.mkdir()
+    room.run("mount", "-t", "tmpfs", "none", victim_point)
+    with subprocess.Popen(["sleep", "60"]) as victim:
+        said = {"live": str(evil / "view"), "snap": str(victim_point), "image": "/x", "pid": victim.pid}
+        with hostile_view(room, evil, Path("/srv/other.img"), evil / "store", said):
+            snapfs("umount", evil / "view", before=room.before())
+        assert victim.poll() is None
+        victim.kill()
+    assert str(victim_point) in points_in(room, bench)
+    room.run("umount", victim_point)
+
+
+def test_a_user_deals_with_no_other_users_mount(bench: Bench, room: Room) -> None:
+    with bench.mounted("-o", "allow_other", before=room.before()):
+        for command in ("status", "umount"):
+            snapfs(command, bench.live, before=room.before(NOBODY)).refuses(1, "belongs to another user")
+
+
+def test_root_sees_and_ends_a_users_instance(user_bench: Bench, room: Room) -> None:
+    bench = user_bench
+    bench.mount(before=room.before(NOBODY)).ok()
+    assert str(bench.live) in snapfs("status", before=room.before()).ok().out
+    assert bench.status(before=room.before())["snapshot"]["state"] == "active"
+    bench.umount(before=room.before()).ok()
+    assert not bench.default_store.exists()
+
+
+@pytest.fixture
+def other(bench: Bench) -> Iterator[Bench]:
+    """A second instance, mounted."""
+    path = bench.path / "other"
+    for name in ("live", "snap"):
+        (path / name).mkdir(parents=True)
+    other = Bench(path)
+    other.image.write_bytes(os.urandom(1 << 20))
+    with other.mounted():
+        yield other
+
+
+def instance_pids(bench: Bench, names: tuple[str, ...]) -> list[int]:
+    pids = processes_about(bench.path)
+    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() in names]
+
+
+@pytest.mark.parametrize("names", [("snapfs-live",), ("snapfs-live", "snapfs-snapshot", "snapfs")])
+def test_a_stopped_instance_costs_status_two_seconds_and_hides_no_other(
+    bench: Bench, other: Bench, names: tuple[str, ...]
+) -> None:
+    bench.mount().ok()
+    stopped = [pid for pid in instance_pids(bench, names) if pid not in processes_about(other.path)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        own_s = time.process_time()
+        began_s = time.monotonic()
+        done = snapfs("status")
+        assert time.monotonic() - began_s - (time.process_time() - own_s) < 6  # the rest is the start of Python
+        assert str(other.live) in done.out
+        assert done.err.count("\n") == 1
+        assert "does not answer" in done.err
+        assert done.code == 4
+        if len(names) > 1:
+            snapfs("umount", bench.live).refuses(1, "does not answer")
+        assert str(bench.live) in mounts_below(bench.path)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    bench.umount().ok()

@@ -1,0 +1,85 @@
+"""Asking over the control socket: who is believed, and how long anybody is waited for."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from snapfs.control import request
+from snapfs.errors import PermissionDeniedError, SnapfsError
+
+NOBODY = 65534
+
+
+@contextmanager
+def listening(store: Path, user: int | None = None) -> Iterator[socket.socket]:
+    """A socket in ``store``; the kernel notes who calls listen(2), here a child that is ``user``."""
+    store.chmod(0o700)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(store / "socket"))
+        if user is None:
+            listener.listen(0)
+        else:
+            pid = os.fork()
+            if not pid:
+                os.setresuid(user, user, user)
+                listener.listen(4)
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        yield listener
+
+
+def test_a_socket_that_another_user_serves_is_not_believed(tmp_path: Path) -> None:
+    with listening(tmp_path, NOBODY), pytest.raises(PermissionDeniedError, match="another user"):
+        request(tmp_path, "status", 2)
+
+
+def test_a_full_socket_costs_the_time_that_was_given(tmp_path: Path) -> None:
+    with listening(tmp_path), socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.connect(str(tmp_path / "socket"))
+        second.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            second.connect(str(tmp_path / "socket"))
+        began_s = time.monotonic()
+        with pytest.raises(SnapfsError, match="does not answer"):
+            request(tmp_path, "status", 0.2)
+        assert time.monotonic() - began_s >= 0.2
+
+
+def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
+    with listening(tmp_path) as listener:
+        over = threading.Event()
+
+        def drip() -> None:
+            with listener.accept()[0] as connection:
+                while not over.wait(0.02):
+                    connection.send(b" ")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        with pytest.raises(SnapfsError, match="does not answer"):
+            request(tmp_path, "status", 0.2)
+        over.set()
+        dripping.join()
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_store_that_others_can_write_to_is_not_believed(tmp_path: Path, mode: int) -> None:
+    with listening(tmp_path):
+        tmp_path.chmod(mode)
+        with pytest.raises(PermissionDeniedError, match="written to by others"):
+            request(tmp_path, "status", 0.2)
+
+
+def test_a_link_to_a_store_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("store")
+    with pytest.raises(PermissionDeniedError, match="symbolic link"):
+        request(tmp_path / "link", "status", 0.2)
