@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,7 @@ def _object(taken: Taken) -> dict[str, object]:
         "not_frozen": [
             {"mount_point": one.mount_point, "reason": one.reason, "offset": one.offset} for one in taken.not_frozen
         ],
+        "writers": [asdict(writer) for writer in taken.writers],
     }
 
 
@@ -77,6 +79,7 @@ def _text(taken: Taken) -> str:
     rows = [("snapshot", f"{taken.id}, taken {taken.taken_at}")]
     rows += [("frozen", mount_point) for mount_point in taken.frozen]
     rows += [("not frozen", f"{one.mount_point}: {one.reason}") for one in taken.not_frozen]
+    rows += [("written by", f"{name}, unfrozen") for name in dict.fromkeys(one.name for one in taken.writers)]
     if taken.freeze_ms is not None:
         rows.append(("freeze", f"{taken.freeze_ms:.1f} ms"))
     rows.append(("cut", f"{taken.cut_ms:.2f} ms"))

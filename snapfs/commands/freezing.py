@@ -28,6 +28,8 @@ from snapfs.system.freeze import freeze, never_frozen, thaw, why_not_frozen
 from snapfs.system.grace_period import GracePeriods
 from snapfs.system.guest_agent import GuestAgent
 from snapfs.system.live_filesystems import LiveFilesystem, Number, find_live_filesystems, open_filesystem
+from snapfs.system.live_parts import Part
+from snapfs.system.live_writers import Writer, WriterSight, look_for_writers, writers_at_cut
 from snapfs.system.watchdog import Watchdog, lock_memory, unlock_memory
 
 # Each round leaves less to the next; a freeze writes what is left while its users wait.
@@ -55,6 +57,7 @@ class Frozen:
     frozen_offsets: list[int]
     not_frozen: list[NotFrozen]
     lost: list[str] = field(default_factory=list)
+    writers: list[Writer] = field(default_factory=list)
 
 
 class Target(Protocol):
@@ -116,6 +119,7 @@ class Plan:
     targets: list[Target] = field(default_factory=list)
     not_frozen: list[NotFrozen] = field(default_factory=list)
     sync_fds: list[int] = field(default_factory=list)
+    writers_before: WriterSight = field(default_factory=WriterSight)
 
     def sync(self) -> None:
         """Write back what the filesystems and the live view hold."""
@@ -147,6 +151,11 @@ class Plan:
             if one.device not in self.known and not one.read_only
         ]
 
+    def writers(self, answer: Mapping[str, Any]) -> list[Writer]:
+        """Who was writing at the cut that the server gave `answer` to, other than filesystems of the kernel."""
+        after = look_for_writers(self.live_fd)
+        return writers_at_cut(self.writers_before, after, answer.get("open_for_writing", 0))
+
 
 @contextmanager
 def planned(
@@ -163,11 +172,20 @@ def planned(
         filesystems = find_live_filesystems(live_file)
         plan.known = {filesystem.device for filesystem in filesystems}
         reasons = never_frozen(filesystems, kept)
+        quiet = {one.device for one in filesystems if freezes and one.device not in reasons and one.part is None}
         for filesystem in filesystems:
-            if not filesystem.read_only:
-                reason = reasons.get(filesystem.device) if freezes else "no freeze was asked for"
-                _add(plan, filesystem, reason, stack)
+            if filesystem.read_only or (filesystem.part is not None and filesystem.part.owner in quiet):
+                continue
+            reason = reasons.get(filesystem.device) if freezes else "no freeze was asked for"
+            _add(plan, filesystem, _why_part(filesystem.part) or reason, stack)
+        plan.writers_before = look_for_writers(live_fd)
         yield plan
+
+
+def _why_part(part: Part | None) -> str | None:
+    if part is None:
+        return None
+    return f"it is the {part.what} of the {part.fstype} on {part.owner_name}, which is not frozen"
 
 
 def _open_live(live_file: Path) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from snapfs.control import request
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.system.discovery import find_store
 from snapfs.system.guest_agent import connect_agent
+from snapfs.system.live_writers import Writer
 from snapfs.system.mounts import canonical_path
 from snapfs.system.stores import check_answers, owner_of_store
 from snapfs.system.view_mounts import device_number, mounts_of
@@ -56,6 +57,7 @@ class Taken:
     cut_ms: float
     frozen: tuple[str, ...]
     not_frozen: tuple[NotFrozen, ...]
+    writers: tuple[Writer, ...]
     problems: tuple[str, ...]
 
 
@@ -90,6 +92,7 @@ class _Cutting:
             plan.sync()
             frozen = self._cut(plan)
             frozen.not_frozen += plan.latecomers()
+            frozen.writers = plan.writers(frozen.answer)
         self._tell_facts(frozen)
         if frozen.lost:
             self._problems.append(
@@ -103,6 +106,7 @@ class _Cutting:
             cut_ms=frozen.answer["cut_ms"],
             frozen=tuple(frozen.frozen),
             not_frozen=tuple(frozen.not_frozen),
+            writers=tuple(frozen.writers),
             problems=tuple(self._problems),
         )
 
@@ -168,6 +172,7 @@ class _Cutting:
                 frozen=frozen.frozen,
                 frozen_offsets=frozen.frozen_offsets,
                 not_frozen=not_frozen,
+                writers=[asdict(writer) for writer in frozen.writers],
             )
         if not answer["shown"]:
             raise SnapfsError(

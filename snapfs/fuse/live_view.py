@@ -21,10 +21,11 @@ import trio
 from cow.engine import LiveEngine
 from cow.image import Image
 from snapfs.fuse.errnos import fuse_error
-from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View
+from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View, wants_write
 
 _LOG = logging.getLogger(__name__)
 _READERS, _WRITERS, _SYNCERS = 8, 16, 4
+_READING, _WRITING = pyfuse3.FileHandleT(1), pyfuse3.FileHandleT(2)
 # Long: while writes go on the kernel takes no answer for the newest, and asks again with each of them.
 _ATTRIBUTES_LAST_S = 60.0
 _WRITE_BACK_NS = 2_000_000_000
@@ -56,6 +57,8 @@ class LiveView(View):
             if stat.S_ISBLK(info.st_mode)
             else None
         )
+        # Descriptors of whoever may write. The kernel tells of the end of one when its last copy and mapping is gone.
+        self.open_for_writing = 0
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
         self._syncers = trio.CapacityLimiter(_SYNCERS)
@@ -126,8 +129,13 @@ class LiveView(View):
     # --- data ------------------------------------------------------------------------------------------------
 
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        writes = wants_write(flags)
+        self.open_for_writing += writes
         # Only this view changes the image, so the kernel's pages of it stay right when it is closed.
-        return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
+        return pyfuse3.FileInfo(fh=_WRITING if writes else _READING, keep_cache=True)
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        self.open_for_writing -= fh == _WRITING
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         size = min(size, self._image_bytes - off)

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,21 @@ from snapfs.system.view_mounts import is_mounted
 
 _LOG = logging.getLogger(__name__)
 FACTS_NAME = "facts.json"
+_FACTS = ("freeze_ms", "frozen", "not_frozen", "frozen_offsets", "writers")
 _SHOW_TIMEOUT_S = 5.0
 _LOOK_S = 0.002
 _PIECE_BYTES = 1 << 20
 
 
 class Cuts:
-    """The cuts of one instance, one after the other; ``nursery`` runs the computing of maps."""
+    """The cuts of one instance, one after the other; ``nursery`` runs the computing of maps, and ``count_writers``
+    says how many descriptors of the live file are open for writing."""
 
-    def __init__(self, instance: Instance, engine: LiveEngine, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, instance: Instance, engine: LiveEngine, nursery: trio.Nursery, count_writers: Callable[[], int]
+    ) -> None:
         self._instance, self._engine, self._nursery = instance, engine, nursery
+        self._count_writers = count_writers
         self._prepared: Cut | None = None
         self._ended: list[Cut] = []
         self._steps = trio.Lock()
@@ -97,10 +102,12 @@ class Cuts:
             await trio.to_thread.run_sync(self._engine.begin_cut, cut, header)
             self._prepared = None
             cut_ms = (time.monotonic_ns() - started_ns) / 1e6
+            open_for_writing = self._count_writers()
             self._instance.new_cut.ring()
             self.facts, self.map_state = {}, "none"
             return {
                 "cut_ms": cut_ms,
+                "open_for_writing": open_for_writing,
                 "id": str(uuid.UUID(bytes=header.snapshot_id)),
                 "taken_at": utc_text(header.taken_at_ns),
             }
@@ -116,7 +123,7 @@ class Cuts:
             shown = await self._until_shown(generation)
             if shown:
                 await self._drop_ended()
-            self.facts = {key: message.get(key) for key in ("freeze_ms", "frozen", "not_frozen", "frozen_offsets")}
+            self.facts = {key: message.get(key) for key in _FACTS}
             store = self._instance.store
             # The cut itself had no time for it.
             await trio.to_thread.run_sync(flush_header, store.path, store.files)
@@ -223,6 +230,9 @@ class Cuts:
         for entry in self.facts.get("not_frozen") or []:
             # No known place: no region begins there, so everything counts as used.
             command += ["--not-frozen", str(-1 if entry.get("offset") is None else entry["offset"])]
+        for writer in self.facts.get("writers") or []:
+            place = (-1 if writer.get(key) is None else writer[key] for key in ("offset", "length"))
+            command += ["--written", *map(str, place), writer["name"]]
         done = await trio.run_process(
             command,
             stdin=None,

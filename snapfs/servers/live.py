@@ -65,7 +65,7 @@ class LiveServer:
 
     async def run(self) -> int:
         instance, options = self._instance, self._instance.options
-        view = LiveView(
+        self._view = view = LiveView(
             self.engine,
             instance.image,
             os.fsencode(instance.view_name),
@@ -89,7 +89,7 @@ class LiveServer:
         instance = self._instance
         async with trio.open_nursery() as ending:
             async with trio.open_nursery() as serving:
-                self._cuts = Cuts(instance, self.engine, serving)
+                self._cuts = Cuts(instance, self.engine, serving, self._count_writers)
                 serving.start_soon(serve, listen(instance.store_path), self._answer)
                 serving.start_soon(self._watch_room)
                 serving.start_soon(self._watch_writing)
@@ -103,6 +103,9 @@ class LiveServer:
                 ending.start_soon(self._watch_supervisor, signals)
                 serving.cancel_scope.cancel()
             ending.cancel_scope.cancel()
+
+    def _count_writers(self) -> int:
+        return self._view.open_for_writing
 
     async def _watch_supervisor(self, signals: AsyncIterator[int]) -> None:
         """It may be killed while the last writes wait for room."""

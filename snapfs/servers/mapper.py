@@ -19,6 +19,7 @@ from snapfs.system.mounts import open_beside
 from snapfs.system.view_mounts import device_number, mounts_of
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
+from snapfs.usedmap.unrest import distrust_mounted, distrust_written
 
 FREE_NAME, REGIONS_NAME = "free.found", "regions.json"
 _PIECE_BYTES = 1 << 20
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip-swap", action="store_true")
     parser.add_argument("--frozen", type=int, action="append", default=[])
     parser.add_argument("--not-frozen", type=int, action="append", default=[])
+    parser.add_argument("--written", nargs=3, metavar=("OFFSET", "LENGTH", "NAME"), action="append", default=[])
     options = parser.parse_args(arguments)
     os.nice(_NICENESS)
     # The user may unmount the view meanwhile.
@@ -50,7 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         frozen_by_us=options.frozen,
     )
     for offset in options.not_frozen:
-        distrust(image_map, offset)
+        distrust_mounted(image_map, offset)
+    for place in options.written:
+        offset, length = (None if number < 0 else number for number in map(int, place[:2]))
+        distrust_written(image_map, fd, offset, length, place[2], options.frozen)
     write_map(image_map, options.directory)
     # The kernel has read ahead, into free blocks too, which are to read as zeros from now on.
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -61,22 +66,6 @@ def _point(device: str) -> Path:
     if not mounts:
         raise FileNotFoundError(errno.ENOENT, "the snapshot view is not mounted", device)
     return mounts[0].mount_point
-
-
-def distrust(image_map: ImageMap, offset: int) -> None:
-    """Count the filesystem at ``offset`` as wholly used: it was mounted at the cut, and nothing quiesced it.
-
-    Some of them (NTFS under ntfs-3g) look clean while they are not. One that is at no known place makes the
-    whole image used.
-    """
-    found = [region for region in image_map.regions if region.offset == offset]
-    regions = found or image_map.regions
-    for region in regions:
-        region.state, region.free_bytes = "all-used", 0
-        region.reason = "was mounted at the cut and could not be frozen"
-        first = region.offset // image_map.block_bytes
-        end = -(-(region.offset + region.length) // image_map.block_bytes)
-        image_map.used[first:end] = True
 
 
 def write_map(image_map: ImageMap, directory: Path) -> None:

@@ -10,6 +10,8 @@ Rules:
 - A filesystem mounted several times, in whatever namespace, is one filesystem: its device number says so.
 - A filesystem on a file of another one must be frozen before that one: what its freezing writes, the other one
   still has to take. So the deepest come first.
+- A device that holds only the journal or the log of a filesystem is listed like one: it is quiet when its owner,
+  which may lie elsewhere, is.
 - A filesystem is opened only through a mount that leads to it; one that is hidden under another mount does not.
 """
 
@@ -32,6 +34,7 @@ from snapfs.system.block_devices import (
     stacked_on,
 )
 from snapfs.system.kernel_text import kernel_lines
+from snapfs.system.live_parts import Part, part_on
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
 
 _SECTOR_BYTES: Final = 512
@@ -53,7 +56,7 @@ class MountPlace:
 class LiveFilesystem:
     """One mounted filesystem in the image. `offset` is where it begins in the image, None where that is not one
     place; `depth` is 0 on the image itself, and `host` the device of the filesystem that holds its backing file.
-    Without `places` it is in use, but no mount of it can be seen."""
+    Without `places` it is in use, but no mount of it can be seen. `part` tells a device that has no filesystem."""
 
     device: Number
     fstype: str
@@ -62,20 +65,34 @@ class LiveFilesystem:
     host: Number | None
     read_only: bool = True
     places: list[MountPlace] = field(default_factory=list)
+    part: Part | None = None
 
     @property
     def name(self) -> str:
         """Its first mount point, for people."""
+        if self.part is not None:
+            return str(self.part.path)
         return str(self.places[0].path) if self.places else f"/dev/block/{self.device[0]}:{self.device[1]}"
 
 
 @dataclass(frozen=True, slots=True)
-class _Volume:
-    """A block device in the image that may hold a filesystem."""
+class Volume:
+    """A block device in the image that may hold a filesystem: `length` bytes, None where that cannot be told."""
 
     device: BlockDevice
     offset: int | None
     host: Number | None
+    length: int | None = None
+
+
+def live_loops(view_file: tuple[int, int]) -> list[LoopDevice]:
+    """The loop devices on the live file of that st_dev and st_ino."""
+    return _loops_on_view(view_file, loop_devices())
+
+
+def live_volumes(loops: Sequence[LoopDevice]) -> list[Volume]:
+    """The loop devices, their partitions, and what is built on them."""
+    return _volumes(loops, depth=0, host=None)
 
 
 def find_live_filesystems(live_file: Path, identity: tuple[int, int] | None = None) -> list[LiveFilesystem]:
@@ -87,6 +104,7 @@ def find_live_filesystems(live_file: Path, identity: tuple[int, int] | None = No
     loops = loop_devices()
     volumes = _volumes(_loops_on_view(identity or _identity_of(live_file), loops), depth=0, host=None)
     found: dict[Number, LiveFilesystem] = {}
+    parts = _parts(volumes, [mount for mount, _ in mounts])
     for depth in range(_MAX_DEPTH):
         above = _mounted_from(volumes, mounts, depth, set(found))
         if not above:
@@ -97,6 +115,7 @@ def find_live_filesystems(live_file: Path, identity: tuple[int, int] | None = No
             for filesystem in above.values()
             for volume in _volumes(_loops_on_files(filesystem, loops), depth + 1, filesystem.device)
         ]
+    found.update({number: part for number, part in parts.items() if number not in found})
     for mount, place in mounts:
         if mount.fstype != SNAPFS_TYPE and Path(mount.source) == live_file and mount.device not in found:
             # A server of its own reads the file, as ntfs-3g does without a loop device.
@@ -145,13 +164,14 @@ def _loops_on_files(filesystem: LiveFilesystem, loops: Sequence[LoopDevice]) -> 
     return found
 
 
-def _volumes(loops: Sequence[LoopDevice], depth: int, host: Number | None) -> list[_Volume]:
+def _volumes(loops: Sequence[LoopDevice], depth: int, host: Number | None) -> list[Volume]:
     found = []
     for loop in loops:
         start = _read_int(SYS_BLOCK / loop.block_device.name / "loop" / "offset")
         for device in stacked_on(loop.block_device):
             offset = None if depth or start is None else _offset_in(loop.block_device, start, device)
-            found.append(_Volume(device, offset, host))
+            sectors = _read_int(SYS_BLOCK / device.name / "size")
+            found.append(Volume(device, offset, host, None if sectors is None else sectors * _SECTOR_BYTES))
     return found
 
 
@@ -176,12 +196,12 @@ def _read_int(path: Path) -> int | None:
 
 
 def _mounted_from(
-    volumes: Sequence[_Volume], mounts: Sequence[tuple[Mount, MountPlace]], depth: int, known: set[Number]
+    volumes: Sequence[Volume], mounts: Sequence[tuple[Mount, MountPlace]], depth: int, known: set[Number]
 ) -> dict[Number, LiveFilesystem]:
     by_number = {volume.device.device: volume for volume in volumes}
     for volume in volumes:
         for name in _btrfs_devices(volume.device.name):
-            by_number.setdefault(block_device(name).device, _Volume(volume.device, None, volume.host))
+            by_number.setdefault(block_device(name).device, Volume(volume.device, None, volume.host))
     found: dict[Number, LiveFilesystem] = {}
     seen: set[str] = set()
     for mount, place in mounts:
@@ -204,7 +224,7 @@ def _mounted_from(
     return found
 
 
-def _volume_of(mount: Mount, volumes: dict[Number, _Volume]) -> _Volume | None:
+def _volume_of(mount: Mount, volumes: dict[Number, Volume]) -> Volume | None:
     """btrfs and others have a device number of their own; then the source tells the device."""
     if mount.device in volumes:
         return volumes[mount.device]
@@ -232,6 +252,17 @@ def _unseen_fstype(name: str) -> str | None:
         if (_SYS_FS / fstype / name).is_dir():
             return fstype
     return "btrfs" if _btrfs_devices(name) else None
+
+
+def _parts(volumes: Sequence[Volume], mounts: Sequence[Mount]) -> dict[Number, LiveFilesystem]:
+    """Devices of the image that hold only a part of a mounted filesystem, which may be in the image or elsewhere."""
+    found: dict[Number, LiveFilesystem] = {}
+    for volume in volumes:
+        part = part_on(volume.device, mounts)
+        if part is not None:
+            number, read_only = volume.device.device, part.is_read_only
+            found[number] = LiveFilesystem(number, part.fstype, volume.offset, 0, volume.host, read_only, part=part)
+    return found
 
 
 # --- opening -------------------------------------------------------------------------------------------------

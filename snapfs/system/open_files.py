@@ -40,10 +40,17 @@ class OpenFile:
     """A descriptor of a process, as fdinfo shows it: `locks` are its lines on locks."""
 
     pid: int
+    fd: str
     mount_id: int
     inode: int
     target: str
+    flags: int
     locks: tuple[bytes, ...]
+
+    @property
+    def writes(self) -> bool:
+        """Whether it was opened for writing."""
+        return self.flags & os.O_ACCMODE != os.O_RDONLY
 
 
 def describe(holders: Iterable[Holder]) -> str:
@@ -116,7 +123,8 @@ def _open_file(pid: int, fd: str, target: str) -> OpenFile:
         fields.setdefault(key, value.strip())
         if key == b"lock":
             locks.append(value.strip())
-    return OpenFile(pid, int(fields[b"mnt_id"]), int(fields[b"ino"]), target, tuple(locks))
+    mount_id, inode, flags = int(fields[b"mnt_id"]), int(fields[b"ino"]), int(fields[b"flags"], 8)
+    return OpenFile(pid, fd, mount_id, inode, target, flags, tuple(locks))
 
 
 def processes_with_file(fd: int) -> list[OpenFile]:
@@ -130,6 +138,13 @@ def processes_with_file(fd: int) -> list[OpenFile]:
         for file in open_files(pid)
         if file.inode == inode and file.mount_id in mount_ids
     ]
+
+
+def processes_that_write() -> Iterator[OpenFile]:
+    """Every descriptor of any other process that is open for writing on a file with a path."""
+    for pid in _pids():
+        if pid != os.getpid():
+            yield from (file for file in open_files(pid) if file.writes)
 
 
 def device_of_fd(fd: int) -> tuple[int, int]:

@@ -231,3 +231,46 @@ def test_status_tells_of_the_freeze_and_the_map_follows(ground: CutGround, insta
     assert instance.status()["snapshot"]["id"] == taken["id"]
     assert instance.status()["snapshot"]["freeze_ms"] == pytest.approx(taken["freeze_ms"], abs=0.01)
     wait_until(lambda: 0 < instance.status()["snapshot"]["used_blocks"] < 64 * MIB // 4096)
+
+
+@pytest.fixture
+def elsewhere(ground: CutGround) -> Path:
+    """A device that is no part of the image."""
+    return ground.loop(ground.image(320 * MIB, "elsewhere.img"))
+
+
+def test_the_journal_of_a_filesystem_elsewhere_is_named(ground: CutGround, elsewhere: Path) -> None:
+    instance = ground.mounted(ground.image(64 * MIB))
+    journal = ground.loop(instance.live_file)
+    run("mke2fs", "-q", "-F", "-b", "4096", "-O", "journal_dev", journal)
+    run(*MKFS["ext4"], "-b", "4096", "-J", f"device={journal}", elsewhere)
+    point = ground.mount(elsewhere)
+    taken = cut(instance.live)
+    reason = f"it is the journal of the ext4 on {point}, which is not frozen"
+    assert taken["not_frozen"] == [{"mount_point": str(journal), "reason": reason, "offset": 0}]
+    assert taken["frozen"] == []
+    assert not is_frozen(point)
+
+
+def test_the_log_of_an_xfs_elsewhere_is_named(ground: CutGround, elsewhere: Path) -> None:
+    instance = ground.mounted(ground.image(80 * MIB))
+    log = ground.loop(instance.live_file)
+    run("mkfs.xfs", "-q", "-f", "-l", f"logdev={log},size=64m", elsewhere)
+    point = ground.mount(elsewhere, "-o", f"logdev={log}")
+    reasons = [one["reason"] for one in cut(instance.live)["not_frozen"]]
+    assert reasons == [f"it is the log of the xfs on {point}, which is not frozen"]
+    wait_until(lambda: instance.status()["snapshot"]["map"] == "ready")
+    assert instance.status()["snapshot"]["used_blocks"] == 80 * MIB // 4096
+
+
+def test_a_journal_in_the_image_is_quiet_with_its_filesystem(ground: CutGround) -> None:
+    instance = ground.mounted(ground.image(96 * MIB))
+    journal = ground.loop(instance.live_file, f"--sizelimit={32 * MIB}")
+    device = ground.loop(instance.live_file, f"--offset={32 * MIB}")
+    run("mke2fs", "-q", "-F", "-b", "4096", "-O", "journal_dev", journal)
+    run(*MKFS["ext4"], "-b", "4096", "-J", f"device={journal}", device)
+    point = ground.mount(device)
+    taken = cut(instance.live)
+    assert (taken["frozen"], taken["not_frozen"], taken["writers"]) == ([str(point)], [], [])
+    not_frozen = cut(instance.live, "--no-freeze")["not_frozen"]
+    assert sorted(one["mount_point"] for one in not_frozen) == sorted([str(journal), str(point)])
