@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import struct
 import time
 from pathlib import Path
 
 import pytest
+from exfat_images import DRIVER, MIB, SECTOR_BYTES, cluster_offset, layout_of, make_exfat, refusal, write_at
 from foreign_images import (
     copy_image,
     damaged_maps,
     digests,
     fill,
     frees_only,
-    make_image,
     mounted,
     poison,
     read_map,
@@ -23,17 +22,8 @@ from foreign_images import (
     used_units,
 )
 
-from snapfs.usedmap.exfat import boot_checksum, read_free_map
-from snapfs.usedmap.result import MapError
-
-MIB = 1 << 20
-SECTOR_BYTES = 512
-DRIVER = "mount.exfat-fuse"
-
-
-def make_exfat(path: Path, size: int, *options: str) -> Path:
-    run("mkfs.exfat", *options, make_image(path, size))
-    return path
+from snapfs.usedmap.exfat import read_free_map
+from snapfs.usedmap.exfat_geometry import boot_checksum
 
 
 @pytest.fixture(scope="module")
@@ -59,34 +49,11 @@ def plain(work: Path) -> Path:
     return path
 
 
-def layout_of(path: Path) -> dict[str, int]:
-    """Numbers of dump.exfat by their names, without units."""
-    found = re.findall(r"^([\w ]+?)(?:\([\w ]+\)| \([\w ]+\))?:\s+(\d+)$", run("dump.exfat", path), re.MULTILINE)
-    return {name: int(number) for name, number in found}
-
-
-def cluster_offset(path: Path, cluster: int) -> int:
-    facts = layout_of(path)
-    return facts["Cluster Heap Offset"] * SECTOR_BYTES + (cluster - 2) * facts["Cluster size"]
-
-
-def write_at(path: Path, offset: int, content: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(content)
-
-
 def sign_boot_region(path: Path) -> None:
     """Make the checksum right again after a change."""
     with path.open("r+b") as file:
         total = boot_checksum(file.read(11 * SECTOR_BYTES))
         file.write(total.to_bytes(4, "little") * (SECTOR_BYTES // 4))
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(MapError) as caught:
-        read_map(read_free_map, path)
-    return str(caught.value)
 
 
 def test_equals_partclone(filled: Path, work: Path) -> None:
