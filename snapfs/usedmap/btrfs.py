@@ -3,7 +3,8 @@
 btrfs never overwrites what the last commit refers to, so the state on disk is consistent at any instant, mounted or
 not. Trusted only when all of this holds:
 1. one device, chunks kept once or twice on it (single, DUP), every feature known, no flag of trouble;
-2. no log tree: after an fsync there is one, and what it refers to is not in the extent tree yet;
+2. no copy of the superblock is later than the first;
+   no log tree: after an fsync there is one, and what it refers to is not in the extent tree yet;
 3. every node on the way is verified (see `btrfs_tree`), each extent lies inside a chunk, after the one before it,
    and all extents sum up to the bytes that the superblock calls used.
 
@@ -41,6 +42,7 @@ class _Superblock:
 def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     """The free sectors; `MapError` when they cannot be trusted. Being frozen makes no difference to btrfs."""
     superblock = _read_superblock(source)
+    _check_copies(source, superblock)
     reader = TreeReader(source, superblock["node_bytes"], superblock["checksum_type"], superblock.fsid)
     chunks = _read_chunks(reader, superblock)
     starts, lengths = _read_extents(reader, chunks, superblock)
@@ -56,10 +58,7 @@ def _read_superblock(source: Source) -> _Superblock:
     raw = source.read(layout.SUPERBLOCK_OFFSETS[0], layout.SUPERBLOCK_BYTES)
     if raw[layout.MAGIC_OFFSET :][: len(layout.MAGIC)] != layout.MAGIC:
         raise MapError("has no superblock")
-    fields = {
-        name: int(struct.unpack_from(form, raw, offset)[0])
-        for name, (form, offset) in layout.SUPERBLOCK_FIELDS.items()
-    }
+    fields = _superblock_fields(raw)
     check_checksum(raw, fields["checksum_type"], "superblock")
     _check_features(fields)
     _check_sizes(fields, source.size_bytes)
@@ -70,6 +69,25 @@ def _read_superblock(source: Source) -> _Superblock:
         raw[fsid_offset : fsid_offset + layout.UUID_BYTES],
         raw[layout.CHUNK_ARRAY_OFFSET :][: fields["chunk_array_bytes"]],
     )
+
+
+def _superblock_fields(raw: bytes) -> dict[str, int]:
+    return {
+        name: int(struct.unpack_from(form, raw, offset)[0])
+        for name, (form, offset) in layout.SUPERBLOCK_FIELDS.items()
+    }
+
+
+def _check_copies(source: Source, superblock: _Superblock) -> None:
+    """A later copy means that a write of the first superblock was lost: its trees may be overwritten by now."""
+    for offset in layout.SUPERBLOCK_OFFSETS[1:]:
+        if offset + layout.SUPERBLOCK_BYTES > superblock["device_bytes"]:
+            return
+        raw = source.read(offset, layout.SUPERBLOCK_BYTES)
+        copy = _superblock_fields(raw)
+        is_copy = raw[layout.MAGIC_OFFSET :].startswith(layout.MAGIC) and copy["own_offset"] == offset
+        if is_copy and superblock.fsid in raw and copy["generation"] > superblock["generation"]:
+            raise MapError("has a copy of its superblock that is later than the first")
 
 
 def _check_features(fields: dict[str, int]) -> None:

@@ -5,8 +5,8 @@ Trusted only when all of this holds:
    frozen for this very cut, "mounted"), and every feature is known;
 2. every checksum that the filesystem has is right: superblock, group descriptors, bitmaps;
 3. all fixed metadata lie inside the filesystem, no two groups share a bitmap, and
-   each group has exactly as many free clusters as its descriptor says;
-4. without checksums of the bitmaps: every block that a file claims is in use by them (see `ext_claims`).
+   each group has exactly as many free clusters as its descriptor says, and all together as many as the superblock;
+4. every block that an inode claims is in use by the bitmaps (see `ext_claims`).
 
 A bitmap that was never written (BLOCK_UNINIT) stands for "nothing but fixed metadata used". Fixed metadata of all
 groups are marked in any case: where the bitmaps are right that changes nothing.
@@ -40,8 +40,7 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     _check_bitmap_checksums(geometry, groups, used)
     _mark_fixed_metadata(geometry, groups, used)
     _check_free_counts(geometry, groups, used)
-    if not geometry.has_metadata_csum:
-        check_claims(source, geometry, groups, used)
+    check_claims(source, geometry, groups, used)
     del used[geometry.cluster_count :]
     used.invert()
     start = geometry.first_data_block * geometry.block_bytes
@@ -122,3 +121,6 @@ def _check_free_counts(geometry: Geometry, groups: Groups, used: bitarray) -> No
         start = group * per_group
         if used.count(0, start, min(start + per_group, geometry.cluster_count)) != expected:
             raise MapError(f"has a number of free blocks in group {group} that its bitmap contradicts")
+    # A write of descriptors and bitmaps together that never arrived leaves them right among themselves.
+    if int(groups.free.sum()) * geometry.cluster_blocks != geometry.free_blocks:
+        raise MapError("has a number of free blocks in its superblock that its groups contradict")

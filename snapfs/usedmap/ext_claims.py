@@ -1,9 +1,10 @@
-"""What the inodes of an ext filesystem claim, compared with its block bitmaps: proof where these have no checksum.
+"""What the inodes of an ext filesystem claim, compared with its block bitmaps.
 
-A bitmap that lost one bit and gained another has the right number of free blocks and is wrong all the same. So
-every block that an inode in use names must be in use by the bitmap: data (direct, through blocks of pointers, by
-extents), the blocks of pointers and of the extent trees themselves, and blocks of extended attributes. Journal,
-quota, resize inode and orphan file are inodes like others. One claimed block that is free: nothing is believed.
+A bitmap without checksum that lost one bit and gained another has the right number of free blocks and is wrong all
+the same; bitmaps with checksums may be those of yesterday, when the last write of them was lost. So every block that
+an inode in use names must be in use by the bitmap: data (direct, through blocks of pointers, by extents), the blocks
+of pointers and of the extent trees themselves, and blocks of extended attributes. Journal, quota, resize inode and
+orphan file are inodes like others. One claimed block that is free: nothing is believed.
 
 Bounded: pieces of some MiB at a time, whatever the image says; a block of pointers is read once (a second way to it
 is refused, so nothing goes round in circles); pointers outside the filesystem, trees of senseless depth and extents

@@ -26,6 +26,7 @@ class Geometry:
     block_bytes: int
     cluster_blocks: int
     blocks_count: int
+    free_blocks: int
     first_data_block: int
     blocks_per_group: int
     clusters_per_group: int
@@ -182,7 +183,10 @@ def _check_sizes(fields: dict[str, int]) -> None:
     smallest = layout.DESCRIPTOR_64_BYTES if fields["incompat"] & layout.INCOMPAT_64BIT else layout.DESCRIPTOR_BYTES
     if not smallest <= desc_size <= block_bytes or desc_size & (desc_size - 1):
         raise MapError("has group descriptors of a senseless size")
-    if not 0 < fields["inodes_per_group"] <= block_bytes * 8 or not 128 <= _inode_bytes(fields) <= block_bytes:
+    inode_bytes = _inode_bytes(fields)
+    if not 128 <= inode_bytes <= block_bytes or inode_bytes & (inode_bytes - 1):
+        raise MapError("has inodes of a senseless size")
+    if not 0 < fields["inodes_per_group"] <= block_bytes * 8:
         raise MapError("has senseless inodes")
 
 
@@ -199,14 +203,14 @@ def _check_fit(geometry: Geometry, fields: dict[str, int], size_bytes: int) -> N
 
 def _build(fields: dict[str, int], raw: bytes) -> Geometry:
     block_bytes = layout.MIN_BLOCK_BYTES << fields["log_block_size"]
-    high = fields["blocks_count_hi"] if fields["incompat"] & layout.INCOMPAT_64BIT else 0
-    blocks_count = fields["blocks_count_lo"] | high << 32
+    blocks_count = _wide(fields, "blocks_count")
     uuid = raw[layout.UUID_OFFSET : layout.UUID_OFFSET + layout.UUID_BYTES]
     has_seed = fields["incompat"] & layout.INCOMPAT_CSUM_SEED
     return Geometry(
         block_bytes=block_bytes,
         cluster_blocks=1 << (fields["log_cluster_size"] - fields["log_block_size"]),
         blocks_count=blocks_count,
+        free_blocks=_wide(fields, "free_blocks"),
         first_data_block=fields["first_data_block"],
         blocks_per_group=fields["blocks_per_group"],
         clusters_per_group=_clusters_per_group(fields),
@@ -227,6 +231,12 @@ def _build(fields: dict[str, int], raw: bytes) -> Geometry:
         uuid=uuid,
         seed=fields["checksum_seed"] if has_seed else crc32c_raw(0xFFFFFFFF, uuid),
     )
+
+
+def _wide(fields: dict[str, int], name: str) -> int:
+    """A number whose high half counts only under the 64bit feature."""
+    high = fields[f"{name}_hi"] if fields["incompat"] & layout.INCOMPAT_64BIT else 0
+    return fields[f"{name}_lo"] | high << 32
 
 
 def _is_bigalloc(fields: dict[str, int]) -> bool:

@@ -35,6 +35,8 @@ class Groups:
         has_uninit = geometry.has_uninit_groups
         self.is_uninit = (rows["flags"] & layout.FLAG_BLOCK_UNINIT != 0) & has_uninit
         self.has_no_inodes = (rows["flags"] & layout.FLAG_INODE_UNINIT != 0) & has_uninit
+        # Behind the inodes in use there are zeros; elsewhere, whatever was there before.
+        self.has_clean_table = (rows["flags"] & layout.FLAG_INODES_ZEROED != 0) | (not has_uninit)
         self.unused_inodes = _joined(rows, "inodes_unused", 16) * has_uninit
 
 

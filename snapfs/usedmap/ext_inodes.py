@@ -2,7 +2,8 @@
 
 Rules
 1. In use is what the inode bitmap of a group says; it must have exactly as many free inodes as the descriptor.
-2. Of each table the part up to its last inode in use is read: whole tables are a sixtieth of the disk.
+2. Of each table the part up to its last inode in use is read, and a block more, where a new file would be if the
+   bitmap were an old one. Whole tables are a sixtieth of the disk.
 3. An inode in that part that has names (links) although the bitmap calls it free is a contradiction.
 4. Inodes in use without names are those of deleted files that are still open, the list of bad blocks, and
    reserved ones: they count like the others.
@@ -33,8 +34,6 @@ def inodes_in_use(source: Source, geometry: Geometry, groups: Groups) -> Iterato
     waiting_bytes = 0
     for group in np.flatnonzero(~groups.has_no_inodes).tolist():
         in_use = _read_bitmap(source, geometry, groups, group)
-        if not in_use.any():
-            continue
         for piece in _read_table(source, geometry, groups, group, in_use):
             waiting.append(piece)
             waiting_bytes += piece.nbytes
@@ -63,7 +62,7 @@ def _read_table(
 ) -> Iterator[Inodes]:
     dtype = layout.inode_dtype(geometry.inode_bytes)
     offset = int(groups.inode_table[group]) * geometry.block_bytes
-    end = int(np.flatnonzero(in_use)[-1]) + 1
+    end = _table_end(geometry, groups, group, in_use)
     step = max(_PIECE_BYTES // geometry.inode_bytes, 1)
     for first in range(0, end, step):
         count = min(step, end - first)
@@ -73,3 +72,12 @@ def _read_table(
         if (rows["links"][~taken] != 0).any():
             raise MapError(f"has a file in group {group} in an inode that its bitmap calls free")
         yield rows[taken]
+
+
+def _table_end(geometry: Geometry, groups: Groups, group: int, in_use: NDArray[np.bool_]) -> int:
+    """How many inodes of the table of a group are looked at."""
+    positions = np.flatnonzero(in_use)
+    last = int(positions[-1]) + 1 if len(positions) else 0
+    per_block = geometry.block_bytes // geometry.inode_bytes
+    written = len(in_use) if groups.has_clean_table[group] else len(in_use) - int(groups.unused_inodes[group])
+    return max(last, min(-(-last // per_block) * per_block + per_block, written))

@@ -21,6 +21,7 @@ MAX_LOG_CLUSTER_BYTES = 19  # 512 MiB
 _SUPERBLOCK_FIELDS = [
     ("inodes_count", "<u4", 0x0),
     ("blocks_count_lo", "<u4", 0x4),
+    ("free_blocks_lo", "<u4", 0xC),
     ("first_data_block", "<u4", 0x14),
     ("log_block_size", "<u4", 0x18),
     ("log_cluster_size", "<u4", 0x1C),
@@ -39,6 +40,7 @@ _SUPERBLOCK_FIELDS = [
     ("desc_size", "<u2", 0xFE),
     ("first_meta_bg", "<u4", 0x104),
     ("blocks_count_hi", "<u4", 0x150),
+    ("free_blocks_hi", "<u4", 0x158),
     ("mmp_block", "<u8", 0x168),
     ("checksum_type", "u1", 0x175),
     ("backup_group_1", "<u4", 0x24C),
@@ -112,6 +114,7 @@ _DESCRIPTOR_64_FIELDS = [
 DESCRIPTOR_CHECKSUM_OFFSET = 0x1E
 FLAG_INODE_UNINIT = 0x1
 FLAG_BLOCK_UNINIT = 0x2
+FLAG_INODES_ZEROED = 0x4
 
 # Inodes. `map` is the block map, the root of an extent tree, a short symbolic link or a device number.
 _INODE_FIELDS = [

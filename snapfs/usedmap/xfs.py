@@ -4,7 +4,8 @@ Trusted only when all of this holds:
 1. version 5 (everything has checksums) or 4, every feature known, no repair asked for, an internal log;
 2. the log needs no recovery (see `xfs_log`);
 3. the header of each allocation group and every tree block have the right checksum, place, owner and filesystem,
-   the free extents are in order, and they sum up to the count in the header;
+   the free extents are in order, and they sum up to the count in the header, and after an unmount all groups
+   together to the count in the superblock: a lost write of a whole header with its trees would be right in itself;
 4. neither the headers of a group nor the log are among the free extents;
 5. version 4, which has no checksums: all copies of the superblock agree about where things are, and the tree of free
    extents by length holds exactly the same ones.
@@ -37,6 +38,7 @@ class _Shape:
     data_blocks: int
     ag_blocks: int
     ag_count: int
+    free_blocks: int | None  # by the superblock, as the driver counts: with reserves and trees; None: it does not say
     log_first_block: int
     log_blocks: int
     uuid: bytes
@@ -64,6 +66,8 @@ class _AgHeader:
     by_block: _Tree
     by_length: _Tree
     free_blocks: int
+    reserved_blocks: int
+    tree_blocks: int
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,12 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     shape = _read_shape(source)
     log_offset = shape.log_first_block * shape.block_bytes
     log = source.window(log_offset, shape.log_blocks * shape.block_bytes)
-    check_log_clean(log, shape.uuid, may_be_old=shape.version == layout.VERSION_4)
+    was_unmounted = check_log_clean(log, shape.uuid, may_be_old=shape.version == layout.VERSION_4)
     free = zeros(shape.data_blocks, "little")
-    for ag in range(shape.ag_count):
-        _mark_free(source, shape, ag, free)
+    free_blocks = sum(_mark_free(source, shape, ag, free) for ag in range(shape.ag_count))
+    # While it is mounted, blocks that its trees may come to need count as taken.
+    if was_unmounted and shape.free_blocks not in (None, free_blocks):
+        raise MapError("has a number of free blocks in its superblock that its allocation groups contradict")
     if free.find(1, shape.log_first_block, shape.log_first_block + shape.log_blocks) >= 0:
         raise MapError("counts its own log as free")
     return FreeMap(shape.block_bytes, 0, free)
@@ -179,6 +185,7 @@ def _checked_shape(fields: dict[str, int], raw: bytes, size_bytes: int) -> _Shap
     uuid = raw[layout.UUID_OFFSET :][: layout.UUID_BYTES]
     version = fields["version"] & layout.VERSION_NUMBER_MASK
     has_meta_uuid = version == layout.VERSION_5 and fields["incompat"] & layout.INCOMPAT_META_UUID
+    has_lazy_counters = version == layout.VERSION_5 or fields["features2"] & layout.FEATURE2_LAZY_COUNTERS
     return _Shape(
         version=version,
         block_bytes=block_bytes,
@@ -186,6 +193,7 @@ def _checked_shape(fields: dict[str, int], raw: bytes, size_bytes: int) -> _Shap
         data_blocks=data_blocks,
         ag_blocks=ag_blocks,
         ag_count=ag_count,
+        free_blocks=fields["free_blocks"] if has_lazy_counters else None,
         log_first_block=log_ag * ag_blocks + log_block,
         log_blocks=fields["log_blocks"],
         uuid=uuid,
@@ -193,8 +201,8 @@ def _checked_shape(fields: dict[str, int], raw: bytes, size_bytes: int) -> _Shap
     )
 
 
-def _mark_free(source: Source, shape: _Shape, ag: int, free: bitarray) -> None:
-    """Set the bits of the free extents of one allocation group."""
+def _mark_free(source: Source, shape: _Shape, ag: int, free: bitarray) -> int:
+    """Set the bits of the free extents of one allocation group; its free blocks as the driver counts them."""
     header = _read_ag_header(source, shape, ag)
     records = _free_extents(source, shape, ag, header.by_block, header.free_blocks)
     starts, counts = records["start"].astype(np.int64), records["count"].astype(np.int64)
@@ -215,19 +223,20 @@ def _mark_free(source: Source, shape: _Shape, ag: int, free: bitarray) -> None:
     base = ag * shape.ag_blocks
     for start, end in zip((starts + base).tolist(), (ends + base).tolist(), strict=True):
         free[start:end] = 1
+    return header.free_blocks + header.reserved_blocks + header.tree_blocks
 
 
 def _read_ag_header(source: Source, shape: _Shape, ag: int) -> _AgHeader:
     offset = ag * shape.ag_blocks * shape.block_bytes + shape.sector_bytes
     raw = source.read(offset, shape.sector_bytes)
-    magic, version, number, length, *roots_and_levels, free_blocks = layout.AGF.unpack_from(raw)
+    magic, version, number, length, *trees, reserved, free_blocks, tree_blocks = layout.AGF.unpack_from(raw)
     if magic != layout.AGF_MAGIC or version != layout.AGF_VERSION or number != ag:
         raise MapError(f"has no header of allocation group {ag}")
     if shape.version == layout.VERSION_5:
         _check_crc(raw, layout.AGF_CRC_OFFSET, f"header of allocation group {ag}")
         if raw[layout.AGF_UUID_OFFSET :][: layout.UUID_BYTES] != shape.meta_uuid:
             raise MapError(f"has the header of another filesystem in allocation group {ag}")
-    root_by_block, root_by_length, levels_by_block, levels_by_length = roots_and_levels
+    root_by_block, root_by_length, levels_by_block, levels_by_length = trees
     by_block_magic = layout.BNOBT_MAGIC if shape.version == layout.VERSION_5 else layout.BNOBT_MAGIC_4
     by_block = _Tree(by_block_magic, root_by_block, levels_by_block)
     by_length = _Tree(layout.CNTBT_MAGIC_4, root_by_length, levels_by_length)
@@ -235,7 +244,7 @@ def _read_ag_header(source: Source, shape: _Shape, ag: int) -> _AgHeader:
         1 <= tree.levels <= layout.BTREE_MAX_LEVELS for tree in (by_block, by_length)
     ):
         raise MapError(f"has a senseless header of allocation group {ag}")
-    return _AgHeader(by_block, by_length, free_blocks)
+    return _AgHeader(by_block, by_length, free_blocks, reserved, tree_blocks)
 
 
 def _free_extents(source: Source, shape: _Shape, ag: int, tree: _Tree, free_blocks: int) -> NDArray[np.void]:

@@ -31,6 +31,7 @@ SUPERBLOCK_FIELDS: dict[str, tuple[str, int]] = {
     "sector_bytes": (">H", 102),
     "ag_block_log": (">B", 124),
     "in_progress": (">B", 126),
+    "free_blocks": (">Q", 144),
     "features2": (">I", 200),
     "ro_compat": (">I", 212),
     "incompat": (">I", 216),
@@ -49,6 +50,7 @@ GEOMETRY_FIELDS = ("block_bytes", "data_blocks", "log_start", "ag_blocks", "ag_c
 # directories of version 2, names without case, more features
 KNOWN_VERSION_4 = 0x10 | 0x20 | 0x40 | 0x80 | 0x100 | 0x400 | 0x800 | 0x1000 | 0x2000 | 0x4000 | 0x8000
 VERSION_4_MORE_FEATURES = 0x8000
+FEATURE2_LAZY_COUNTERS = 0x2
 # lazy counters, attributes of version 2, 32-bit project numbers, file types in directories
 KNOWN_FEATURES2 = 0x2 | 0x8 | 0x80 | 0x200
 
@@ -67,8 +69,9 @@ MAX_AG_BYTES = 1 << 40
 AG_HEADER_SECTORS = 4
 
 # Sector 1 of each allocation group.
-# magic, version, own number, length, roots of the trees by block number and by length, their levels, free blocks
-AGF = struct.Struct(">4sIIIII4xII16xI")
+# magic, version, own number, length, roots of the trees by block number and by length, their levels,
+# reserved blocks, free blocks, blocks of the trees but their roots
+AGF = struct.Struct(">4sIIIII4xII12xII4xI")
 AGF_UUID_OFFSET = 64
 AGF_CRC_OFFSET = 216
 AGF_VERSION = 1

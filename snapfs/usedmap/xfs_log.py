@@ -61,12 +61,12 @@ class _Record:
         return self.header_blocks + len(self.payload) // _SECTOR_BYTES
 
 
-def check_log_clean(log: Source, uuid: bytes, *, may_be_old: bool = False) -> None:
-    """`MapError` unless the on-disk state of the filesystem needs nothing from `log`.
+def check_log_clean(log: Source, uuid: bytes, *, may_be_old: bool = False) -> bool:
+    """`MapError` unless the on-disk state of the filesystem needs nothing from `log`; whether it was unmounted.
 
-    A log that `may_be_old` is of version 1 or 2, else it is of version 2.
+    If not, it is frozen or idle. A log that `may_be_old` is of version 1 or 2, else it is of version 2.
     """
-    _Log(log, uuid, may_be_old).check_clean()
+    return _Log(log, uuid, may_be_old).check_clean()
 
 
 class _Log:
@@ -78,15 +78,16 @@ class _Log:
         if self._blocks < 2:
             raise MapError("has a log without room for a record")
 
-    def check_clean(self) -> None:
+    def check_clean(self) -> bool:
         if self._was_formatted_anew():
-            return
+            return True
         head = self._find_head()
         self._check_window(head)
         last = self._last_record(head)
         if _is_unmount(last):
-            return
+            return True
         self._check_superblock_only(last, head)
+        return False
 
     def _was_formatted_anew(self) -> bool:
         """Whether all is as a tool left it that formatted the log of a filesystem which had been in use."""

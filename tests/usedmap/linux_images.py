@@ -174,6 +174,25 @@ def reserved_blocks(path: Path, ag: int) -> list[int]:
     return [slots[(first + index) % len(slots)] for index in range(count)]
 
 
+def make_xfs_version_4(work: Path, size: int, *options: str) -> Path:
+    """A filesystem with files, every second one taken away again so that free space is in many pieces."""
+    dice = random.Random(4)
+    lines = ["boot 0 0", "d--755 0 0"]
+    for number in range(120):
+        (work / f"content-{number}").write_bytes(dice.randbytes(dice.choice((10, 5_000, 60_000))))
+        lines.append(f"file-{number} ---644 0 0 {work / f'content-{number}'}")
+    (work / "files").write_text("\n".join([*lines, "$", ""]))
+    image = make_image(work / "image", size)
+    run("mkfs.xfs", "-q", "-m", "crc=0", "-p", work / "files", *options, image)
+    names = run("xfs_db", "-c", "blockget -n", "-c", "ncheck", image)
+    numbers = re.findall(r"^\s*(\d+) file-\d*[13579]$", names, re.MULTILINE)
+    assert len(numbers) == 60
+    writes = [word for number in numbers for word in ("-c", f"inode {number}", "-c", "write core.mode 0")]
+    run("xfs_db", "-x", *writes, image)
+    run("xfs_repair", image)
+    return image
+
+
 class DamagedImage:
     """A private mapping of an image, to damage it and put it right again many times a second."""
 

@@ -172,6 +172,19 @@ def test_several_devices_count_as_used(profile: str, tmp_path: Path) -> None:
     assert "several devices" in only_region_reason(first)
 
 
+def test_a_superblock_older_than_its_copy_counts_as_used(image: Path, tmp_path: Path) -> None:
+    """The last write of the first one was lost; what it refers to may be overwritten any time."""
+    with image.open("rb") as file:
+        file.seek(64 << 10)
+        older = file.read(4096)
+    with mounted(image, tmp_path / "mnt") as directory:
+        fill(directory)
+    with image.open("r+b") as file:
+        file.seek(64 << 10)
+        file.write(older)
+    assert "later than the first" in only_region_reason(image)
+
+
 def test_a_seeding_filesystem_counts_as_used(image: Path) -> None:
     run("btrfstune", "-S", "1", image)
     assert "special state" in only_region_reason(image)

@@ -184,6 +184,12 @@ def test_a_flipped_bit_in_a_bitmap_is_noticed(tmp_path: Path) -> None:
         read_map(ext.read_free_map, image)
 
 
+def test_a_superblock_that_counts_other_free_blocks_makes_it_count_as_used(image: Path) -> None:
+    """Descriptors and bitmaps as they were before are right among themselves."""
+    run("debugfs", "-w", "-R", "ssv free_blocks_count 4711", image)
+    assert "its groups contradict" in only_region_reason(image)
+
+
 @pytest.mark.parametrize("options", [(), ("-O", "orphan_file"), ("-O", "fast_commit"), ("-O", "bigalloc")])
 def test_a_frozen_filesystem_is_as_good_as_an_unmounted_one(options: tuple[str, ...], tmp_path: Path) -> None:
     image = make_filesystem("ext4", tmp_path / "image", 200 * MIB, *options)

@@ -186,6 +186,19 @@ def test_a_wrong_count_of_free_blocks_is_noticed(image: Path) -> None:
         read_map(xfs.read_free_map, image)
 
 
+def test_a_lost_write_of_a_whole_group_header_is_noticed(image: Path, tmp_path: Path) -> None:
+    """Header and trees as they were before: right in themselves, but not what the superblock counts."""
+    older = copy_image(image, tmp_path / "older")
+    with mounted(image, tmp_path / "mnt") as directory:
+        fill(directory)
+    with older.open("rb") as before, image.open("r+b") as file:
+        before.seek(4096 // 8)
+        file.seek(4096 // 8)
+        file.write(before.read(64 * 1024))
+    with pytest.raises(MapError, match="its allocation groups contradict"):
+        read_map(xfs.read_free_map, image)
+
+
 def test_a_hole_in_the_log_is_noticed(image: Path, tmp_path: Path) -> None:
     """A block of the last writes that never arrived: its old cycle number stands there."""
     with mounted(image, tmp_path / "mnt") as directory:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
 import re
 from pathlib import Path
 
 import pytest
-from foreign_images import copy_image, frees_only, make_image, poison, read_map, run
-from linux_images import MIB, free_by_xfs_db, fsck, only_region_reason, survive_damage
+from foreign_images import copy_image, frees_only, poison, read_map, run
+from linux_images import MIB, free_by_xfs_db, fsck, make_xfs_version_4, only_region_reason, survive_damage
 
 from snapfs.usedmap import xfs
 
@@ -21,33 +20,14 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_old(work: Path, *options: str) -> Path:
-    """A filesystem with files, every second one taken away again so that free space is in many pieces."""
-    dice = random.Random(4)
-    lines = ["boot 0 0", "d--755 0 0"]
-    for number in range(120):
-        (work / f"content-{number}").write_bytes(dice.randbytes(dice.choice((10, 5_000, 60_000))))
-        lines.append(f"file-{number} ---644 0 0 {work / f'content-{number}'}")
-    (work / "files").write_text("\n".join([*lines, "$", ""]))
-    image = make_image(work / "image", SIZE)
-    run("mkfs.xfs", "-q", "-m", "crc=0", "-p", work / "files", *options, image)
-    names = run("xfs_db", "-c", "blockget -n", "-c", "ncheck", image)
-    numbers = re.findall(r"^\s*(\d+) file-\d*[13579]$", names, re.MULTILINE)
-    assert len(numbers) == 60
-    writes = [word for number in numbers for word in ("-c", f"inode {number}", "-c", "write core.mode 0")]
-    run("xfs_db", "-x", *writes, image)
-    run("xfs_repair", image)
-    return image
-
-
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_old(tmp_path_factory.mktemp("old"))
+    return make_xfs_version_4(tmp_path_factory.mktemp("old"), SIZE)
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_map_is_the_one_of_xfs_db_and_poison_harms_nothing(name: str, tmp_path: Path) -> None:
-    image = make_old(tmp_path, *OPTIONS[name])
+    image = make_xfs_version_4(tmp_path, SIZE, *OPTIONS[name])
     free_map = read_map(xfs.read_free_map, image)
     assert free_map.free == free_by_xfs_db(image, free_map)
     assert poison(image, free_map) > 200 * MIB

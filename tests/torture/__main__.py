@@ -1,0 +1,21 @@
+"""`scripts/torture WORD ...`: the campaigns, each in a module of its own with a `main(arguments) -> exit code`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+CAMPAIGNS = {
+    "maps": "maps_campaign",
+}
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    if not words or words[0] not in CAMPAIGNS:
+        print(f"usage: scripts/torture {'|'.join(CAMPAIGNS)} [--help] [OPTION ...]", file=sys.stderr)
+        return 2
+    return int(importlib.import_module(CAMPAIGNS[words[0]]).main(words[1:]))
+
+
+sys.exit(main())
