@@ -63,6 +63,12 @@ class DoneWithProblem(SnapfsError):
     exit_code: ClassVar[ExitCode] = ExitCode.PROBLEM
 
 
+class InterruptedByUserError(SnapfsError):
+    """The user ended it; the sentence says what is left, and how to go on."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.INTERRUPTED
+
+
 class BusyError(SnapfsError):
     """Somebody else uses `path`; `holders` says who, one description each. Try again when they are gone."""
 

@@ -10,14 +10,14 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import RATE
+from snapfs.cli.types import RATE, mode_option
 from snapfs.errors import ExitCode
 from snapfs.options import format_size
 
 
 @click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
 @click.argument("source", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
-@click.argument("dest", metavar="DEST|-", type=click.Path(path_type=Path))
+@click.argument("dest", metavar="DEST|DIR/|-", type=click.Path())
 @click.option("--format", type=click.Choice(["raw", "qcow2"]), default="raw", show_default=True, help="Of DEST.")
 @click.option("--compress", is_flag=True, help="Compress a qcow2; takes about ten times as long.")
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of DEST.json.")
@@ -25,7 +25,7 @@ from snapfs.options import format_size
 @click.option("--release", is_flag=True, help="The snapshot keeps nothing that is safely in DEST.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted backup of the same cut.")
 @click.option("--verify", is_flag=True, help="Read DEST back and compare before it gets its name.")
-@click.option("--force", is_flag=True, help="Overwrite DEST without asking.")
+@click.option("--force", is_flag=True, help="Overwrite DEST without asking, and what an interrupted backup left.")
 @click.option("--rate", type=RATE, default=None, metavar="SIZE", help="Read at most so much a second.")
 @click.option(
     "--on-read-error",
@@ -34,30 +34,38 @@ from snapfs.options import format_size
     show_default=True,
     help="With skip, unreadable sectors become zeros and are listed in DEST.json and DEST.map; exit code 4.",
 )
+@mode_option
 @progress_options
 @output_options
-def backup_command(cut: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> int:
+def backup_command(
+    dest: str, cut: bool, force: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any
+) -> int:
     """Copy the used blocks to DEST, a file, a block device, or - for the standard output (raw).
 
     DEST.json beside it says what the backup is and has a hash of each part. DEST has its name only when it is
-    whole; until then it is DEST.partial.
+    whole; until then it is DEST.partial. In a directory, DIR/, the backup is called by the time of its cut.
     """
     from snapfs.commands.backup import BackupOptions, backup
     from snapfs.commands.snapshot import SnapshotOptions
+    from snapfs.destination.consent import Consent
 
-    options = BackupOptions(cut=SnapshotOptions() if cut else None, rate_bytes_per_s=rate, **facts)
+    options = BackupOptions(
+        dest=Path(dest),
+        in_directory=dest.endswith("/"),
+        cut=SnapshotOptions() if cut else None,
+        rate_bytes_per_s=rate,
+        **facts,
+    )
     end_as_interrupted()
     try:
         with shown_progress(progress, quiet) as report:
-            manifest = backup(options, report, ask, note)
+            made = backup(options, report, Consent(force, ask, note, quiet))
     except KeyboardInterrupt:
-        journal = options.journal_file
-        is_left = journal is not None and journal.exists()
-        way_on = f"{options.written_to} is left; --resume goes on with it" if is_left else "nothing is left behind"
-        note(f"Interrupted; {way_on}.")
+        note("Interrupted; nothing is left behind.")
         return ExitCode.INTERRUPTED
+    manifest = made.manifest
     if not options.is_stream:
         used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
-        result = {"backup": str(options.dest), "cut": manifest.facts["cut"], **sizes(manifest)}
-        show(result, f"{options.dest}  {used}, {manifest.format}", as_json=as_json, quiet=quiet)
+        result = {"backup": str(made.dest), "cut": manifest.facts["cut"], **sizes(manifest)}
+        show(result, f"{made.dest}  {used}, {manifest.format}", as_json=as_json, quiet=quiet)
     return ExitCode.PROBLEM if manifest.unread else ExitCode.DONE

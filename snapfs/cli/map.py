@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from snapfs.cli.output import output_options, put, writing
-from snapfs.cli.types import SIZE
+from snapfs.cli.output import note, output_options, put, writing
+from snapfs.cli.progress import ask
+from snapfs.cli.types import SIZE, mode_option
 
 
 @click.command("map", short_help="Partitions, filesystems, used and free blocks of an image.")
@@ -19,6 +20,8 @@ from snapfs.cli.types import SIZE
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as an SVG.")
 @click.option("--block-size", type=SIZE, default=None, help="Of an image that is not mounted; 4K by default.")
 @click.option("--skip-swap", is_flag=True, help="Of an image that is not mounted: count swap space as free.")
+@click.option("--force", is_flag=True, help="Overwrite the files without asking.")
+@mode_option
 def map_command(
     path: Path,
     as_json: bool,
@@ -28,23 +31,28 @@ def map_command(
     block_size: int | None,
     skip_swap: bool,
     quiet: bool,
+    force: bool,
+    mode: int | None,
 ) -> None:
     """Show what IMAGE consists of and which blocks are used; without options as a picture in the terminal."""
     from rich.console import Console
 
-    from snapfs.commands.map import image_name, map_object, read_map
+    from snapfs.commands.map import image_name, map_object, new_results, read_map
+    from snapfs.destination.consent import Consent
     from snapfs.usedmap.domain import extents, write_domain
     from snapfs.usedmap.draw import draw_png, draw_svg
     from snapfs.usedmap.terminal import terminal_map
 
-    layers = read_map(path, block_size, skip_swap=skip_swap)
-    if domain is not None:
-        with domain.open("w") as file:
-            write_domain(file, layers.image_map)
-    if png is not None:
-        draw_png(png, layers, image_name(path))
-    if svg is not None:
-        draw_svg(svg, layers, image_name(path))
+    wanted = {"--domain": domain, "--png": png, "--svg": svg}
+    with new_results(path, wanted, Consent(force, ask, note, quiet), mode) as files:
+        layers = read_map(path, block_size, skip_swap=skip_swap)
+        if "--domain" in files:
+            with files["--domain"].open("w") as file:
+                write_domain(file, layers.image_map)
+        if "--png" in files:
+            draw_png(files["--png"], layers, image_name(path))
+        if "--svg" in files:
+            draw_svg(files["--svg"], layers, image_name(path))
     if as_json:
         put(json.dumps(map_object(layers, list(extents(layers.image_map)))))
     elif domain is png is svg is None and not quiet:

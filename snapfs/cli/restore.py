@@ -10,7 +10,7 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import RATE
+from snapfs.cli.types import RATE, mode_option
 from snapfs.errors import ExitCode
 from snapfs.options import format_size
 
@@ -23,20 +23,27 @@ from snapfs.options import format_size
 @click.option("--keep-free", is_flag=True, help="Leave alone what is free in the backup.")
 @click.option("--verify", is_flag=True, help="Read IMAGE back and compare.")
 @click.option("--rate", type=RATE, default=None, metavar="SIZE", help="Read at most so much a second.")
+@click.option(
+    "--check-first/--no-check-first",
+    default=None,
+    help="Read all of BACKUP before IMAGE is overwritten; of a qcow2 by default.",
+)
+@mode_option
 @progress_options
 @output_options
-def restore_command(rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> int:
+def restore_command(force: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> int:
     """Write BACKUP to IMAGE, a new file, or one of the same size, or a block device that is large enough.
 
     What is free becomes holes. All data are compared with the hashes of the backup.
     """
     from snapfs.commands.restore import RestoreOptions, restore
+    from snapfs.destination.consent import Consent
     from snapfs.imager.manifest import describe_unread
 
     options = RestoreOptions(rate_bytes_per_s=rate, **facts)
     end_as_interrupted()
     with shown_progress(progress, quiet) as report:
-        manifest = restore(options, report, ask)
+        manifest = restore(options, report, Consent(force, ask, note, quiet))
     used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
     result = {"backup": str(options.backup), "image": str(options.image), **sizes(manifest)}
     show(result, f"{options.image}  {used} restored", as_json=as_json, quiet=quiet)

@@ -52,6 +52,27 @@ class Seconds(click.ParamType[float]):
         return seconds
 
 
+class Mode(click.ParamType[int]):
+    """Permissions in octal, as chmod takes them."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            mode = int(value, 8)
+        except ValueError:
+            mode = -1
+        if not 0 <= mode <= 0o777:
+            raise UsageError(f"{value!r} is no mode; give three octal digits, such as 640.")
+        return mode
+
+
+def mode_option(command: Any) -> Any:
+    """--mode, for a command that writes files."""
+    text = "Permissions of what is written; as private as what is read by default."
+    return click.option("--mode", type=Mode(), default=None, metavar="MODE", help=text)(command)
+
+
 SIZE = Size()
 RATE = Rate()
 SECONDS = Seconds()

@@ -8,33 +8,37 @@ What is unfinished keeps the name DEST.partial, with a journal beside it while `
 from __future__ import annotations
 
 import os
-import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from snapfs.commands.snapshot import SnapshotOptions, snapshot
-from snapfs.errors import SnapfsError, UsageError
-from snapfs.imager.backup import Backup, Plan, finished_manifest, give_names
-from snapfs.imager.journal import Done, Journal, journal_path
-from snapfs.imager.manifest import Manifest, describe_unread, manifest_path, write_manifest
+from snapfs.destination.consent import Consent
+from snapfs.destination.directory import free_name, left_name, names
+from snapfs.destination.in_use import refuse_views_and_stores
+from snapfs.destination.write_errors import write_errors
+from snapfs.errors import BusyError, SnapfsError, UsageError
+from snapfs.imager.backup import Backup, Plan, finished_manifest
+from snapfs.imager.journal import Done, Journal
+from snapfs.imager.manifest import Manifest, describe_unread
 from snapfs.imager.pace import Pace, yield_to_others
 from snapfs.imager.progress import Report
 from snapfs.imager.qcow2 import Qcow2Target
 from snapfs.imager.reader import open_backup
-from snapfs.imager.rescue_map import is_rescue_map, rescue_map_path, write_rescue_map
+from snapfs.imager.results import RESUME, Places, Results, ask_for_rescue_map, look_at_places, saying_what_is_left
 from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source, open_source
-from snapfs.imager.target import FileTarget, StreamTarget, Target, partial_path, write_errors
+from snapfs.imager.target import FileTarget, StreamTarget, Target
+from snapfs.system.mounts import canonical_path
 
 Format = Literal["raw", "qcow2"]
 OnReadError = Literal["stop", "skip"]
-Confirm = Callable[[str], bool]
 STDOUT = Path("-")
-_RESUME = "go on with --resume"
+_MAX_TRIES: Final = 100
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class BackupOptions:
 
     source: Path
     dest: Path
+    in_directory: bool = False
     format: Format = "raw"
     compress: bool = False
     manifest: Path | None = None
@@ -50,77 +55,55 @@ class BackupOptions:
     release: bool = False
     resume: bool = False
     verify: bool = False
-    force: bool = False
     rate_bytes_per_s: int | None = None
     on_read_error: OnReadError = "stop"
+    mode: int | None = None
 
     @property
     def is_stream(self) -> bool:
-        return self.dest == STDOUT
-
-    @property
-    def is_device(self) -> bool:
-        return not self.is_stream and self.dest.is_block_device()
-
-    @property
-    def written_to(self) -> Path:
-        """What is opened for writing."""
-        return self.dest if self.is_device else partial_path(self.dest)
-
-    @property
-    def manifest_file(self) -> Path | None:
-        if self.manifest is not None or self.is_stream or self.is_device:
-            return self.manifest
-        return manifest_path(self.dest)
-
-    @property
-    def rescue_map_file(self) -> Path | None:
-        """Where ddrescue finds what is unread."""
-        if self.is_stream or self.is_device:
-            return None if self.manifest is None else rescue_map_path(self.manifest)
-        return rescue_map_path(self.dest)
-
-    @property
-    def journal_file(self) -> Path | None:
-        """None where nothing can be resumed."""
-        if self.is_stream:
-            return None
-        if self.is_device:
-            return journal_path(self.manifest) if self.manifest else None
-        return journal_path(partial_path(self.dest))
+        return self.dest == STDOUT and not self.in_directory
 
 
-def backup(options: BackupOptions, report: Report, confirm: Confirm, note: Callable[[str], None]) -> Manifest:
-    """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed.
+@dataclass(frozen=True)
+class Made:
+    """A finished backup: where it is, and what it is."""
 
-    ``note`` gets sentences about what is not as it should be: what was not frozen, what could not be read.
-    """
+    dest: Path
+    manifest: Manifest
+
+
+def backup(options: BackupOptions, report: Report, consent: Consent) -> Made:
+    """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed."""
     _check_options(options)
-    _check_dest(options, confirm)
-    _check_rescue_map(options)
+    places = None if _is_directory(options) else _looked_at(options, options.dest, consent)
     cut_facts: dict[str, Any] = {}
     if options.cut is not None:
         taken = snapshot(options.source, options.cut)
         for sentence in taken.problems:
-            note(sentence)
+            consent.note(sentence)
         cut_facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
         options = replace(options, release=not options.is_stream)
     yield_to_others()
     with open_source(options.source, takes_damaged=options.on_read_error == "skip") as source:
         _check_source(options, source)
-        with _journal(options, source) as (plan, journal):
-            _image(options, source, plan, journal, report)
+        with (
+            _results(options, source, places, consent) as results,
+            saying_what_is_left(results),
+            _journal(options, source, results) as (plan, journal),
+        ):
+            _image(options, source, plan, journal, report, results)
             manifest = finished_manifest(source, plan, options.format, cut_facts)
-            _check_written(options, manifest, report)
-            _write_rescue_map(options, manifest, source)
-            _finish(options, manifest)
+            _check_written(options, manifest, report, results)
+            access = source.access.with_mode(options.mode)
+            results.write_rescue_map(manifest, source.path, consent, access)
+            results.finish(manifest, access)
         if options.release or options.cut is not None:
             # Also what is in no extent: the snapshot owes nothing any more, but what another tool may still read.
             for offset, length in manifest.unread.outside(0, source.size_bytes):
                 source.release(offset, length)
         if manifest.unread:
-            note(_unread_sentence(options, manifest, source))
-    return manifest
+            consent.note(_unread_sentence(options, results, manifest, source))
+    return Made(options.dest if results.places.dest is None else results.places.dest.named, manifest)
 
 
 def _check_options(options: BackupOptions) -> None:
@@ -137,39 +120,40 @@ def _check_options(options: BackupOptions) -> None:
                 raise UsageError(f"{name} needs a DEST that can be read back; name a file instead of -.")
         if os.isatty(sys.stdout.fileno()):
             raise UsageError("The standard output is a terminal; pipe the backup somewhere, or name a file.")
-    if options.is_device and options.format != "raw":
-        raise UsageError(f"{options.dest} is a device, and a device takes raw only; leave out --format.")
-    if options.resume and options.journal_file is None:
-        raise UsageError(f"A backup to {options.dest} can be resumed only with --manifest FILE; begin again with it.")
     if options.resume and options.cut is not None:
         raise UsageError("--resume goes on with an old cut, and --cut makes a new one; leave out one of them.")
 
 
-def _check_dest(options: BackupOptions, confirm: Confirm) -> None:
-    dest = options.dest
+def _is_directory(options: BackupOptions) -> bool:
+    """Whether the backup is to have a name of its own in DEST; SnapfsError when it cannot be there."""
     if options.is_stream:
-        return
-    try:
-        mode = dest.stat().st_mode
-    except FileNotFoundError:
-        if not dest.absolute().parent.is_dir():
-            raise SnapfsError(f"{dest.parent} is no directory; make it, or name another DEST.", path=dest) from None
-        return
-    except OSError as error:
-        raise SnapfsError(f"{dest}: {error.strerror}; name another DEST.", path=dest) from error
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise UsageError(f"{dest} is neither a file nor a block device; name another DEST.")
-    if os.path.exists(options.source) and os.path.samefile(dest, options.source):
-        raise UsageError(f"{dest} is the image itself; name another DEST.")
-    if not options.force and not options.resume and not confirm(f"{dest} will be overwritten. Go on?"):
-        raise UsageError(f"{dest} exists and would be overwritten; say --force, or name another DEST.")
+        return False
+    real = canonical_path(options.dest)
+    refuse_views_and_stores(options.dest, real)
+    if real.is_dir():
+        return True
+    if options.in_directory:
+        raise SnapfsError(f"{options.dest} is no directory; make it, or name another DEST.", path=options.dest)
+    return False
 
 
-def _check_rescue_map(options: BackupOptions) -> None:
-    file = options.rescue_map_file
-    is_needed = options.on_read_error == "skip" and not options.force
-    if is_needed and file is not None and os.path.lexists(file) and not is_rescue_map(file):
-        raise UsageError(f"{file} exists and would be overwritten with what is unread; say --force, or move it away.")
+def _looked_at(options: BackupOptions, dest: Path, consent: Consent) -> Places:
+    """Where the files are to be, and the user's consent to what they replace."""
+    reading = {"the image": options.source}
+    places = look_at_places(None if options.is_stream else dest, options.manifest, reading)
+    if places.dest is not None and places.dest.is_device:
+        if options.format != "raw":
+            raise UsageError(f"{dest} is a device, and a device takes raw only; leave out --format.")
+        if options.mode is not None:
+            raise UsageError(f"{dest} is a device, and keeps its mode; leave out --mode.")
+    if options.resume and places.journal is None:
+        raise UsageError(f"A backup to {dest} can be resumed only with --manifest FILE; begin again with it.")
+    if options.on_read_error == "skip" and places.rescue_map is not None and not options.resume:
+        ask_for_rescue_map(places.rescue_map, consent)
+    for place in (places.dest, places.manifest):
+        if place is not None and not options.resume:
+            consent.ask_for(place)
+    return places
 
 
 def _check_source(options: BackupOptions, source: Source) -> None:
@@ -178,28 +162,60 @@ def _check_source(options: BackupOptions, source: Source) -> None:
 
 
 @contextmanager
-def _journal(options: BackupOptions, source: Source) -> Iterator[tuple[Plan, Journal | None]]:
+def _results(options: BackupOptions, source: Source, places: Places | None, consent: Consent) -> Iterator[Results]:
+    """The claimed files; at the end they are removed, unless they have their names or can be resumed."""
+    results = _claimed(options, source, places, consent)
+    try:
+        yield results
+    finally:
+        journal = results.places.journal
+        results.close(removes=journal is None or not journal.exists())
+
+
+def _claimed(options: BackupOptions, source: Source, places: Places | None, consent: Consent) -> Results:
+    for _ in range(_MAX_TRIES):
+        results = Results(places or _looked_at(options, _name_in_directory(options, source), consent))
+        try:
+            results.claim(consent, source.size_bytes, resumes=options.resume, owner=source.access.uid)
+            return results
+        except BaseException as error:
+            results.close(removes=not options.resume)
+            # In a directory another backup may have taken the name since we looked.
+            if not isinstance(error, BusyError) or places is not None or options.resume:
+                raise
+    raise BusyError(f"Too many others make backups in {options.dest}; try again.", path=options.dest)
+
+
+def _name_in_directory(options: BackupOptions, source: Source) -> Path:
+    suffix = ".img" if options.format == "raw" else f".{options.format}"
+    cut = source.facts["cut"]
+    if cut is None and options.resume:
+        raise UsageError(f"Of an image that is not mounted name the backup in {options.dest} that is to be resumed.")
+    found = names(options.dest, Path(source.facts["image"]).name, cut["taken_at"] if cut else _now(), suffix)
+    return left_name(found, options.dest) if options.resume else free_name(found)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@contextmanager
+def _journal(options: BackupOptions, source: Source, results: Results) -> Iterator[tuple[Plan, Journal | None]]:
     """The plan of this backup, from the interrupted one with `--resume`; the journal goes when all went well."""
-    path = options.journal_file
+    path = results.places.journal
     if path is None:
         yield Plan(source.extents(), {}), None
         return
     facts: dict[str, Any] = {**source.identity, "format": options.format, "compress": options.compress}
-    with write_errors(str(path), _RESUME):
+    with write_errors(str(path), RESUME):
         journal = Journal.resume(path, facts) if options.resume else Journal.create(path, facts, source.extents())
     try:
-        if options.resume and not options.written_to.exists():
-            raise SnapfsError(f"{options.written_to} is gone, so nothing can be resumed; leave out --resume.")
         yield Plan(list(journal.extents), _still_done(options, journal)), journal
         path.unlink(missing_ok=True)
-    except BaseException as error:
+    except BaseException:
         if not journal.done:
             # Nothing that could be resumed: leave no debris, and do not send anybody there.
             path.unlink(missing_ok=True)
-            if not options.is_device:
-                options.written_to.unlink(missing_ok=True)
-            if isinstance(error, SnapfsError):
-                error.sentence = error.sentence.replace(_RESUME, "back up again")
         raise
     finally:
         journal.close()
@@ -211,8 +227,10 @@ def _still_done(options: BackupOptions, journal: Journal) -> dict[int, Done]:
     return {index: done for index, done in journal.done.items() if skips or not done.unread}
 
 
-def _image(options: BackupOptions, source: Source, plan: Plan, journal: Journal | None, report: Report) -> None:
-    target = _open_target(options, source)
+def _image(
+    options: BackupOptions, source: Source, plan: Plan, journal: Journal | None, report: Report, results: Results
+) -> None:
+    target = _open_target(options, source, results)
     try:
         pace, skips = Pace(options.rate_bytes_per_s), options.on_read_error == "skip"
         Backup(source, target, plan, journal, releases=options.release, skips=skips, pace=pace).run(report)
@@ -220,51 +238,31 @@ def _image(options: BackupOptions, source: Source, plan: Plan, journal: Journal 
         target.close()
 
 
-def _open_target(options: BackupOptions, source: Source) -> Target:
-    if options.is_stream:
-        return StreamTarget(sys.stdout.fileno(), source.size_bytes)
-    path, size_bytes, keep = options.written_to, source.size_bytes, options.resume
+def _open_target(options: BackupOptions, source: Source, results: Results) -> Target:
+    fd, size_bytes = results.fd, source.size_bytes
+    if fd is None:
+        return StreamTarget(sys.stdout.fileno(), size_bytes)
+    path = results.path
     if options.format == "qcow2":
-        return Qcow2Target(path, size_bytes, compress=options.compress, keep=keep, way_out=_RESUME)
-    return FileTarget(path, size_bytes, keep=keep, way_out=_RESUME)
+        return Qcow2Target(fd, path, size_bytes, compress=options.compress, keep=options.resume, way_out=RESUME)
+    is_new = results.dest is not None and not options.resume
+    return FileTarget(fd, path, size_bytes, is_new=is_new, way_out=RESUME)
 
 
-def _check_written(options: BackupOptions, manifest: Manifest, report: Report) -> None:
+def _check_written(options: BackupOptions, manifest: Manifest, report: Report, results: Results) -> None:
     if options.verify:
-        with open_backup(options.written_to, manifest) as reader:
+        with open_backup(results.path, manifest) as reader:
             reader.verify(report)
 
 
-def _unread_sentence(options: BackupOptions, manifest: Manifest, source: Source) -> str:
-    where = "the backup" if options.is_stream else str(options.dest)
+def _unread_sentence(options: BackupOptions, results: Results, manifest: Manifest, source: Source) -> str:
+    places = results.places
+    where = "the backup" if places.dest is None else str(places.dest.named)
     what = f"{describe_unread(manifest)} of {source.path} could not be read, and {where} has zeros there"
-    file = options.rescue_map_file
-    if file is None:
+    if places.rescue_map is None:
         return f"{what}; with --manifest FILE all of it is listed."
-    if options.is_stream or options.format != "raw":
+    file = places.rescue_map.named
+    if places.dest is None or options.format != "raw":
         return f"{what}; {file} lists all of it."
-    force = " -f" if options.is_device else ""
-    return f"{what}; to try again: ddrescue{force} -r 3 {source.path} {options.dest} {file}."
-
-
-def _write_rescue_map(options: BackupOptions, manifest: Manifest, source: Source) -> None:
-    """Before the backup has its name; one that an older backup has left is of other bytes."""
-    file = options.rescue_map_file
-    if file is None:
-        return
-    with write_errors(str(file), _RESUME):
-        if manifest.unread:
-            write_rescue_map(file, manifest.image_bytes, manifest.unread, source.path)
-        elif is_rescue_map(file):
-            file.unlink()
-
-
-def _finish(options: BackupOptions, manifest: Manifest) -> None:
-    file = options.manifest_file
-    if options.is_stream or options.is_device:
-        if file is not None:
-            with write_errors(str(file), _RESUME):
-                write_manifest(file, manifest)
-        return
-    assert file is not None
-    give_names(options.written_to, options.dest, manifest, file)
+    force = " -f" if places.dest.is_device else ""
+    return f"{what}; to try again: ddrescue{force} -r 3 {source.path} {where} {file}."

@@ -6,8 +6,9 @@ one, a map made here and now, which counts every filesystem as wholly used that 
 
 from __future__ import annotations
 
+import contextlib
 import os
-import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ from cow.errors import StoreError
 from cow.files import Files
 from cow.store import open_reader
 from snapfs.control import Message, request
+from snapfs.destination.access import NEW_MODE, Access
+from snapfs.destination.consent import Consent
+from snapfs.destination.place import check_apart, look_at
+from snapfs.destination.result import new_result
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
 from snapfs.system.discovery import find_store
+from snapfs.system.file_kinds import open_readable
 from snapfs.system.image_probe import check_image_size
 from snapfs.system.stores import name_of, read_store_file
 from snapfs.usedmap.cells import Layers
@@ -53,15 +59,45 @@ def image_name(path: Path) -> str:
     return Path(image).name
 
 
+@contextlib.contextmanager
+def new_results(
+    path: Path, wanted: Mapping[str, Path | None], consent: Consent, mode: int | None
+) -> Iterator[dict[str, Path]]:
+    """Paths to write what is `wanted` of the map to, by what it is called; they get their names at the end.
+
+    SnapfsError when one may not be written, before anything is read.
+    """
+    check_apart(wanted)
+    places = {what: look_at(file, {"the image": path}) for what, file in wanted.items() if file is not None}
+    for place in places.values():
+        consent.ask_for(place)
+    with contextlib.ExitStack() as stack:
+        access = _access(path).with_mode(mode) if places else None
+        yield {
+            what: stack.enter_context(new_result(place, consent, access))
+            for what, place in places.items()
+            if access is not None
+        }
+
+
+def _access(path: Path) -> Access:
+    """A picture tells names and what is where, so it is as private as the image."""
+    try:
+        image = Path(request(find_store(path), "status")["status"]["image"])
+    except NotMountedError:
+        image = path
+    try:
+        return Access.of(image)
+    except OSError:
+        return Access(NEW_MODE)
+
+
 def _scan(path: Path, block_bytes: int, skip_swap: bool) -> ImageMap:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_readable(path, "name an image or a view")
     except OSError as error:
         raise SnapfsError(f"{path} cannot be read: {error.strerror}; name an image or a view.", path=path) from error
     try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            raise SnapfsError(f"{path} is neither a file nor a block device; name an image or a view.", path=path)
         size_bytes = os.lseek(fd, 0, os.SEEK_END)
         check_image_size(path, size_bytes)
         return scan(fd, size_bytes, block_bytes, skip_swap=skip_swap)

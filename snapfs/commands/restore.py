@@ -1,93 +1,137 @@
-"""``snapfs restore``: a backup back onto an image, checked against its hashes on the way."""
+"""``snapfs restore``: a backup back onto an image, checked against its hashes on the way.
+
+A new image is IMAGE.partial until it is whole. One that is there, or a block device, is overwritten in place: with
+`check_first` only when the whole backup has been read and is what was written; however it ends, it is said whether
+the image is half restored.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from snapfs.errors import SnapfsError, UsageError
-from snapfs.imager.backup import sync_directory
+from snapfs.destination.access import Access
+from snapfs.destination.consent import Consent
+from snapfs.destination.in_place import open_in_place
+from snapfs.destination.place import Place, look_at
+from snapfs.destination.result import claimed, finish
+from snapfs.errors import InterruptedByUserError, SnapfsError, UsageError
 from snapfs.imager.extents import free_ranges
-from snapfs.imager.manifest import Manifest, manifest_of
+from snapfs.imager.manifest import Manifest, file_of_manifest, read_manifest
 from snapfs.imager.pace import Pace, yield_to_others
 from snapfs.imager.progress import Report
 from snapfs.imager.reader import BackupReader, open_backup
-from snapfs.imager.target import FileTarget, partial_path, write_errors
+from snapfs.imager.target import FileTarget
 from snapfs.options import format_size
 from snapfs.system.image_lock import lock_image
-from snapfs.system.image_probe import check_image_unused
 
-Confirm = Callable[[str], bool]
 _WAY_OUT = "restore again"
 
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """One `snapfs restore`, as asked for."""
+    """One `snapfs restore`, as asked for. `check_first` None: where reading twice is cheap, of a qcow2."""
 
     backup: Path
     image: Path
     manifest: Path | None = None
-    force: bool = False
     keep_free: bool = False
     verify: bool = False
+    check_first: bool | None = None
     rate_bytes_per_s: int | None = None
+    mode: int | None = None
 
 
-def restore(options: RestoreOptions, report: Report, confirm: Confirm) -> Manifest:
-    """Write the image. SnapfsError: a new image has not got its name; one that was there is only half restored."""
-    manifest = manifest_of(options.backup, options.manifest)
+def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manifest:
+    """Write the image. SnapfsError: a new image has not got its name; of one that was there it says what is left."""
+    file = file_of_manifest(options.backup, options.manifest)
+    manifest = read_manifest(file)
+    place = look_at(options.image, {"the backup": options.backup, "the manifest": file}, takes_devices=True)
     with open_backup(options.backup, manifest) as reader:
-        if options.image.exists():
-            _check_existing(options, manifest, confirm)
-            _write(reader, options.image, options, report, is_new=False)
+        if place.is_new:
+            _restore_new(reader, place, options, report, consent)
         else:
-            with _new_image(options.image) as partial:
-                _write(reader, partial, options, report, is_new=True)
+            _restore_over(reader, place, options, report, consent)
     return manifest
 
 
-def _check_existing(options: RestoreOptions, manifest: Manifest, confirm: Confirm) -> None:
-    image = options.image
-    if image.is_dir():
-        raise UsageError(f"{image} is a directory; name the image to restore to.")
-    if not (image.is_file() or image.is_block_device()):
-        raise UsageError(f"{image} is neither a file nor a block device; name the image to restore to.")
-    if os.path.samefile(image, options.backup):
-        raise UsageError(f"{image} is the backup itself; name another image.")
-    check_image_unused(image)
-    if image.is_file() and image.stat().st_size != manifest.image_bytes:
+def _restore_new(
+    reader: BackupReader, place: Place, options: RestoreOptions, report: Report, consent: Consent
+) -> None:
+    access = Access.of(options.backup).with_mode(options.mode)
+    try:
+        with claimed(place, consent) as unfinished:
+            lock_image(unfinished.fd)
+            _write(reader, unfinished.fd, unfinished.path, options, report, is_new=True)
+            finish(unfinished, access)
+    except KeyboardInterrupt:
+        raise InterruptedByUserError("Interrupted; nothing is left behind.") from None
+
+
+def _restore_over(
+    reader: BackupReader, place: Place, options: RestoreOptions, report: Report, consent: Consent
+) -> None:
+    _check_existing(place, reader.manifest, options)
+    consent.ask_for(place)
+    checks_first = options.check_first if options.check_first is not None else reader.manifest.format == "qcow2"
+    if checks_first:
+        reader.verify(report)
+    fd = open_in_place(place, consent, reader.manifest.image_bytes)
+    try:
+        _note_who_can_read(place, options, consent)
+        with _saying_that_it_is_half_restored(options.image):
+            _write(reader, fd, place.real, options, report, is_new=False)
+        if options.mode is not None:
+            os.fchmod(fd, options.mode)
+    finally:
+        os.close(fd)
+
+
+def _check_existing(place: Place, manifest: Manifest, options: RestoreOptions) -> None:
+    if place.is_device:
+        if options.mode is not None:
+            raise UsageError(f"{place.named} is a device, and keeps its mode; leave out --mode.")
+        return
+    assert place.status is not None
+    if place.status.st_size != manifest.image_bytes:
         raise SnapfsError(
-            f"{image} has {format_size(image.stat().st_size)}, the backup is of {format_size(manifest.image_bytes)}; "
-            "name an image of that size, or a new one.",
-            path=image,
+            f"{place.named} has {format_size(place.status.st_size)}, the backup is of "
+            f"{format_size(manifest.image_bytes)}; name an image of that size, or a new one.",
+            path=place.named,
         )
-    if not options.force and not confirm(f"{image} will be overwritten. Go on?"):
-        raise UsageError(f"{image} exists and would be overwritten; say --force, or name another image.")
+
+
+def _note_who_can_read(place: Place, options: RestoreOptions, consent: Consent) -> None:
+    assert place.status is not None
+    mode = stat.S_IMODE(place.status.st_mode)
+    if not place.is_device and options.mode is None and mode & 0o077 & ~options.backup.stat().st_mode:
+        consent.note(f"{place.named} keeps its mode, {mode:o}, and more users can read it than the backup.")
 
 
 @contextlib.contextmanager
-def _new_image(image: Path) -> Iterator[Path]:
-    """The name to write to; at the end it gets its own, or is removed again."""
-    partial = partial_path(image)
+def _saying_that_it_is_half_restored(image: Path) -> Iterator[None]:
+    """What is overwritten and ends early is neither the old image nor the new one: say so, and how to go on."""
+    state = f"{image} is half restored now"
     try:
-        yield partial
-        with write_errors(str(image), _WAY_OUT):
-            os.rename(partial, image)
-            sync_directory(image.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+        yield
+    except KeyboardInterrupt:
+        raise InterruptedByUserError(f"Interrupted, and {state}; restore again before it is used.") from None
+    except SnapfsError as error:
+        what, _, way_out = error.sentence.rstrip(".").partition("; ")
+        error.sentence = f"{what}, and {state}; {way_out or 'see why'}, and restore again before it is used."
         raise
 
 
-def _write(reader: BackupReader, path: Path, options: RestoreOptions, report: Report, *, is_new: bool) -> None:
+def _write(
+    reader: BackupReader, fd: int, path: Path, options: RestoreOptions, report: Report, *, is_new: bool
+) -> None:
     manifest = reader.manifest
-    target = FileTarget(path, manifest.image_bytes, keep=not is_new, way_out=_WAY_OUT, name=str(options.image))
+    target = FileTarget(fd, path, manifest.image_bytes, is_new=is_new, way_out=_WAY_OUT, name=str(options.image))
     try:
-        lock_image(target.fd)
         yield_to_others()
         if not options.keep_free:
             for offset, length in free_ranges((h.extent for h in manifest.extents), manifest.image_bytes):

@@ -1,4 +1,4 @@
-"""A backup while it is made: what is durable is noted, then released; then the name is given.
+"""A backup while it is made: what is durable is noted, then released.
 
 Order of one checkpoint, after every so many bytes:
     (1) sync the target     (2) note the extents in the journal     (3) release them
@@ -8,23 +8,22 @@ neither place.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from snapfs.destination.write_errors import write_errors
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, free_ranges
 from snapfs.imager.journal import Done, Journal
-from snapfs.imager.manifest import Hashed, Manifest, write_manifest
+from snapfs.imager.manifest import Hashed, Manifest
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Meter, Report
 from snapfs.imager.source import Source
 from snapfs.imager.stages import Stages
-from snapfs.imager.target import Target, write_errors
+from snapfs.imager.target import Target
 from snapfs.imager.unread import Ranges, Salvager
 
 # While the snapshot waits for it, often; else only so often that a resumed backup has little to repeat.
@@ -172,35 +171,3 @@ def finished_manifest(
         "used_bytes": source.used_bytes,
     }
     return Manifest(source.size_bytes, image_format, plan.hashed(), facts, plan.unread())
-
-
-def give_names(partial: Path, dest: Path, manifest: Manifest, manifest_file: Path) -> None:
-    """Make both names appear, durably; the manifest's first: a backup that is there has one."""
-    unfinished = manifest_file.with_name(manifest_file.name + ".partial")
-    with write_errors(str(partial), "go on with --resume"):
-        _sync_file(partial)
-    with write_errors(str(manifest_file), "go on with --resume"):
-        write_manifest(unfinished, manifest)
-        os.rename(unfinished, manifest_file)
-        sync_directory(manifest_file.parent)
-    with write_errors(str(partial), "go on with --resume"):
-        os.rename(partial, dest)
-        sync_directory(dest.parent)
-
-
-def _sync_file(path: Path) -> None:
-    """Its content is on the disk before it gets the name that says so."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def sync_directory(path: Path) -> None:
-    """Names given or removed in the directory are on the disk."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

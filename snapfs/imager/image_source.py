@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from snapfs.destination.access import Access
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, clear_free, plan, used_blocks_in, used_bytes
 from snapfs.imager.medium import BAD_MEDIUM, Rereader, read_whole, sector_bytes_of, size_of
@@ -27,12 +28,12 @@ class ImageSource:
         _check_kind(path)
         check_image_unused(path)
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise SnapfsError(f"{path} cannot be opened: {error.strerror}; run as its owner.", path=path) from error
         try:
             lock_image(self._fd)
-            self._status = os.fstat(self._fd)
+            self._status, self.access = os.fstat(self._fd), Access.of(self._fd)
             self._measure()
         except BaseException:
             os.close(self._fd)

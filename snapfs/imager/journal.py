@@ -21,6 +21,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from snapfs.destination.access import NEW_MODE
+from snapfs.destination.unfinished import open_left
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.imager.extents import Extent, read_extent, read_range
 
@@ -46,10 +48,13 @@ class Journal:
 
     @classmethod
     def create(cls, path: Path, facts: Mapping[str, Any], extents: Sequence[Extent]) -> Journal:
-        """A new one; replaces an older one."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        """A new one; replaces what an older backup to the same place left."""
+        left = open_left(path, {os.geteuid()})
+        if left is not None:
+            os.unlink(path)
+            os.close(left)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, NEW_MODE)
         _lock(fd, path)
-        os.ftruncate(fd, 0)
         plan = [[extent.offset, extent.length, extent.is_zeros] for extent in extents]
         journal = cls(fd, path, extents, {})
         journal._append(dict(facts), plan)
@@ -58,20 +63,16 @@ class Journal:
     @classmethod
     def resume(cls, path: Path, facts: Mapping[str, Any]) -> Journal:
         """The journal at `path`; SnapfsError when there is none or it is about something else."""
+        fd = open_left(path, {os.geteuid()})
+        if fd is None:
+            raise SnapfsError(f"There is nothing to resume: {path} does not exist; leave out --resume.", path=path)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise SnapfsError(
-                f"There is nothing to resume: {path} does not exist; leave out --resume.", path=path
-            ) from error
-        _lock(fd, path)
-        try:
-            was, plan, done, length = _parse(path)
+            was, plan, done, length = _parse(fd, path)
             differing = [key for key in facts if facts[key] != was.get(key)]
             if differing:
                 raise SnapfsError(
                     f"{path} is of another backup (its {differing[0]} differs), so it cannot be resumed; "
-                    "leave out --resume to begin again.",
+                    "say --force instead of --resume to begin again.",
                     path=path,
                 )
             os.ftruncate(fd, length)
@@ -108,17 +109,18 @@ def _lock(fd: int, path: Path) -> None:
         ) from error
 
 
-def _parse(path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, Done], int]:
+def _parse(fd: int, path: Path) -> tuple[dict[str, Any], list[Extent], dict[int, Done], int]:
     """Facts, plan, what is done, and how many bytes of the file make sense."""
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        with open(fd, "rb", closefd=False) as file:
+            lines = file.read().splitlines(keepends=True)
         facts = dict(json.loads(lines[0]))
         plan = [read_extent(offset, length, is_zeros=bool(zeros)) for offset, length, zeros in json.loads(lines[1])]
         noted = list(takewhile(lambda line: line.endswith(b"\n"), lines[2:]))
         done = {index: digest for line in noted for index, digest in _finished(line, len(plan))}
     except (OSError, ValueError, TypeError, IndexError, RecursionError) as error:
         raise SnapfsError(
-            f"{path} is unreadable, so nothing can be resumed; leave out --resume.", path=path
+            f"{path} is unreadable, so nothing can be resumed; say --force instead of --resume.", path=path
         ) from error
     return facts, plan, done, sum(map(len, lines[: 2 + len(noted)]))
 

@@ -10,6 +10,8 @@ JSON, one object:
     used_bytes         bytes in blocks that the image's filesystems use
     data_bytes         bytes in extents that were read
     regions            partitions and filesystems as the map of used blocks found them
+    file               {"inode", "size_bytes", "mtime_ns"} of the backup when it was made: after a crash they tell
+                       which of two manifests is its own
     extents            [{"offset", "length", "blake3"}] in ascending order; blake3 null: zeros, nothing to read
     unread             [{"offset", "length"}] of what could not be read, in ascending order
     blake3             over everything: the size, then offset, length and hash of each extent (see `overall_hash`)
@@ -30,9 +32,12 @@ from typing import Any
 
 from blake3 import blake3
 
+from snapfs.destination.pair import manifest_to_read
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, read_extent, read_range, read_size
 from snapfs.imager.unread import Ranges
+from snapfs.system.file_kinds import check_readable, read_small
+from snapfs.system.mounts import canonical_path
 
 VERSION = 1
 _ZEROS_DIGEST = bytes(32)
@@ -82,9 +87,20 @@ def manifest_path(backup: Path) -> Path:
 
 def manifest_of(backup: Path, file: Path | None = None) -> Manifest:
     """The manifest of a backup that is there, from `file` or from beside it."""
-    if not backup.exists():
-        raise SnapfsError(f"{backup} does not exist; name a backup.", path=backup)
-    return read_manifest(file or manifest_path(backup))
+    return read_manifest(file_of_manifest(backup, file))
+
+
+def file_of_manifest(backup: Path, file: Path | None = None) -> Path:
+    """Where that manifest is: for a backup named by a symbolic link also beside what the link leads to."""
+    try:
+        check_readable(backup, backup.stat().st_mode, "name a backup")
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+        raise SnapfsError(f"{backup} {reason}; name a backup.", path=backup) from error
+    if file is not None:
+        return manifest_to_read(backup, file)
+    places = [manifest_to_read(name, manifest_path(name)) for name in (backup, canonical_path(backup))]
+    return next((place for place in places if place.exists()), places[0])
 
 
 def describe_unread(manifest: Manifest) -> str:
@@ -118,7 +134,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 def read_manifest(path: Path) -> Manifest:
     """The manifest at `path`; SnapfsError when it is missing, or is not what was written."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(read_small(path, "name the manifest of a backup"))
     except FileNotFoundError as error:
         raise SnapfsError(
             f"{path} is missing, and without it nobody knows whether the backup is whole; say --manifest.",

@@ -1,6 +1,8 @@
 """qcow2, through QEMU's own tools: `qemu-img` makes the file, `qemu-nbd` reads and writes it.
 
 `qemu-nbd` ends by itself when the connection does, also when we are killed, and leaves a whole qcow2 behind.
+Both get the open file, not a name: nothing in a name can be taken for a protocol or an option, and nobody can put
+another file there. Nor may the file send them to a third one (see `qcow2_header`).
 """
 
 from __future__ import annotations
@@ -16,11 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from snapfs.destination.write_errors import vanished, write_errors
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import CELL_BYTES
 from snapfs.imager.nbd import NbdClient
+from snapfs.imager.qcow2_header import check_stands_alone
 from snapfs.imager.sparse import data_runs
-from snapfs.imager.target import vanished, write_errors
 
 _READY_S: Final = 30.0
 _END_S: Final = 600.0
@@ -30,15 +33,16 @@ _MAX_REQUEST_BYTES: Final = 2 << 20
 
 
 class Export:
-    """A qcow2 file behind a `qemu-nbd` of our own."""
+    """A qcow2 file, open as `fd`, behind a `qemu-nbd` of our own; `path` is what it is called."""
 
-    def __init__(self, path: Path, *, compress: bool = False, read_only: bool = False) -> None:
+    def __init__(self, fd: int, path: Path, *, compress: bool = False, read_only: bool = False) -> None:
+        check_stands_alone(fd, path)
         self.path = path
         self._directory = Path(tempfile.mkdtemp(prefix="snapfs-nbd-"))
         self._process: subprocess.Popen[str] | None = None
         try:
             socket_path = self._directory / "socket"
-            self._process = _start(path, socket_path, compress, read_only)
+            self._process = _start(fd, socket_path, compress, read_only)
             # A request a cluster, so that clusters are compressed side by side.
             self.client = self._connect(socket_path, CELL_BYTES if compress else _MAX_REQUEST_BYTES)
         except BaseException:
@@ -96,26 +100,27 @@ class Export:
 
 
 class Qcow2Target:
-    """A qcow2 file as the place of a backup; with `keep` the one that is already there."""
+    """A qcow2 file as the place of a backup; with `keep` what is in it already."""
 
     is_durable = True
 
-    def __init__(self, path: Path, size_bytes: int, *, compress: bool, keep: bool, way_out: str) -> None:
-        self.path, self.name, self._way_out = path, str(path), way_out
+    def __init__(self, fd: int, path: Path, size_bytes: int, *, compress: bool, keep: bool, way_out: str) -> None:
+        """`fd` is the file at `path` and stays the caller's."""
+        self._fd, self.path, self.name, self._way_out = fd, path, str(path), way_out
         # What compresses takes whole clusters only, so the image is made a little too long, and cut at the end.
         self._size_bytes = _rounded(size_bytes, _SECTOR_BYTES)
         open_bytes = _rounded(size_bytes, CELL_BYTES) if compress else self._size_bytes
         self._cuts_end = False
         self._is_too_long = open_bytes != self._size_bytes
         if keep:
-            _run_qemu_img(path, "resize", "-q", "-f", "qcow2", str(path.absolute()), str(open_bytes))
+            check_stands_alone(fd, path)
+            _run_qemu_img(fd, path, "resize", "-q", "-f", "qcow2", _name(fd), str(open_bytes))
         else:
-            _run_qemu_img(path, "create", "-q", "-f", "qcow2", str(path.absolute()), str(open_bytes))
-        self._export = Export(path, compress=compress)
+            _run_qemu_img(fd, path, "create", "-q", "-f", "qcow2", _name(fd), str(open_bytes))
+        self._export = Export(fd, path, compress=compress)
         self._client = self._export.client
         # A compressed cluster cannot take the place of one that an interrupted run has written.
         self._clears = keep and compress
-        self._inode = os.stat(path).st_ino
         self._is_whole = True
 
     def write(self, view: memoryview, offset: int) -> None:
@@ -131,7 +136,7 @@ class Qcow2Target:
     def sync(self) -> None:
         with self._errors():
             self._client.flush()
-            if os.stat(self.path).st_ino != self._inode:
+            if not os.path.samestat(os.fstat(self._fd), os.stat(self.path)):
                 raise vanished(self.name)
 
     def finish(self) -> None:
@@ -140,8 +145,8 @@ class Qcow2Target:
     def close(self) -> None:
         self._export.close(cleanly=self._is_whole)
         if self._cuts_end and self._is_whole:
-            words = ("resize", "-q", "--shrink", "-f", "qcow2", str(self.path.absolute()), str(self._size_bytes))
-            _run_qemu_img(self.path, *words)
+            words = ("resize", "-q", "--shrink", "-f", "qcow2", _name(self._fd), str(self._size_bytes))
+            _run_qemu_img(self._fd, self.path, *words)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -154,10 +159,11 @@ class Qcow2Target:
 
 
 class Qcow2Reader:
-    """A qcow2 backup, read."""
+    """A qcow2 backup, read; closes `fd`."""
 
-    def __init__(self, path: Path) -> None:
-        self._export = Export(path, read_only=True)
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd = fd
+        self._export = Export(fd, path, read_only=True)
         self.size_bytes = self._export.client.size_bytes
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -167,6 +173,7 @@ class Qcow2Reader:
     def close(self) -> None:
         with contextlib.suppress(SnapfsError):
             self._export.close()
+        os.close(self._fd)
 
 
 def _in_sectors(view: memoryview) -> memoryview:
@@ -179,22 +186,29 @@ def _rounded(length: int, unit: int) -> int:
     return -(-length // unit) * unit
 
 
-def _run_qemu_img(path: Path, *words: str) -> None:
+def _name(fd: int) -> str:
+    """What a program that has inherited `fd` opens."""
+    return f"/proc/self/fd/{fd}"
+
+
+def _run_qemu_img(fd: int, path: Path, *words: str) -> None:
     _check_tool("qemu-img")
-    done = subprocess.run(["qemu-img", *words], capture_output=True, text=True, timeout=_END_S, check=False)
+    command = ["qemu-img", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_END_S, check=False, pass_fds=(fd,))
     if done.returncode:
         said = done.stderr.strip().splitlines()
         reason = said[-1].removeprefix("qemu-img: ").rstrip(".") if said else "qemu-img gives no reason"
         raise SnapfsError(f"{path} cannot be made: {reason}; name another place.", path=path)
 
 
-def _start(path: Path, socket_path: Path, compress: bool, read_only: bool) -> subprocess.Popen[str]:
+def _start(fd: int, socket_path: Path, compress: bool, read_only: bool) -> subprocess.Popen[str]:
     _check_tool("qemu-nbd")
-    direct = {"direct": _takes_direct(path)}
+    direct = {"direct": _takes_direct(fd)}
     image: dict[str, Any] = {
         "driver": "qcow2",
         "cache": direct,
-        "file": {"driver": "file", "filename": str(path.absolute()), "cache": direct},
+        "backing": None,
+        "file": {"driver": "file", "filename": _name(fd), "cache": direct},
     }
     if compress:
         image = {"driver": "compress", "cache": direct, "file": image}
@@ -213,12 +227,13 @@ def _start(path: Path, socket_path: Path, compress: bool, read_only: bool) -> su
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        pass_fds=(fd,),
     )
 
 
-def _takes_direct(path: Path) -> bool:
+def _takes_direct(fd: int) -> bool:
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+        os.close(os.open(_name(fd), os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError:
         return False
     return True

@@ -16,6 +16,7 @@ from snapfs.imager.progress import Meter, Report
 from snapfs.imager.qcow2 import Qcow2Reader
 from snapfs.imager.stages import Stages, Write
 from snapfs.options import format_size
+from snapfs.system.file_kinds import open_readable
 
 _MAX_NAMED: Final = 3
 
@@ -29,10 +30,10 @@ class _Reader(Protocol):
 
 
 class RawReader:
-    """A raw backup: a file or a block device."""
+    """A raw backup, open: a file or a block device. Closes `fd`."""
 
-    def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
         self.size_bytes = size_of(self._fd)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
@@ -112,13 +113,14 @@ def open_backup(path: Path, manifest: Manifest) -> Iterator[BackupReader]:
 
 
 def _open(path: Path, image_format: str) -> _Reader:
-    if image_format == "qcow2":
-        if not path.is_file():
-            raise SnapfsError(f"{path} is no file; name a backup.", path=path)
-        return Qcow2Reader(path)
-    if image_format != "raw":
+    if image_format not in ("raw", "qcow2"):
         raise SnapfsError(f"{path} is of the format {image_format}, which this snapfs does not know.", path=path)
     try:
-        return RawReader(path)
+        fd = open_readable(path, "name a backup")
     except OSError as error:
         raise SnapfsError(f"{path} cannot be opened: {error.strerror}; name a backup.", path=path) from error
+    try:
+        return RawReader(fd) if image_format == "raw" else Qcow2Reader(fd, path)
+    except BaseException:
+        os.close(fd)
+        raise

@@ -6,12 +6,14 @@ it is zeros in the backup, and nobody should read it again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cow.files import Files
+from snapfs.errors import SnapfsError
 from snapfs.imager.unread import Ranges
+from snapfs.system.file_kinds import open_readable
 
 _FIRST_LINE: Final = "# Mapfile. Created by snapfs"
 _FINISHED, _BAD_SECTOR = "+", "-"
@@ -30,18 +32,18 @@ def rescue_map(image_bytes: int, unread: Ranges, source: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_rescue_map(path: Path, image_bytes: int, unread: Ranges, source: Path) -> None:
-    """Write it, durably."""
-    Files().write_whole(path, rescue_map(image_bytes, unread, source).encode("utf-8", "surrogateescape"))
-
-
 def is_rescue_map(path: Path) -> bool:
     """Whether snapfs has written the file."""
     try:
-        with path.open("rb") as file:
-            return file.readline().decode("ascii", "replace").startswith(_FIRST_LINE)
+        fd = open_readable(path, "")
+    except (OSError, SnapfsError):
+        return False
+    try:
+        return os.pread(fd, len(_FIRST_LINE), 0) == _FIRST_LINE.encode()
     except OSError:
         return False
+    finally:
+        os.close(fd)
 
 
 def _blocks(image_bytes: int, unread: Ranges) -> Iterator[tuple[int, int, str]]:

@@ -14,6 +14,7 @@ from bitarray import bitarray
 from bitarray.util import ones
 
 from snapfs.control import request
+from snapfs.destination.access import Access
 from snapfs.errors import NotMountedError, SnapfsError, SnapshotLostError
 from snapfs.imager.extents import Extent, clear_free, plan, used_bytes
 from snapfs.imager.medium import PAGE_BYTES, read_whole
@@ -52,6 +53,7 @@ class SnapshotSource:
         check_view(self.path.parent, store)
         check_answers(self.path)
         self._fd = _open_view(self.path)
+        self.access = Access.of(self._fd).and_of(self._image)
 
     def _await_map(self) -> dict[str, Any]:
         """The answer about the map, once it is known; it is computed within seconds of a cut."""

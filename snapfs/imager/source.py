@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from snapfs.destination.access import Access
 from snapfs.errors import NotMountedError
 from snapfs.imager.extents import Extent
 from snapfs.imager.image_source import ImageSource
@@ -28,6 +29,7 @@ class Source(Protocol):
     block_bytes: int
     used_bytes: int
     facts: dict[str, Any]
+    access: Access  # of a copy
 
     @property
     def identity(self) -> dict[str, Any]: ...

@@ -1,8 +1,7 @@
 """Where a backup or a restored image is written: a file, a block device, a stream.
 
 Rules
-- A file is written under a name of its own (DEST.partial) and renamed when it is whole and durable: a finished
-  name means a finished file.
+- Which file that is, and that nobody else has it, is the business of `snapfs.destination`.
 - Large writes go past the page cache where the filesystem lets them: nobody reads the backup soon, its pages
   would push out of memory what the machine needs, and syncing then takes no time.
 - Small ones go through it, or each would wait for the disk: a large image has thousands of small metadata extents.
@@ -11,21 +10,17 @@ Rules
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import stat
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
-from snapfs.errors import BusyError, SnapfsError
+from snapfs.destination.write_errors import vanished, write_errors
+from snapfs.errors import SnapfsError
 from snapfs.imager.sparse import data_runs, make_zeros
-from snapfs.system.holders import describe, holders_of_image
 
-_BLKGETSIZE64: Final = 0x80081272
 _ALIGNMENT: Final = 4096
 # From here on writing itself takes longer than getting to the disk and back.
 _LARGE_BYTES: Final = 1 << 20
@@ -52,61 +47,23 @@ class Target(Protocol):
     def close(self) -> None: ...
 
 
-def partial_path(path: Path) -> Path:
-    """The name of `path` while it is unfinished."""
-    return path.with_name(path.name + ".partial")
-
-
-@contextlib.contextmanager
-def write_errors(name: str, way_out: str) -> Iterator[None]:
-    """What the operating system refuses, as sentences."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SnapfsError(
-                f"{name} does not fit: {error.strerror}; make room, then {way_out}.", path=name
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise SnapfsError(
-                f"{name} is too large a file for its filesystem; write elsewhere.", path=name
-            ) from error
-        if error.errno in (errno.ENOENT, errno.ESTALE):
-            raise vanished(name) from error
-        raise SnapfsError(
-            f"{name} cannot be written: {error.strerror}; check the disk it is on, then {way_out}.", path=name
-        ) from error
-
-
-def vanished(name: str) -> SnapfsError:
-    """The file was removed or renamed by somebody else."""
-    return SnapfsError(f"{name} has vanished while it was written; see who removed it, and begin again.", path=name)
-
-
 class FileTarget:
     """A file, or a block device, open for writing. `holds_zeros`: what is not written reads as zeros already."""
 
     is_durable = True
 
-    def __init__(self, path: Path, size_bytes: int, *, keep: bool, way_out: str, name: str | None = None) -> None:
-        """Opens `path`; a file is created, and emptied first unless `keep`; a device must be large enough."""
+    def __init__(self, fd: int, path: Path, size_bytes: int, *, is_new: bool, way_out: str, name: str = "") -> None:
+        """`fd` is the file at `path` and stays the caller's; a file gets its size, one that `is_new` is empty."""
         self.path, self.name, self._way_out = path, name or str(path), way_out
+        self.fd = fd
+        is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
         with write_errors(self.name, way_out):
-            is_device = path.exists() and stat.S_ISBLK(path.stat().st_mode)
-            self.fd = _open_device(path, size_bytes) if is_device else _open_file(path)
-        try:
-            with write_errors(self.name, way_out):
-                if not is_device:
-                    if not keep:
-                        os.ftruncate(self.fd, 0)
-                    os.ftruncate(self.fd, size_bytes)
-                # The very same file: a second look at its name might find another.
-                self._cached_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
-        except BaseException:
-            os.close(self.fd)
-            raise
+            if not is_device:
+                os.ftruncate(self.fd, size_bytes)
+            # The very same file: a second look at its name might find another.
+            self._cached_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
         self._is_direct, self._is_cached = _set_direct(self.fd), False
-        self.holds_zeros = not is_device and not keep
+        self.holds_zeros = is_new
 
     def write(self, view: memoryview, offset: int) -> None:
         with write_errors(self.name, self._way_out):
@@ -138,7 +95,6 @@ class FileTarget:
 
     def close(self) -> None:
         os.close(self._cached_fd)
-        os.close(self.fd)
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
         if self._is_direct and len(view) >= _LARGE_BYTES and not (offset | len(view)) % _ALIGNMENT:
@@ -193,32 +149,6 @@ class StreamTarget:
             raise SnapfsError("Whoever read the backup from the pipe has ended; see what it says.") from error
         except OSError as error:
             raise SnapfsError(f"The standard output cannot be written: {error.strerror}.") from error
-
-
-def _open_file(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-
-
-def _open_device(path: Path, size_bytes: int) -> int:
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        holders = holders_of_image(path)
-        who = describe(holders) or "the kernel does not say by whom"
-        raise BusyError(
-            f"{path} is in use: {who}; end that and try again.",
-            path=path,
-            holders=[holder.description for holder in holders],
-        ) from error
-    device_bytes = int(struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0])
-    if device_bytes < size_bytes:
-        os.close(fd)
-        raise SnapfsError(
-            f"{path} has {device_bytes} bytes, the image {size_bytes}; name a device that is large enough.", path=path
-        )
-    return fd
 
 
 def _set_direct(fd: int) -> bool:

@@ -11,6 +11,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from snapfs.options import format_size
 from snapfs.system.asking import ask
 from snapfs.system.kernel_text import kernel_lines, kernel_name, kernel_value
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
@@ -28,6 +30,8 @@ SYS_BLOCK: Final = Path("/sys/class/block")
 _SWAPS: Final = Path("/proc/swaps")
 _LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_INFO64: Final = struct.Struct("=5Q4I64s64s32s2Q")
+_SECTOR_BYTES: Final = 512  # in which sysfs counts, whatever the device has
+_MAX_BYTES: Final = (1 << 63) - 1
 _DELETED: Final = " (deleted)"
 
 
@@ -77,18 +81,57 @@ def block_device_of_number(rdev: int) -> BlockDevice | None:
 
 def loop_devices() -> list[LoopDevice]:
     """The loop devices that have a backing file."""
+    found = [_loop_in(directory) for directory in sorted(SYS_BLOCK.glob("loop*/loop"))]
+    return [loop for loop in found if loop is not None]
+
+
+def loop_of(device: BlockDevice) -> LoopDevice | None:
+    """`device` as a loop device; None when it is none, or has no backing file."""
+    return _loop_in(SYS_BLOCK / device.name / "loop")
+
+
+def _loop_in(directory: Path) -> LoopDevice | None:
+    backing = _read_or_empty(directory / "backing_file").removesuffix(_DELETED)
+    if not backing:
+        return None
+    try:
+        device = block_device(directory.parent.name)
+    except OSError:
+        return None
+    identity = _identity(device.path, find_mount(backing))
+    return LoopDevice(device, Path(backing), *(identity or (None, None, None)))
+
+
+def loop_range(loop: LoopDevice) -> tuple[int, int]:
+    """(offset, end) in bytes of the part of its file that a loop device shows; the end of the file may be before."""
+    directory = SYS_BLOCK / loop.block_device.name / "loop"
+    offset = int(_read_or_empty(directory / "offset") or 0)
+    limit = int(_read_or_empty(directory / "sizelimit") or 0)
+    return offset, offset + limit if limit else _MAX_BYTES
+
+
+def lies_on(device: BlockDevice) -> list[BlockDevice]:
+    """What `device` is a part of or is built on: the disk of a partition, what device-mapper or MD use."""
+    directory = SYS_BLOCK / device.name
+    names = sorted(path.name for path in directory.glob("slaves/*"))
+    if (directory / "partition").exists():
+        names.append(directory.resolve().parent.name)
     found = []
-    for directory in sorted(SYS_BLOCK.glob("loop*/loop")):
-        backing = _read_or_empty(directory / "backing_file").removesuffix(_DELETED)
-        if not backing:
-            continue
-        try:
-            device = block_device(directory.parent.name)
-        except OSError:
-            continue
-        identity = _identity(device.path, find_mount(backing))
-        found.append(LoopDevice(device, Path(backing), *(identity or (None, None, None))))
+    for name in names:
+        with contextlib.suppress(OSError):
+            found.append(block_device(name))
     return found
+
+
+def device_text(device: BlockDevice) -> str:
+    """What people call it: "8 MiB, over /srv/disk.img", "500 GiB, Samsung SSD 870"."""
+    sectors = int(_read_or_empty(SYS_BLOCK / device.name / "size") or 0)
+    loop = loop_of(device)
+    if loop is not None:
+        return f"{format_size(sectors * _SECTOR_BYTES)}, over {loop.backing_path}"
+    disk = (SYS_BLOCK / device.name).resolve()
+    facts = [" ".join(_read_or_empty(place / "device" / "model").split()) for place in (disk, disk.parent)]
+    return ", ".join([format_size(sectors * _SECTOR_BYTES), *[fact for fact in facts if fact][:1]])
 
 
 def _identity(node: Path, mount: Mount | None) -> tuple[int, int, int] | None:

@@ -27,7 +27,15 @@ from snapfs.system.mounts import (
 from snapfs.system.open_files import Holder, HolderKind, describe, processes_using
 from snapfs.system.view_mounts import Number, check_reachable, mounts_of, unmount_this
 
-__all__ = ["Holder", "check_unused", "describe", "holders_of_image", "holders_of_mount", "unmount_unused"]
+__all__ = [
+    "Holder",
+    "check_unused",
+    "describe",
+    "holders_of_image",
+    "holders_of_mount",
+    "owners_of_image",
+    "unmount_unused",
+]
 
 # Who only passes by (another umount, a look into the directory) is gone by then.
 _PATIENCE_S = 2.0
@@ -125,6 +133,13 @@ def holders_of_image(path: Path | str) -> list[Holder]:
     return (
         found if any(holder.kind == "snapfs" for holder in found) else [*found, *_locks_on_image(canonical, status)]
     )
+
+
+def owners_of_image(path: Path) -> list[Holder]:
+    """Of those, who has the whole of it for itself: snapfs, or whoever has locked it. Not mounts of its parts."""
+    canonical = canonical_path(path)
+    status = os.stat(canonical)
+    return _snapfs_on_image(canonical, status) or _locks_on_image(canonical, status)
 
 
 def _snapfs_on_image(path: Path, status: os.stat_result) -> list[Holder]:

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from cow.geometry import MAX_IMAGE_BYTES
 from snapfs.errors import BusyError, PermissionDeniedError, SnapfsError
 from snapfs.options import format_size
+from snapfs.system.file_kinds import holds_data, kind_name
 from snapfs.system.holders import Holder, describe, holders_of_image
 
 _BLKGETSIZE64: Final = 0x80081272
@@ -39,7 +40,7 @@ def open_image(path: Path | str) -> OpenImage:
     is_device = _checked_kind(path)
     exclusive = os.O_EXCL if is_device else 0
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | exclusive)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | exclusive)
     except OSError as error:
         raise _open_error(path, error) from error
     try:
@@ -73,16 +74,11 @@ def _checked_kind(path: Path | str) -> bool:
         mode = os.stat(path).st_mode
     except OSError as error:
         raise _open_error(path, error) from error
-    if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
-        return stat.S_ISBLK(mode)
-    kinds = {
-        stat.S_IFDIR: "a directory",
-        stat.S_IFIFO: "a FIFO",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFCHR: "a character device",
-    }
-    kind = kinds.get(stat.S_IFMT(mode), "something else")
-    raise SnapfsError(f"{path} is {kind}, not an image; name a raw image file or a block device.", path=path)
+    if not holds_data(mode):
+        raise SnapfsError(
+            f"{path} is {kind_name(mode)}, not an image; name a raw image file or a block device.", path=path
+        )
+    return stat.S_ISBLK(mode)
 
 
 def _open_error(path: Path | str, error: OSError) -> SnapfsError:

@@ -1,6 +1,6 @@
 """The system calls that Python does not offer, through the C library.
 
-Source: the manual pages umount(2), open_tree(2), syncfs(2), mlockall(2), prctl(2), mallopt(3).
+Source: the manual pages umount(2), open_tree(2), rename(2), syncfs(2), mlockall(2), prctl(2), mallopt(3).
 Every function here either works or raises `OSError` with the errno; what that means to a user is the business of
 its caller.
 """
@@ -31,6 +31,7 @@ M_MMAP_THRESHOLD: Final = -3
 M_ARENA_MAX: Final = -8
 
 _AT_FDCWD: Final = -100
+_RENAME_NOREPLACE: Final = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
@@ -58,6 +59,16 @@ def open_tree(path: os.PathLike[str] | str, flags: int) -> int:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
     function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
     return _checked(function(_AT_FDCWD, os.fsencode(path), flags), path)
+
+
+def rename_new(old: os.PathLike[str] | str, new: os.PathLike[str] | str) -> None:
+    """Rename to a name that nothing has; OSError(EEXIST) when something has it, EINVAL where that cannot be asked."""
+    try:
+        function = _libc.renameat2
+    except AttributeError:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    _checked(function(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE), new)
 
 
 def syncfs(fd: int) -> None:
