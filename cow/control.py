@@ -33,12 +33,13 @@ class Control:
 
     @property
     def state(self) -> State:
-        """As people see it: DAMAGED also when blocks were lost, or the number is none that was ever stored."""
+        """As people see it: DAMAGED also when blocks, or the image's end, were lost, or the number is none known."""
         try:
             state = State(self._numbers[Counter.STATE])
         except ValueError:
             return State.DAMAGED
-        return State.DAMAGED if state is State.ACTIVE and self._numbers[Counter.LOST_BLOCKS] else state
+        is_lossy = self._numbers[Counter.LOST_BLOCKS] or self._numbers[Counter.MISSING_BYTES]
+        return State.DAMAGED if state is State.ACTIVE and is_lossy else state
 
     def numbers(self) -> dict[str, int]:
         """All numbers by name, for status and dumps."""

@@ -75,6 +75,7 @@ _FRESH_COUNTERS = (
     Counter.DAMAGED_READS,
     Counter.UNREADABLE,
     Counter.LOST_BLOCKS,
+    Counter.MISSING_BYTES,
 )
 
 

@@ -86,6 +86,8 @@ class LiveEngine:
         self._claims, self._gate = Claims(), Gate(self._changed)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, on_beat)
         self._syncer = Syncer(image)
+        image.shortest_bytes = image.size_bytes - store.control[Counter.MISSING_BYTES]
+        image.on_short = self._note_short
         self._closed = False
         self._is_power = store.header.durability is Durability.POWER
         self.room = Room(store, policy, self._changed, self._gate, self._discard, wake_compactor, on_event)
@@ -191,6 +193,10 @@ class LiveEngine:
             staging.give_back()
         staging.warm()
         return True
+
+    def _note_short(self) -> None:
+        """Readers of the snapshot look at this after they have read a block that is owed."""
+        self._control[Counter.MISSING_BYTES] = self._image.size_bytes - self._image.shortest_bytes
 
     def note_times(self, mtime_ns: int) -> None:
         """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
@@ -332,7 +338,9 @@ class LiveEngine:
                 if self._is_power:
                     # What the new snapshot shows must not be undone by a power loss.
                     self._image.sync()
+                self._image.check_whole()
                 enter_cut(self._store, cut, header)
+                self._image.forget()
                 self._preserver.close()
                 self._cut, self._preserver = cut, self._new_preserver()
                 self._relief = Relief(self._store, self._lock, self._claims)

@@ -70,6 +70,10 @@ class Files:
         while done < len(data):
             done += os.pwrite(fd, memoryview(data)[done:], offset + done)
 
+    def end_of(self, fd: int) -> int:
+        """The size of the file or device now."""
+        return os.lseek(fd, 0, os.SEEK_END)
+
     def sync_data(self, fd: int) -> None:
         os.fdatasync(fd)
 

@@ -71,6 +71,7 @@ class Counter(IntEnum):
     RETURNED_BYTES = 25  # live: payload bytes of records that were given back
     UNREADABLE = 22  # live: 1 when nothing of the snapshot can be proven right
     LOST_BLOCKS = 26  # live: blocks whose old content is gone, free and released ones aside
+    MISSING_BYTES = 27  # live: how much shorter than it should be the image was at some time
 
 
 # The generation while a cut is made: none.

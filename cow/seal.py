@@ -31,9 +31,10 @@ _COUNTERS = (
     Counter.RESERVED_SEQ,
     Counter.PRESERVED_BLOCKS,
     Counter.LOST_BLOCKS,
+    Counter.MISSING_BYTES,
 )
 # A seal without these is an older one, of a store that had none of what they count.
-_LATER_COUNTERS = frozenset({Counter.LOST_BLOCKS})
+_LATER_COUNTERS = frozenset({Counter.LOST_BLOCKS, Counter.MISSING_BYTES})
 _MTIME = "image_mtime_ns"
 
 

@@ -114,6 +114,16 @@ class SnapshotReader:
         for is_settled, low, high in self._cut.settled.runs(first, end):
             if is_settled:
                 self._read_settled(view, offset, low, high)
+            else:
+                self._check_there(low, high)
+
+    def _check_there(self, first: int, end: int) -> None:
+        """What the image lost when it was cut short may read as zeros now."""
+        missing_bytes = self._control[Counter.MISSING_BYTES]
+        if missing_bytes:
+            start, length = self.geometry.extent(first, end)
+            if start + length > self.geometry.image_bytes - missing_bytes:
+                raise Damaged("the image was cut short", first)
 
     def _read_settled(self, view: memoryview, offset: int, first: int, end: int) -> None:
         if not self._cut.free.any_set(first, end):

@@ -12,6 +12,7 @@ from snapfs.cli.output import note, output_options, put
 from snapfs.cli.types import PATH
 from snapfs.errors import ExitCode
 from snapfs.options import format_size
+from snapfs.system.image_state import describe_image_state
 
 # What every partitioned disk has, and nobody asks about.
 _PLAIN_REGIONS = frozenset({"gap", "dos", "gpt", "extended"})
@@ -41,6 +42,7 @@ def _text(status: dict[str, Any]) -> str:
     frozen = "" if snapshot["freeze_ms"] is None else f", frozen for {snapshot['freeze_ms']:.0f} ms"
     rows = [
         ("image", f"{status['image']}  {format_size(status['image_bytes'])}, blocks of {format_size(size)}"),
+        *([("", trouble)] if (trouble := describe_image_state(status["image_state"], status["image"])) else []),
         ("live", status["live"]),
         ("snapshot", f"{status['snap']}  {snapshot['state']}, taken {snapshot['taken_at']}{frozen}"),
         ("store", status["store"]),

@@ -11,8 +11,9 @@ from snapfs.cli.types import PATH
 
 @click.command("umount", short_help="End both views.")
 @click.argument("path", metavar="LIVE|SNAP|IMAGE", type=PATH)
-def umount_command(path: Path) -> None:
+@click.option("--force", is_flag=True, help="Also when the image was deleted and the live view is all that is left.")
+def umount_command(path: Path, force: bool) -> None:
     """Unmount both views, whichever is named, and end the snapshot. When somebody uses one, nothing changes."""
     from snapfs.commands.umount import umount
 
-    umount(path)
+    umount(path, force=force)

@@ -53,10 +53,10 @@ def read_map(path: Path, block_bytes: int | None = None, *, skip_swap: bool = Fa
 def image_name(path: Path) -> str:
     """What a picture of the map of ``path`` is to be called: the name of the image, whichever way it was named."""
     try:
-        image: str = request(find_store(path), "status")["status"]["image"]
+        name: str = request(find_store(path), "status")["status"]["view_name"]
     except NotMountedError:
         return path.name
-    return Path(image).name
+    return name
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ class _Cutting:
         self._store, self._options, self._signals = store, options, signals
         self._snap = Path(status["snap"])
         self._live, self._number = Path(status["live"]), device_number(status["live_device"])
-        self._live_file = self._live / Path(status["image"]).name
+        self._live_file = self._live / str(status["view_name"])
         found = [] if options.hooks is None else find_hooks(canonical_path(options.hooks))
         facts = {f"SNAPFS_{name.upper()}": str(status[name]) for name in ("image", "live", "snap", "store")}
         self._hooks = Hooks(found, options.hook_timeout_s, facts)

@@ -9,6 +9,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from cow.store import LOCK_NAME
 from snapfs.commands.as_owner import as_owner
@@ -18,6 +19,7 @@ from snapfs.errors import BusyError, DoneWithProblem, NotMountedError, SnapfsErr
 from snapfs.system.asking import become
 from snapfs.system.discovery import find_instance, find_store
 from snapfs.system.holders import check_unused, unmount_unused
+from snapfs.system.image_state import WITHOUT_NAME, describe_image_end, describe_image_state
 from snapfs.system.mounts import Mount, is_stale, unmount
 from snapfs.system.open_files import processes_with_file
 from snapfs.system.processes import readable
@@ -29,16 +31,17 @@ _PATIENCE_S = 3.0
 _LOOK_S = 0.02
 
 
-def umount(path: Path) -> None:
+def umount(path: Path, *, force: bool = False) -> None:
     """Unmount the instance behind ``path`` and wait until it has ended. BusyError: nothing was changed.
 
-    DoneWithProblem: it has ended, but not all that was written to the live view is in the image.
+    An image that was deleted or replaced, and whose only copy this would end, takes ``force``. DoneWithProblem: it
+    has ended, but not all that was written to the live view is in the image, or something became of the image.
     """
     mount = find_instance(path)
-    as_owner(mount.owner, lambda: _umount(path, mount))
+    as_owner(mount.owner, lambda: _umount(path, mount, force=force))
 
 
-def _umount(path: Path, mount: Mount) -> None:
+def _umount(path: Path, mount: Mount, *, force: bool) -> None:
     if _clear_if_stale(mount):
         return
     store = find_store(path)
@@ -49,6 +52,8 @@ def _umount(path: Path, mount: Mount) -> None:
             f"{mount.mount_point} leads to the store of another instance, {name_of(store)}; name that one's view.",
             path=mount.mount_point,
         )
+    if not force:
+        _check_has_name(status)
     request(store, "stop-map")
     try:
         for number in (snap, live):
@@ -65,10 +70,22 @@ def _umount(path: Path, mount: Mount) -> None:
         _await_end(lock_fd, store, status["pid"])
     finally:
         os.close(lock_fd)
+    if sentence := describe_image_end(status["image_state"], status["image"]):
+        raise DoneWithProblem(sentence, path=status["image"])
     if lost:
         raise DoneWithProblem(
             f"{status['image']} is unmounted, but something that was written to the live view is not in it ({lost}); "
             "compare it with a backup, or write it again.",
+            path=status["image"],
+        )
+
+
+def _check_has_name(status: dict[str, Any]) -> None:
+    if status["image_state"] in WITHOUT_NAME:
+        what = describe_image_state(status["image_state"], status["image"])
+        live_file = Path(status["live"]) / status["view_name"]
+        raise SnapfsError(
+            f"{what}; save it first (cp --sparse=always {live_file} elsewhere), or let it go with --force.",
             path=status["image"],
         )
 

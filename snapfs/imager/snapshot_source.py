@@ -41,7 +41,7 @@ class SnapshotSource:
         status = request(store, "status")["status"]
         self._snapshot = status["snapshot"]
         self._image, self._pid = Path(status["image"]), int(status["pid"])
-        self.path = Path(status["snap"]) / Path(status["image"]).name
+        self.path = Path(status["snap"]) / str(status["view_name"])
         self.size_bytes, self.block_bytes = status["image_bytes"], status["block_bytes"]
         self._check_state(self._snapshot)
         image_map = self._await_map()

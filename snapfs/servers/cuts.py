@@ -86,10 +86,21 @@ class Cuts:
 
     async def prepare(self, message: Message) -> Message:
         async with self._steps:
+            self._check_image()
             await self._drop_prepared()
             await self._drop_ended()
             self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
             return {"generation": self._prepared.generation}
+
+    def _check_image(self) -> None:
+        try:
+            self._instance.image.check_whole()
+        except OSError as error:
+            path = self._instance.image_path
+            raise SnapfsError(
+                f"{path} was cut short, so there is no whole image to take a cut of; unmount it and restore it.",
+                path=path,
+            ) from error
 
     async def cut(self, message: Message) -> Message:
         async with self._steps:

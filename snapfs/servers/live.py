@@ -17,6 +17,7 @@ from snapfs.control import Message, listen, serve
 from snapfs.errors import SnapfsError
 from snapfs.fuse.live_view import LiveView
 from snapfs.servers.cuts import Cuts
+from snapfs.servers.image_watch import ImageWatch
 from snapfs.servers.instance import COMPACTOR, LIVE, Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.report import status_of
@@ -56,6 +57,7 @@ class LiveServer:
         )
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._memory = MemoryWatch(self.engine.trim)
+        self._image_watch = ImageWatch(instance)
         self._last_error: str | None = None
         self._losses_told = 0
         self._why_waiting: str | None = None
@@ -148,6 +150,7 @@ class LiveServer:
 
     def _on_beat(self) -> None:
         self._memory.look()
+        self._image_watch.look_sometimes()
 
     async def _watch_writing(self) -> None:
         """Sleeps without a timer until somebody writes; then looks now and then until nobody does."""
@@ -215,7 +218,8 @@ class LiveServer:
         return await answer(message)
 
     async def _status(self, message: Message) -> Message:
-        return {"status": status_of(self._instance, self.engine, self._cuts.report(), self._error())}
+        image_state = self._image_watch.look()
+        return {"status": status_of(self._instance, self.engine, image_state, self._cuts.report(), self._error())}
 
     def _error(self) -> str | None:
         """What is wrong now: also what the log, which may be on the very disk that is full, cannot tell."""

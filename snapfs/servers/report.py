@@ -13,7 +13,9 @@ from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 STATUS_VERSION = 1
 
 
-def status_of(instance: Instance, engine: LiveEngine, cut_facts: dict[str, Any], error: str | None) -> dict[str, Any]:
+def status_of(
+    instance: Instance, engine: LiveEngine, image_state: str, cut_facts: dict[str, Any], error: str | None
+) -> dict[str, Any]:
     """The status object of a running instance; sizes in bytes, counts in blocks, times in UTC.
 
     ``cut_facts`` go into its ``snapshot`` part.
@@ -22,6 +24,8 @@ def status_of(instance: Instance, engine: LiveEngine, cut_facts: dict[str, Any],
     return {
         "version": STATUS_VERSION,
         "image": str(instance.present_image_path),
+        "image_state": image_state,
+        "view_name": instance.view_name,
         "image_bytes": header.image_bytes,
         "block_bytes": header.block_bytes,
         "live": str(instance.point(LIVE)),
