@@ -13,11 +13,24 @@ from pathlib import Path
 from disk_images import UNCHECKED, check, opened
 from foreign_images import copy_image, digests, fill, make_image, poison, read_map, run
 from linux_images import MIB, make_xfs_version_4, scatter
+from map_damage import Change
 
 from snapfs.usedmap.readers import READERS, Reader
 from snapfs.usedmap.result import FreeMap
 
 _TRIES = 20
+
+# What mends a damaged filesystem, as far as it can be mended; whatever it answers, the files tell.
+_REPAIRS: dict[str, tuple[str, ...]] = {
+    "ext2": ("e2fsck", "-fy"),
+    "ext3": ("e2fsck", "-fy"),
+    "ext4": ("e2fsck", "-fy"),
+    "xfs": ("xfs_repair",),
+    "btrfs": ("true",),
+    "ntfs": ("ntfsfix",),
+    "vfat": ("fsck.fat", "-a"),
+    "exfat": ("fsck.exfat", "-y"),
+}
 
 
 @dataclass(frozen=True)
@@ -151,3 +164,33 @@ def prove(subject: Subject, work: Path) -> None:
         with opened(subject.family.kind, copy, work / "mnt", read_only=True) as directory:
             assert digests(directory) == subject.expected, "the map of the undamaged filesystem is wrong"
     copy.unlink()
+
+
+def loses_files(subject: Subject, changes: list[Change], free_map: FreeMap, work: Path) -> bool:
+    """Whether overwriting what `free_map` calls free costs files that a repair of the damaged image would have saved.
+
+    A damage that takes the inodes away together with all that counts their blocks has lost the files by itself.
+    """
+    saved = _saved_files(subject, changes, None, work)
+    return saved is None or saved != _saved_files(subject, changes, free_map, work)
+
+
+def _saved_files(
+    subject: Subject, changes: list[Change], free_map: FreeMap | None, work: Path
+) -> dict[str, str] | None:
+    """The files after a repair, None when there is no way to read them."""
+    copy = copy_image(subject.image, work / "repaired")
+    with copy.open("r+b") as file:
+        for offset, content in changes:
+            file.seek(offset)
+            file.write(content)
+    if free_map is not None:
+        poison(copy, free_map)
+    try:
+        run(*_REPAIRS[subject.family.kind], copy, returncodes=range(256))
+        with opened(subject.family.kind, copy, work / "mnt", read_only=True) as directory:
+            return digests(directory)
+    except AssertionError:
+        return None
+    finally:
+        copy.unlink()
