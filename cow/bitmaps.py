@@ -13,6 +13,8 @@ from bitarray import bitarray
 
 from cow.files import Files, MappedFile
 
+_PIECE_BYTES = 1 << 20
+
 
 def bitmap_bytes(block_count: int) -> int:
     """Size of the file that holds ``block_count`` bits."""
@@ -47,11 +49,25 @@ class Bitmap:
         self.set_allocated(first, end)
 
     def set_allocated(self, first: int, end: int) -> None:
-        """Set bits that were allocated before."""
-        if end - first == 1:
+        """Set bits that were allocated before; OSError only where the file is written (see ``MappedFile``)."""
+        if self.file.is_written:
+            self._write(first, end)
+        elif end - first == 1:
             self._bits[first] = 1
         else:
             self._bits[first:end] = 1
+
+    def _write(self, first: int, end: int) -> None:
+        """The same by writing the bytes that hold them, a piece at a time."""
+        while first < end:
+            low = first // 8
+            high = min((end - 1) // 8 + 1, low + _PIECE_BYTES)
+            bits = bitarray(endian="little")
+            bits.frombytes(self.file.map[low:high])
+            stop = min(end, high * 8)
+            bits[first - low * 8 : stop - low * 8] = 1
+            self.file.store(low, bits.tobytes())
+            first = stop
 
     def allocate(self, first: int, end: int) -> None:
         """Make a later ``set_range`` of these bits certain to succeed."""

@@ -2,15 +2,34 @@
 
 It is a page of the store, so a killed server's numbers are still there for the next one. Every number is an
 aligned u64 that is stored and loaded whole.
+
+Where the page may not be stored into through its mapping, the numbers live in memory that the processes of the
+instance inherit, and are written back: what the disk refuses then is written with the next number.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from pathlib import Path
 
 from cow.errors import StoreError
 from cow.files import Files, MappedFile
 from cow.layout import CONTROL_BYTES, CONTROL_MAGIC, Counter, State
+
+# What nobody needs after a kill, because it is counted again or means nothing then.
+_RECOUNTED = frozenset(
+    {
+        Counter.PRESERVED_BLOCKS,
+        Counter.SETTLED_BLOCKS,
+        Counter.CHANGED_BLOCKS,
+        Counter.RELEASED_BLOCKS,
+        Counter.FREE_BLOCKS,
+        Counter.PRESSED,
+        Counter.COMPACTOR_IDLE,
+        Counter.SHOWN_GENERATION,
+    }
+)
 
 
 class Control:
@@ -18,10 +37,15 @@ class Control:
 
     def __init__(self, path: Path, files: Files, *, writable: bool = False, create: bool = False) -> None:
         self.file = MappedFile(path, CONTROL_BYTES, files, writable=writable, create=create)
-        self._numbers = memoryview(self.file.map).cast("Q")
+        memory = self.file.map
+        if self.file.is_written:
+            memory = mmap.mmap(-1, CONTROL_BYTES)
+            memory[:] = self.file.map[:]
+        self._whole = memoryview(memory)
+        self._numbers = self._whole.cast("Q")
         if create:
             self.file.ensure(0, CONTROL_BYTES)
-            self._numbers[Counter.MAGIC] = CONTROL_MAGIC
+            self[Counter.MAGIC] = CONTROL_MAGIC
         elif self._numbers[Counter.MAGIC] != CONTROL_MAGIC:
             raise StoreError(str(path.parent), "has a damaged control page")
 
@@ -30,6 +54,10 @@ class Control:
 
     def __setitem__(self, counter: int, value: int) -> None:
         self._numbers[counter] = value
+        if self.file.is_written and counter not in _RECOUNTED:
+            # The page as a whole: it makes up for what could not be written before.
+            with contextlib.suppress(OSError):
+                self.file.store(0, self._whole)
 
     @property
     def state(self) -> State:
@@ -47,4 +75,5 @@ class Control:
 
     def close(self) -> None:
         self._numbers.release()
+        self._whole.release()
         self.file.close()

@@ -17,6 +17,7 @@ the claim ends. All shared state is under one lock, which is never held during a
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -223,7 +224,10 @@ class LiveEngine:
             if ticket.runs and not self._try_fill(ticket):
                 self._preserver.abandon(ticket)
                 return False
-            self._publish(ticket)
+            try:
+                self._publish(ticket)
+            except OSError:
+                return False  # the thread that tries again meets it too, and there it is an overflow
         return True
 
     def _try_fill(self, ticket: Ticket) -> bool:
@@ -247,7 +251,7 @@ class LiveEngine:
 
     def _preserve_in_turn(self, first: int, end: int) -> None:
         while (ticket := self._claim(first, end)) is not None:
-            filled = False
+            filled, refusal_errno = False, 0
             try:
                 if ticket.runs:
                     self._preserver.fill(ticket)
@@ -255,8 +259,8 @@ class LiveEngine:
             except StoreRefused as refused:
                 refusal_errno = refused.errno
             finally:
-                self._end_claim(ticket, filled)
-            if filled:
+                refusal_errno = self._end_claim(ticket, filled) or refusal_errno
+            if not refusal_errno:
                 return
             with self._changed:
                 self.room.give_way(refusal_errno)
@@ -283,17 +287,26 @@ class LiveEngine:
                         return ticket
                 self._gate.wait_outside()
 
-    def _end_claim(self, ticket: Ticket, filled: bool) -> None:
+    def _end_claim(self, ticket: Ticket, filled: bool) -> int:
+        """0, or the errno that the store refused with at the last moment."""
         with self._changed:
             self._claims.remove(ticket)
-            if filled:
-                self._publish(ticket)
-            elif ticket.runs:
-                self._preserver.abandon(ticket)
-            self._changed.notify_all()
+            try:
+                if filled:
+                    self._publish(ticket)
+                elif ticket.runs:
+                    self._preserver.abandon(ticket)
+            except OSError as error:
+                return error.errno or errno.EIO
+            finally:
+                self._changed.notify_all()
+        return 0
 
     def _publish(self, ticket: Ticket) -> None:
-        """Steps 2 and 3 of a write; everything stored into here was allocated by ``_begin``."""
+        """Steps 2 and 3 of a write; everything stored into here was allocated by ``_begin``.
+
+        OSError: where maps are written, the disk may still refuse. What is settled by then has its copy.
+        """
         control, cut = self._control, self._cut
         if ticket.runs:
             self._preserver.publish(ticket)

@@ -4,7 +4,8 @@ Everything that reaches a disk goes through a ``Files`` object, so that a test c
 call, fail it, or forget what was not synced.
 
 Storing through a mapping into a hole kills the process with SIGBUS when the disk is full. ``MappedFile``
-therefore hands out no range for writing that was not allocated first: ``ensure`` raises ENOSPC instead.
+therefore hands out no range for writing that was not allocated first: ``ensure`` raises ENOSPC instead. Where that
+is not enough (see filesystems), nothing is stored through the mapping at all: ``store`` raises ENOSPC then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import mmap
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from cow.filesystems import Storing, storing_on
 
 Data = bytes | bytearray | memoryview
 
@@ -149,16 +152,34 @@ def _after(views: Sequence[memoryview], done: int) -> list[memoryview]:
 
 
 class MappedFile:
-    """A sparse file of fixed size, mapped shared; several processes see each other's stores at once."""
+    """A sparse file of fixed size, mapped shared; several processes see each other's stores at once.
 
-    def __init__(self, path: Path, size_bytes: int, files: Files, *, writable: bool, create: bool = False) -> None:
+    ``is_written``: what is in ``map`` may only be looked at, and ``store`` changes it. ``is_ring``: nobody looks at
+    what was not reserved, and all of it is reserved before it is used.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        size_bytes: int,
+        files: Files,
+        *,
+        writable: bool,
+        create: bool = False,
+        is_ring: bool = False,
+    ) -> None:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         self.fd = -1
         self.path, self.size_bytes, self._files, self._is_new = path, size_bytes, files, create
         self.fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
         if create:
             os.ftruncate(self.fd, size_bytes)
-        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        storing = storing_on(self.fd)
+        self.is_written = storing is Storing.WRITTEN and writable
+        self._has_no_holes = storing is Storing.RESERVED and writable and not is_ring
+        if self._has_no_holes:
+            self._files.allocate(self.fd, 0, size_bytes)
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable and not self.is_written else 0)
         self.map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED, access)
         # Else each touch brings in up to 32 pages around it, which scattered writes never use.
         self.map.madvise(mmap.MADV_RANDOM)
@@ -167,7 +188,7 @@ class MappedFile:
         self._allocated = mmap.mmap(-1, -(-size_bytes // PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
     def ensure(self, offset: int, length: int) -> None:
-        """Make the range safe to store into; OSError(ENOSPC) when the disk has no room for it.
+        """Make the range safe to store into; OSError: the disk has no room for it, or somebody cut the file short.
 
         By writing zeros to the pages that hold nothing: a filesystem that allocates late reserves their space
         at once, which costs it a hundredth of an allocation. Not for pages that others may be storing into.
@@ -178,10 +199,21 @@ class MappedFile:
             start = page * PAGE_BYTES
             count = min(PAGE_BYTES, self.size_bytes - start)
             # A page that holds anything has been allocated before, by the process that this one carries on.
-            if self._is_new or not any(self._files.pread(self.fd, count, start)):
+            if self._is_new or not any(self._page(start, count)):
                 self._files.pwrite(self.fd, _ZEROS[:count], start)
             self._allocated[page] = 1
             page = self._allocated.find(b"\0", page + 1, end)
+
+    def _page(self, offset: int, count: int) -> bytes:
+        page = self._files.pread(self.fd, count, offset)
+        if len(page) < count:
+            # To write here would make the file whole again, with zeros for what it held.
+            raise OSError(errno.EIO, "the file was cut short", os.fspath(self.path))
+        return page
+
+    def store(self, offset: int, data: Data) -> None:
+        """Change what the mapping shows, where that may not be done through it; OSError: the disk refused."""
+        self._files.pwrite(self.fd, data, offset)
 
     def reserve(self) -> None:
         """Allocate the whole file, whatever it holds: for one that will be used as a whole."""
@@ -226,6 +258,8 @@ class MappedFile:
     def _forget_allocated(self) -> None:
         self._allocated.madvise(mmap.MADV_DONTNEED)
         self._is_new = True
+        if self._has_no_holes:
+            self._files.allocate(self.fd, 0, self.size_bytes)
 
     def trim(self) -> None:
         """Unmap the resident pages; they stay in the page cache and come back when touched."""

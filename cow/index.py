@@ -2,6 +2,7 @@
 
 The live server makes an entry once; the compactor alone replaces it when it has moved the block from staging
 to a segment, and only if it still is the entry that it moved. An aligned entry is stored and loaded whole.
+Where the file is written (see ``MappedFile``), whatever stores an entry may raise OSError.
 """
 
 from __future__ import annotations
@@ -36,24 +37,30 @@ class Index:
 
     def set_staged(self, first: int, end: int, seq: int) -> None:
         """Blocks ``first`` to ``end`` lie in the staging slots from ``seq`` on. Allocated before."""
-        if end - first == 1:
+        if end - first == 1 and not self.file.is_written:
             self._entries[first] = STAGED | seq
         else:
-            self._entries[first:end] = array("Q", range(STAGED | seq, (STAGED | seq) + end - first))
+            self._store(first, array("Q", range(STAGED | seq, (STAGED | seq) + end - first)))
 
     def set_stored(self, first: int, end: int, entry: int) -> None:
         """Blocks ``first`` to ``end`` lie in the one record that ``entry`` names. Allocated before."""
-        self._entries[first:end] = array("Q", [entry]) * (end - first)
+        self._store(first, array("Q", [entry]) * (end - first))
+
+    def _store(self, first: int, entries: array[int]) -> None:
+        if self.file.is_written:
+            self.file.store(first * ENTRY_BYTES, entries.tobytes())
+        else:
+            self._entries[first : first + len(entries)] = entries
 
     def replace(self, first: int, expected: list[int], entry: int) -> None:
         """Point each block from ``first`` on to ``entry`` if its entry still is the expected one."""
         entries, end = self._entries, first + len(expected)
         if entries[first:end].tolist() == expected:
-            entries[first:end] = array("Q", [entry]) * len(expected)
+            self._store(first, array("Q", [entry]) * len(expected))
             return
         for block_no, old in enumerate(expected, first):
             if entries[block_no] == old:
-                entries[block_no] = entry
+                self._store(block_no, array("Q", [entry]))
 
     def filled_runs(self) -> Iterator[tuple[int, list[int]]]:
         """``(first block, entries)`` for the parts of the file that exist, in pieces of bounded size."""

@@ -89,7 +89,7 @@ class Preserver(Protocol):
         """
 
     def publish(self, ticket: Ticket) -> None:
-        """Make the index entries, but for those of lost blocks."""
+        """Make the index entries, but for those of lost blocks. OSError: of some only; the room is used up."""
 
     def abandon(self, ticket: Ticket) -> None:
         """Give the room back."""
@@ -189,18 +189,22 @@ class StagedPreserver:
             if error.errno != errno.EFAULT:
                 raise
             raise StoreRefused(errno.EIO) from error
-        for low, high in without((first, end), lost):
-            staging.fill(self._store.cut.generation, base + low, low, high)
+        with store_errors():
+            for low, high in without((first, end), lost):
+                staging.fill(self._store.cut.generation, base + low, low, high)
         for low, high in lost:
             staging.void(base + low, high - low)
         ticket.lose(lost, code)
 
     def publish(self, ticket: Ticket) -> None:
         seq = ticket.seq
-        for first, end in ticket.runs:
-            self._store.cut.index.set_staged(first, end, seq)
-            seq += end - first
-        self._commit(ticket)
+        try:
+            for first, end in ticket.runs:
+                self._store.cut.index.set_staged(first, end, seq)
+                seq += end - first
+        finally:
+            # Slots that got no entry are dead, the others may be settled.
+            self._commit(ticket)
 
     def abandon(self, ticket: Ticket) -> None:
         if self._control[_RESERVED_SEQ] == ticket.seq + ticket.count:
@@ -355,9 +359,9 @@ class DurablePreserver:
             os.close(fd)
 
     def publish(self, ticket: Ticket) -> None:
+        self._promised_bytes -= ticket.count * self._geometry.block_bytes
         for first, end, entry in ticket.entries:
             self._store.cut.index.set_stored(first, end, entry)
-        self._promised_bytes -= ticket.count * self._geometry.block_bytes
 
     def abandon(self, ticket: Ticket) -> None:
         self._promised_bytes -= ticket.count * self._geometry.block_bytes

@@ -27,6 +27,7 @@ from pathlib import Path
 from cow.control import Control
 from cow.errors import ImageChanged, StoreError
 from cow.files import Files
+from cow.filesystems import forbid_copying
 from cow.geometry import Geometry
 from cow.header import Header, read_header, write_header
 from cow.image import Image
@@ -106,6 +107,7 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
 def _make_directory(path: Path, files: Files) -> bool:
     try:
         path.mkdir(0o700)
+        forbid_copying(path)
         files.sync_directory(path.parent)
     except FileExistsError:
         if not path.is_dir():

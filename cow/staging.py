@@ -16,6 +16,7 @@ meet a full disk. Once it has been empty for a while it becomes a hole again.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from array import array
 from collections.abc import Iterator
@@ -59,13 +60,15 @@ class Staging:
         table_bytes = slots * TAG_BYTES
         self._data_offset = _data_offset(slots)
         size_bytes = file_bytes(block_bytes, slots)
-        self.file = MappedFile(path, size_bytes, files, writable=writable, create=create)
+        self.file = MappedFile(path, size_bytes, files, writable=writable, create=create, is_ring=True)
         # Used from one end to the other.
         self.file.map.madvise(mmap.MADV_NORMAL)
         whole = memoryview(self.file.map)
         self._tags = whole[:table_bytes].cast("Q")
         self._checksums = whole[table_bytes : 2 * table_bytes].cast("Q")
-        self._data = whole[self._data_offset :]
+        # Where the file is written, slots are filled in memory of our own first; untouched, it costs nothing.
+        self._own = mmap.mmap(-1, slots * block_bytes) if self.file.is_written else None
+        self._data = whole[self._data_offset :] if self._own is None else memoryview(self._own)
 
     def allocate(self) -> None:
         """Take the ring's space; OSError(ENOSPC) when the disk does not have it."""
@@ -89,6 +92,8 @@ class Staging:
     def give_back(self) -> None:
         """Nothing is in it: take no space on disk. OSError: the filesystem cannot give it back."""
         self.file.empty()
+        if self._own is not None:
+            self._own.madvise(mmap.MADV_REMOVE)
 
     def views(self, seq: int, count: int) -> list[memoryview]:
         """The memory of ``count`` slots from ``seq`` on: one piece, or two where the ring wraps."""
@@ -108,6 +113,9 @@ class Staging:
             self.fill(generation, seq + head, first + head, end)
             return
         size = self.block_bytes
+        if self._own is not None:
+            self._write(generation, seq, first, end)
+            return
         if count == 1:
             self._tags[slot] = first
             data = self._data[slot * size : until * size]
@@ -117,10 +125,25 @@ class Staging:
         data = self._data[slot * size : until * size]
         self._checksums[slot:until] = array("Q", slot_checksums(data, size, slot_seed(generation, seq)))
 
+    def _write(self, generation: int, seq: int, first: int, end: int) -> None:
+        """The same for slots that lie side by side, in a file that is written: OSError if the disk refuses."""
+        slot, count, size = seq % self.slots, end - first, self.block_bytes
+        data = self._data[slot * size : (slot + count) * size]
+        sums = array("Q", slot_checksums(data, size, slot_seed(generation, seq)))
+        self.file.store(self._data_offset + slot * size, data)
+        self.file.store(slot * TAG_BYTES, array("Q", range(first, end)).tobytes())
+        self.file.store((self.slots + slot) * TAG_BYTES, sums.tobytes())
+
     def void(self, seq: int, count: int) -> None:
         """Mark slots that were reserved and hold nothing after all."""
         for number in range(seq, seq + count):
-            self._tags[number % self.slots] = NO_TAG
+            slot = number % self.slots
+            if self._own is None:
+                self._tags[slot] = NO_TAG
+                continue
+            # Refused: no entry names the slot, which is what counts.
+            with contextlib.suppress(OSError):
+                self.file.store(slot * TAG_BYTES, NO_TAG.to_bytes(TAG_BYTES, "little"))
 
     def tags(self, seq: int, count: int) -> list[int]:
         """The block numbers in ``count`` slots from ``seq`` on; NO_TAG where there is none."""

@@ -80,7 +80,11 @@ class Cut:
 
     def _rename_intact(self, name: str, files: Files) -> None:
         if self.is_intact:
-            (self.path / INTACT_NAME).rename(self.path / name)
+            try:
+                (self.path / INTACT_NAME).rename(self.path / name)
+            except OSError:
+                # A full disk may have no room for another name, but always for one less.
+                (self.path / INTACT_NAME).unlink()
             files.sync_directory(self.path)
 
     @property

@@ -133,8 +133,14 @@ class LiveServer:
     def _close(self) -> None:
         self.engine.close()
         # An orphan's compactor still works on the store: it is left as after a kill.
-        if self._instance.keeps_store and not self._is_orphan and not self.engine.seal():
-            _LOG.warning("the side buffer could not be written out; the snapshot lasts until the machine restarts")
+        if not self._instance.keeps_store or self._is_orphan:
+            return
+        try:
+            why = "" if self.engine.seal() else "the side buffer could not be written out"
+        except OSError as error:
+            why = f"the store could not be closed as it should be ({error.strerror})"
+        if why:
+            _LOG.warning("%s; the snapshot lasts until the machine restarts", why)
 
     # --- tasks -----------------------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ def stop_everywhere(make_rig: MakeRig, tmp_path: Path, durability: Durability, w
         work(rig, recorder)
     assert len(recorder.moments) > 20
     for moment in recorder.moments:
-        boot = moment.number.to_bytes(16, "little") if power else FOUND_BY[work]
+        boot = moment.number.to_bytes(16, "little") if power else FOUND_BY.get(work, BOOT)
         left = Rig(moment.directory, OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=16)
         try:
             check_after(left, moment.progress, boot, f"at change {moment.number}", synced_only=power)
