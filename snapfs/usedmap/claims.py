@@ -8,6 +8,9 @@ every cluster that they name:
 2. No cluster is claimed twice: of two files on the same cluster one has a wrong list, and its true clusters are
    claimed by nobody.
 
+3. In the end none is left that is used and claimed by nobody: something has got lost that named it, a directory
+   perhaps, and that may have named clusters whose bits are lost.
+
 So what is claimed never exceeds the volume, and the time for it is bounded by the volume too. What cannot be
 seen: a lost bit of a cluster that nothing names.
 """
@@ -49,6 +52,11 @@ class Claims:
             if at >= 0:
                 raise self._refusal(at)
             unclaimed[start:end] = 0
+
+    def check_none_left(self) -> None:
+        """Raise `MapError` when a cluster is used that nothing has claimed."""
+        if self._unclaimed.any():
+            raise MapError("has clusters in use that no file claims")
 
     def _refusal(self, cluster: int) -> MapError:
         if self._is_free(cluster):

@@ -4,8 +4,8 @@ Rules
 1. The boot region is whole, and the volume clean (`exfat_geometry`).
 2. One allocation bitmap, named in the root directory, as long as the number of clusters asks for, at the end
    of a chain of exactly its clusters.
-3. The bitmap calls every cluster used that the directories claim (`exfat_tree`), and its own clusters and those of
-   the up-case table; no two claim the same. It carries no checksum: that is the proof that it has lost nothing a
+3. The bitmap calls exactly those clusters used that the directories claim (`exfat_tree`), its own, and those of the
+   up-case table, each of them once. It carries no checksum: that is the proof that it has lost nothing a
    file needs. The percentage in the boot sector proves nothing: Linux never writes it.
 4. Everything outside the cluster heap is outside the map: used.
 
@@ -69,6 +69,7 @@ def _prove(volume: Volume, fat: Fat, rows: _Rows, own: _Rows, bitmap_bytes: int)
     for first, length in own:
         claims.add(first - layout.FIRST_CLUSTER, first - layout.FIRST_CLUSTER + length)
     claim_tree(volume, fat, claims)
+    claims.check_none_left()
 
 
 def _read_root(volume: Volume, fat: Fat) -> _Root:

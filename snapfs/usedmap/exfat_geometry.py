@@ -24,8 +24,9 @@ from snapfs.usedmap.source import Source
 
 # Links of the FAT that are read at once, and how many such windows are kept: 16 MiB.
 _WINDOW_LINKS, _WINDOWS_KEPT = 1 << 14, 256
-# A few seconds of following chains; a volume that asks for more is refused, not searched for minutes.
-_PIECES_MAX, _WINDOWS_READ_MAX = 1 << 22, 1 << 18
+# A few seconds of following chains; a volume that asks for more is refused, not searched for minutes. The second
+# number is how many windows may be read again, once each of them has been.
+_PIECES_MAX, _WINDOWS_AGAIN_MAX = 1 << 22, 1 << 16
 # A row longer than this is long: the rest of it is found by numpy.
 _SHORT_ROW = 32
 
@@ -81,7 +82,8 @@ class Fat:
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self._windows: OrderedDict[int, NDArray[np.uint32]] = OrderedDict()
-        self._pieces_left, self._reads_left = _PIECES_MAX, _WINDOWS_READ_MAX
+        self._pieces_left = _PIECES_MAX
+        self._reads_left = volume.end_cluster // _WINDOW_LINKS + 1 + _WINDOWS_AGAIN_MAX
 
     def rows(self, cluster: int) -> Iterator[tuple[int, int]]:
         """First cluster and length of each row of the chain that begins at `cluster`.

@@ -5,7 +5,7 @@ Rules
    (`ntfs_hibernation`), no shadow copies (`ntfs_shadow`).
 2. $MFT and $MFTMirr agree in the records they share.
 3. $Bitmap covers every cluster, was written wholly, and calls the clusters of the system files used.
-4. $Bitmap calls every cluster used that any record of the MFT claims (`ntfs_claims`), and no two claim the same.
+4. $Bitmap calls exactly those clusters used that the records of the MFT claim (`ntfs_claims`), each of them once.
    It carries no checksum: that is the proof that it has lost nothing a file needs.
 5. What follows the last cluster (a remainder, the backup boot sector) is outside the map: used.
 
@@ -62,6 +62,7 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     free.invert()
     claims = Claims(free, lambda cluster: bool(_read_bitmap(volume, bitmap)[cluster]))
     claim_clusters(volume, table, claims)
+    claims.check_none_left()
     free = _read_bitmap(volume, bitmap)
     return FreeMap(volume.cluster_bytes, 0, free)
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from exfat_images import DRIVER, MIB, SECTOR_BYTES, cluster_offset, layout_of, make_exfat, refusal, write_at
+from exfat_images import DRIVER, MIB, SECTOR_BYTES, cluster_offset, layout_of, make_exfat, refusal, set_used, write_at
 from foreign_images import (
     copy_image,
     damaged_maps,
@@ -106,7 +106,8 @@ def test_bitmap_in_two_pieces(plain: Path, tmp_path: Path) -> None:
     bits_per_cluster = 512 * 8
     assert target < bits_per_cluster
     write_at(path, cluster_offset(path, first) + (target - 2) // 8, bytes([1 << (target - 2) % 8]))
-    expected[target - 2] = 0
+    set_used(path, moved, False)
+    expected[target - 2], expected[moved - 2] = 0, 1
     assert read_map(read_free_map, path).free == expected
 
 

@@ -169,6 +169,12 @@ def test_files_on_the_same_clusters_are_refused(copy: Path) -> None:
     assert refusal(copy) == TWICE
 
 
+def test_a_directory_that_became_empty_is_missed(copy: Path) -> None:
+    """Zeros over a directory look like one without entries; what it named is in use and claimed by nobody."""
+    write_at(copy, cluster_offset(copy, first_cluster(copy, "folder-1")), bytes(2048))
+    assert refusal(copy) == "has clusters in use that no file claims"
+
+
 def test_a_circle_of_directories_ends(copy: Path) -> None:
     change_set(copy, "folder-1", 52, struct.pack("<I", layout_of(copy)["Root Cluster"]))
     assert refusal(copy) == TWICE

@@ -277,9 +277,10 @@ def test_bitmap_in_two_pieces(tmp_path: Path) -> None:
         file.write(struct.pack("<I", used_bytes + 8))
         file.seek(target * 512)
         file.write(content[(start + half) * 512 : (start + 2 * half) * 512])
-        # The new place is used now; the bits of it are in the first half.
+        # The new place is used now and the old one is free; their bits are in the first half.
         assert target + half < half * 512 * 8
         expected[target : target + half] = 0
+        expected[start + half : start + 2 * half] = 1
         file.seek(start * 512)
         file.write((~expected).tobytes()[: half * 512])
     free_map = read_map(read_free_map, path)
