@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 
 import click
 
-from snapfs.cli.output import note, output_options, put, writing
+from snapfs.cli.output import note, output_options, writing
 from snapfs.cli.progress import ask
 from snapfs.cli.types import SIZE, mode_option
 
@@ -37,9 +37,9 @@ def map_command(
     """Show what IMAGE consists of and which blocks are used; without options as a picture in the terminal."""
     from rich.console import Console
 
-    from snapfs.commands.map import image_name, map_object, new_results, read_map
+    from snapfs.commands.map import image_name, map_json, new_results, read_map
     from snapfs.destination.consent import Consent
-    from snapfs.usedmap.domain import extents, write_domain
+    from snapfs.usedmap.domain import write_domain
     from snapfs.usedmap.draw import draw_png, draw_svg
     from snapfs.usedmap.terminal import terminal_map
 
@@ -54,7 +54,8 @@ def map_command(
         if "--svg" in files:
             draw_svg(files["--svg"], layers, image_name(path))
     if as_json:
-        put(json.dumps(map_object(layers, list(extents(layers.image_map)))))
+        with writing():
+            sys.stdout.writelines(map_json(layers))
     elif domain is png is svg is None and not quiet:
         console = Console()
         with writing():

@@ -7,10 +7,10 @@ one, a map made here and now, which counts every filesystem as wholly used that 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from bitarray import bitarray
 from bitarray.util import ones
@@ -30,7 +30,7 @@ from snapfs.system.file_kinds import open_readable
 from snapfs.system.image_probe import check_image_size
 from snapfs.system.stores import name_of, read_store_file
 from snapfs.usedmap.cells import Layers
-from snapfs.usedmap.domain import Extent
+from snapfs.usedmap.domain import json_extents
 from snapfs.usedmap.result import ImageMap, Region
 from snapfs.usedmap.scan import scan
 
@@ -137,13 +137,17 @@ def _regions(answer: Message, image_bytes: int) -> list[Region]:
     return [Region("unknown", 0, image_bytes, reason=reason)]
 
 
-def map_object(layers: Layers, extents: list[Extent]) -> dict[str, Any]:
-    """The map for programs; offsets and sizes in bytes."""
+def map_json(layers: Layers) -> Iterator[str]:
+    """The map for programs as JSON text, in pieces; offsets and sizes in bytes."""
     image_map = layers.image_map
-    return {
-        "version": MAP_VERSION,
-        "image_bytes": image_map.size_bytes,
-        "block_bytes": image_map.block_bytes,
-        "regions": [region.facts() for region in image_map.regions],
-        "extents": extents,
-    }
+    head = json.dumps(
+        {
+            "version": MAP_VERSION,
+            "image_bytes": image_map.size_bytes,
+            "block_bytes": image_map.block_bytes,
+            "regions": [region.facts() for region in image_map.regions],
+        }
+    )
+    yield head.removesuffix("}") + ', "extents": '
+    yield from json_extents(image_map)
+    yield "}\n"

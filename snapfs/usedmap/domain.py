@@ -3,35 +3,38 @@
 - `write_domain`: a domain map for ddrescue (`--domain-mapfile`), as partclone (`--domain`) writes it too.
   Source: GNU ddrescue manual, chapter "Mapfile structure". Used is "+" (finished), free is "?" (non-tried):
   ddrescue then copies exactly what is used.
-- `extents`: the list that `qemu-img map --output=json` prints, without the fields that need a file format.
+- `json_extents`: the list that `qemu-img map --output=json` prints, without the fields that need a file format.
 
-Both cover the image from 0 to its end without gaps or overlaps.
+Both cover the image from 0 to its end without gaps or overlaps. A map may have millions of extents, so they become
+text as they are found, and are never all in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TextIO, TypedDict
+from itertools import islice
+from typing import TextIO
 
 from bitarray.util import intervals
 
 from snapfs.usedmap.result import ImageMap
 
-
-class Extent(TypedDict):
-    """`length` bytes from `start` on; `data` is True where the image holds something."""
-
-    start: int
-    length: int
-    data: bool
+# So many extents become one piece of text: some hundred KiB.
+_PIECE_EXTENTS = 4096
 
 
-def extents(image_map: ImageMap) -> Iterator[Extent]:
-    """Stretches of used and of free bytes, in turn."""
-    for used, first, end in intervals(image_map.used):
-        start = first * image_map.block_bytes
-        stop = min(end * image_map.block_bytes, image_map.size_bytes)
-        yield {"start": start, "length": stop - start, "data": bool(used)}
+def json_extents(image_map: ImageMap) -> Iterator[str]:
+    """Stretches of used and of free bytes, in turn, as the text of a JSON list, in pieces.
+
+    Each has `length` bytes from `start` on; `data` is true where the image holds something.
+    """
+    items = (
+        f'{{"start": {start}, "length": {length}, "data": {"true" if used else "false"}}}'
+        for used, start, length in _stretches(image_map)
+    )
+    yield "["
+    yield from _pieces(items, ", ")
+    yield "]"
 
 
 def write_domain(file: TextIO, image_map: ImageMap, program: str = "snapfs") -> None:
@@ -39,5 +42,23 @@ def write_domain(file: TextIO, image_map: ImageMap, program: str = "snapfs") -> 
     file.write(f"# Mapfile. Created by {program}\n")
     file.write("# current_pos  current_status  current_pass\n0x00000000     ?               1\n")
     file.write("#      pos        size  status\n")
-    for extent in extents(image_map):
-        file.write(f"0x{extent['start']:08X}  0x{extent['length']:08X}  {'+' if extent['data'] else '?'}\n")
+    lines = (
+        f"0x{start:08X}  0x{length:08X}  {'+' if used else '?'}\n" for used, start, length in _stretches(image_map)
+    )
+    for piece in _pieces(lines, ""):
+        file.write(piece)
+
+
+def _stretches(image_map: ImageMap) -> Iterator[tuple[int, int, int]]:
+    """(used, start, length) in bytes; the last block of the image may be a partial one."""
+    block_bytes, size_bytes = image_map.block_bytes, image_map.size_bytes
+    for used, first, end in intervals(image_map.used):
+        start = first * block_bytes
+        yield used, start, min(end * block_bytes, size_bytes) - start
+
+
+def _pieces(items: Iterator[str], separator: str) -> Iterator[str]:
+    before = ""
+    while piece := separator.join(islice(items, _PIECE_EXTENTS)):
+        yield before + piece
+        before = separator

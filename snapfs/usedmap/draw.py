@@ -46,6 +46,8 @@ _PITCH, _CELL = 7, 6
 _MARGIN, _OFFSETS_WIDTH, _NAMES_WIDTH = 24, 64, 232
 _TITLE_HEIGHT, _SCALE_HEIGHT, _LEGEND_HEIGHT = 48, 34, 40
 _NAME_HEIGHT = 34
+# More names would make a picture that is mostly names: one of thousands of partitions takes gigabytes of memory.
+_MAX_NAMES = 64
 _OFFSET_EVERY_ROWS = 8
 _LEADER = 26
 
@@ -158,6 +160,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def _lay_out(layers: Layers, title: str) -> _Scene:
     grid = make_grid(layers, _COLUMNS, _ROWS_MAX)
     regions = named_regions(layers.image_map)
+    unnamed_count = len(regions) - _MAX_NAMES
+    regions = _largest(regions)
     left, top = _MARGIN + _OFFSETS_WIDTH, _MARGIN + _TITLE_HEIGHT
     grid_height = max(grid.rows * _PITCH, len(regions) * _NAME_HEIGHT)
     width = left + _COLUMNS * _PITCH + _NAMES_WIDTH + _MARGIN
@@ -171,6 +175,7 @@ def _lay_out(layers: Layers, title: str) -> _Scene:
         *_offsets(grid, left - 10, top),
         *_names(regions, grid, left + _COLUMNS * _PITCH, top, top + grid_height),
         *_scale(grid, left, top + grid_height + 14),
+        *_unnamed(unnamed_count, left + _COLUMNS * _PITCH + _LEADER + 6, top + grid_height + 14),
         *_legend(layers, grid, left, top + grid_height + _SCALE_HEIGHT + 20),
     ]
     return _Scene(width, height, items)
@@ -206,6 +211,15 @@ def _offsets(grid: Grid, right: int, top: int) -> list[_Text]:
         _Text(right, top + row * _PITCH + _CELL / 2, bytes_text(row * grid.row_bytes), 11, _FAINT, "end")
         for row in range(0, grid.rows, _OFFSET_EVERY_ROWS)
     ]
+
+
+def _largest(regions: list[Region]) -> list[Region]:
+    """As many as are named, in their order."""
+    return sorted(sorted(regions, key=lambda one: -one.length)[:_MAX_NAMES], key=lambda one: one.offset)
+
+
+def _unnamed(count: int, x: int, y: int) -> list[_Text]:
+    return [_Text(x, y, f"and {count} smaller ones", 12, _FAINT)] if count > 0 else []
 
 
 def _names(regions: list[Region], grid: Grid, x: int, top: int, bottom: int) -> list[_Line | _Text]:

@@ -24,6 +24,7 @@ from snapfs.usedmap.cells import (
     region_title,
     total_bytes,
 )
+from snapfs.usedmap.result import Region
 
 _HALF_BLOCK = "▀"
 _SWATCH = "■"
@@ -43,7 +44,7 @@ _FREE_COLOUR: Colour = (96, 103, 112)
 def terminal_map(layers: Layers, width: int, height: int, *, colour: bool = True) -> Text:
     """The map within `width` characters and, if the partitions are not too many, `height` lines."""
     legend = _legend(layers, width, colour=colour)
-    regions = [_region_line(layers, number, width) for number in range(len(named_regions(layers.image_map)))]
+    regions = [_region_line(region, width) for region in named_regions(layers.image_map)]
     lines_left = max(_MIN_ROWS, height - len(legend) - len(regions))
     rows = lines_left * 2 if colour else lines_left
     columns = max(_COLUMN_STEP, (width - _OFFSET_WIDTH) // _COLUMN_STEP * _COLUMN_STEP)
@@ -116,8 +117,7 @@ def _legend(layers: Layers, width: int, *, colour: bool) -> list[Text]:
     return lines
 
 
-def _region_line(layers: Layers, number: int, width: int) -> Text:
-    region = named_regions(layers.image_map)[number]
+def _region_line(region: Region, width: int) -> Text:
     offset = f"{bytes_text(region.offset):>{_OFFSET_WIDTH - 1}} "
     line = Text.assemble((offset, "dim"), (region_title(region), "bold"), (f"  {region_facts(region)}", "dim"))
     line.truncate(width, overflow="ellipsis")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import random
@@ -15,7 +16,7 @@ from bitarray import bitarray
 from foreign_images import Reader, copy_image, damage, digests, fill, make_image, poison, run
 
 from snapfs.usedmap import btrfs, ext, xfs
-from snapfs.usedmap.domain import extents
+from snapfs.usedmap.domain import json_extents
 from snapfs.usedmap.result import FreeMap, ImageMap, MapError
 from snapfs.usedmap.scan import scan
 from snapfs.usedmap.source import Source
@@ -243,4 +244,6 @@ def survive_damage(reader: Reader, path: Path, seeds: range) -> Iterator[FreeMap
 
 def stretches(image_map: ImageMap) -> list[tuple[int, int, bool]]:
     """(start, length, used) of the image in turn."""
-    return [(extent["start"], extent["length"], extent["data"]) for extent in extents(image_map)]
+    return [
+        (extent["start"], extent["length"], extent["data"]) for extent in json.loads("".join(json_extents(image_map)))
+    ]

@@ -11,7 +11,7 @@ import pytest
 from bitarray import bitarray
 from foreign_images import make_image, run, used_by_partclone
 
-from snapfs.usedmap.domain import extents, write_domain
+from snapfs.usedmap.domain import json_extents, write_domain
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 
@@ -22,6 +22,11 @@ MIB = 1 << 20
 def make_map(used: str, size_bytes: int | None = None) -> ImageMap:
     bits = bitarray(used, endian="little")
     return ImageMap(BLOCK_BYTES, size_bytes or len(bits) * BLOCK_BYTES, bits)
+
+
+def extents(image_map: ImageMap) -> list[dict[str, int]]:
+    found: list[dict[str, int]] = json.loads("".join(json_extents(image_map)))
+    return found
 
 
 def domain(image_map: ImageMap) -> list[tuple[int, int, str]]:
@@ -46,7 +51,7 @@ def domain(image_map: ImageMap) -> list[tuple[int, int, str]]:
 def test_extents_cover_the_image_once(
     used: str, size_bytes: int | None, expected: list[tuple[int, int, bool]]
 ) -> None:
-    found = list(extents(make_map(used, size_bytes)))
+    found = extents(make_map(used, size_bytes))
     assert found == [{"start": start, "length": length, "data": data} for start, length, data in expected]
 
 
@@ -59,7 +64,7 @@ def test_extents_are_json_as_qemu_img_prints_it(tmp_path: Path) -> None:
                 file.seek(extent["start"])
                 file.write(b"x" * extent["length"])
     theirs = json.loads(run("qemu-img", "map", "--force-share", "-f", "raw", "--output=json", path))
-    ours = json.loads(json.dumps(list(extents(image_map))))
+    ours = extents(image_map)
     assert [{key: row[key] for key in ("start", "length", "data")} for row in theirs] == ours
 
 
