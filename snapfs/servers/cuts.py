@@ -11,7 +11,6 @@ A cut is asked for in steps, so that the caller can freeze filesystems around th
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import sys
@@ -32,12 +31,12 @@ from cow.store import Cut
 from snapfs.control import Message
 from snapfs.errors import SnapfsError
 from snapfs.servers.instance import SNAPSHOT, Instance
-from snapfs.servers.mapper import FREE_NAME, REGIONS_NAME
+from snapfs.servers.mapper import FREE_NAME
+from snapfs.servers.notes import read_facts, read_regions, write_facts
 from snapfs.servers.report import utc_text
 from snapfs.system.view_mounts import is_mounted
 
 _LOG = logging.getLogger(__name__)
-FACTS_NAME = "facts.json"
 _FACTS = ("freeze_ms", "frozen", "not_frozen", "frozen_offsets", "writers")
 _SHOW_TIMEOUT_S = 5.0
 _LOOK_S = 0.002
@@ -71,8 +70,7 @@ class Cuts:
         """What the present snapshot consists of, once its map is known."""
         if self.map_state != "ready":
             return []
-        found: list[dict[str, Any]] = json.loads((self._path / REGIONS_NAME).read_text())
-        return found
+        return read_regions(self._path) or []
 
     async def until_mapped(self) -> None:
         """Wait while the map is being computed: what is released meanwhile could not be read for it."""
@@ -138,7 +136,10 @@ class Cuts:
             store = self._instance.store
             # The cut itself had no time for it.
             await trio.to_thread.run_sync(flush_header, store.path, store.files)
-            (self._path / FACTS_NAME).write_text(json.dumps(self.facts))
+            try:
+                await trio.to_thread.run_sync(write_facts, self._path, self.facts, store.files)
+            except OSError as error:
+                _LOG.warning("what was frozen is known only until the end: %s", error.strerror)
             if shown:
                 self.start_mapping()
             return {"shown": shown}
@@ -171,17 +172,15 @@ class Cuts:
         store = self._instance.store
         if store.header.protect is not Protect.USED or self.map_state in ("ready", "computing"):
             return
-        facts = self._path / FACTS_NAME
-        if store.header.generation == 1 and not facts.exists():
-            # Nothing can have been mounted from a view that did not exist.
-            facts.write_text("{}")
-        if not facts.exists():
-            return  # nobody knows what was frozen: everything stays used
-        self.facts = json.loads(facts.read_text())
-        if store.control[Counter.FREE_BLOCKS] and (self._path / REGIONS_NAME).exists():
+        # Nothing can have been mounted from a view that did not exist.
+        facts = {} if store.header.generation == 1 else read_facts(self._path)
+        self.facts = facts or {}
+        if store.control[Counter.FREE_BLOCKS] and read_regions(self._path) is not None:
             self.map_state = "ready"
-        else:
+        elif facts is not None:
             self.start_mapping()
+        else:
+            _LOG.info("nobody knows any more what was frozen for the snapshot, so every block counts as used")
 
     def start_mapping(self) -> None:
         """Compute the map of the present cut, if it is to protect only used blocks."""

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from snapfs.servers.notes import write_regions
 from snapfs.system.mounts import open_beside
 from snapfs.system.view_mounts import device_number, mounts_of
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 from snapfs.usedmap.unrest import distrust_mounted, distrust_written
 
-FREE_NAME, REGIONS_NAME = "free.found", "regions.json"
+FREE_NAME = "free.found"
 _PIECE_BYTES = 1 << 20
 _NICENESS = 5
 _INVERTED = bytes(0xFF ^ byte for byte in range(256))
@@ -77,9 +77,7 @@ def write_map(image_map: ImageMap, directory: Path) -> None:
             if piece.count(0xFF) < len(piece):
                 os.pwrite(file.fileno(), piece.translate(_INVERTED), offset)
         file.truncate(len(used))
-    partial = directory / (REGIONS_NAME + ".new")
-    partial.write_text(json.dumps([region.facts() for region in image_map.regions]))
-    partial.rename(directory / REGIONS_NAME)
+    write_regions(directory, image_map.regions)
 
 
 if __name__ == "__main__":

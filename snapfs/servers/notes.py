@@ -1,0 +1,95 @@
+"""The small files that the servers keep in a cut's directory: what was frozen for it, and what its map found.
+
+They are written whole, and read as if anybody might have damaged them: one that is empty, cut short or of another
+shape counts as missing. Without the facts nobody knows what was at rest at the cut, so every block counts as used;
+without the regions the map is computed again. Neither ever fails a mount or a status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cow.files import Files
+from snapfs.usedmap.result import Region
+
+FACTS_NAME, REGIONS_NAME = "facts.json", "regions.json"
+# Of each region there are some 200 bytes; more than this is none of ours.
+_MAX_BYTES = 256 << 20
+_NUMBERED = ("offset", "length", "block_bytes", "free_bytes")
+_NAMED = ("kind", "reason", "label", "uuid", "partition_name")
+
+
+def write_facts(directory: Path, facts: dict[str, Any], files: Files) -> None:
+    """OSError: there is no room for them; after a restart nobody knows them then."""
+    files.write_whole(directory / FACTS_NAME, json.dumps(facts).encode())
+
+
+def read_facts(directory: Path) -> dict[str, Any] | None:
+    """What ``write_facts`` wrote; None when that is not known."""
+    facts = _read(directory / FACTS_NAME)
+    return facts if _are_facts(facts) else None
+
+
+def write_regions(directory: Path, regions: Sequence[Region]) -> None:
+    Files().write_whole(directory / REGIONS_NAME, json.dumps([region.facts() for region in regions]).encode())
+
+
+def read_regions(directory: Path) -> list[dict[str, Any]] | None:
+    """What ``write_regions`` wrote; None when that is not known."""
+    regions = _read(directory / REGIONS_NAME)
+    if not isinstance(regions, list) or not all(map(_is_region, regions)):
+        return None
+    return regions
+
+
+def _read(path: Path) -> Any:
+    """The JSON in the file; None when there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            return json.loads(file.read(_MAX_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _are_facts(facts: Any) -> bool:
+    if not isinstance(facts, dict):
+        return False
+    freeze_ms = facts.get("freeze_ms", "")
+    return (
+        (freeze_ms is None or isinstance(freeze_ms, int | float))
+        and _is_list(facts.get("frozen"), lambda one: True)
+        and _is_list(facts.get("frozen_offsets"), _is_number)
+        and _is_list(facts.get("not_frozen"), lambda one: isinstance(one, dict) and _is_place(one, "offset"))
+        and _is_list(facts.get("writers"), _is_writer)
+    )
+
+
+def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and all(map(of, value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_place(one: dict[str, Any], *names: str) -> bool:
+    return all(one.get(name) is None or _is_number(one[name]) for name in names)
+
+
+def _is_writer(one: Any) -> bool:
+    return isinstance(one, dict) and isinstance(one.get("name"), str) and _is_place(one, "offset", "length")
+
+
+def _is_region(one: Any) -> bool:
+    return (
+        isinstance(one, dict)
+        and all(_is_number(one.get(name)) for name in _NUMBERED)
+        and all(isinstance(one.get(name), str) for name in _NAMED)
+        and one.get("state") in ("trusted", "all-used")
+        and _is_place(one, "partition_number")
+    )
