@@ -56,20 +56,34 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     rows = _rows(volume, fat, root.bitmap_cluster, root.bitmap_bytes, "allocation bitmap")
     own = rows + _rows(volume, fat, root.upcase_cluster, root.upcase_bytes, "up-case table")
     _prove(volume, fat, rows, own, root.bitmap_bytes)
-    return FreeMap(volume.cluster_bytes, volume.heap_offset, ~_read_bitmap(volume, rows, root.bitmap_bytes))
+    # One bitmap at a time: a proof consumes what it is given, and a bitmap can be half a gigabyte.
+    free = _read_bitmap(volume, rows, root.bitmap_bytes)
+    free.invert()
+    return FreeMap(volume.cluster_bytes, volume.heap_offset, free)
 
 
 def _prove(volume: Volume, fat: Fat, rows: _Rows, own: _Rows, bitmap_bytes: int) -> None:
-    """Raise `MapError` unless the bitmap in `rows` calls used whatever the volume itself and its files claim."""
+    """Raise `MapError` unless the bitmap in `rows` calls used exactly what the volume itself and its files claim."""
     used = _read_bitmap(volume, rows, bitmap_bytes)
     for first, length in own:
         if used.find(0, first - layout.FIRST_CLUSTER, first - layout.FIRST_CLUSTER + length) >= 0:
             raise MapError("has an allocation bitmap that calls its own structures free")
-    claims = Claims(used, lambda cluster: not _read_bitmap(volume, rows, bitmap_bytes)[cluster])
+    claims = Claims(used, lambda cluster: _is_free(volume, rows, cluster))
     for first, length in own:
         claims.add(first - layout.FIRST_CLUSTER, first - layout.FIRST_CLUSTER + length)
     claim_tree(volume, fat, claims)
     claims.check_none_left()
+
+
+def _is_free(volume: Volume, rows: _Rows, cluster: int) -> bool:
+    """What the bitmap in `rows` says of one cluster, counted from the first."""
+    at = cluster // 8
+    for first, length in rows:
+        if at < length * volume.cluster_bytes:
+            byte = volume.source.read(volume.cluster_offset(first) + at, 1)[0]
+            return not byte >> cluster % 8 & 1
+        at -= length * volume.cluster_bytes
+    return False
 
 
 def _read_root(volume: Volume, fat: Fat) -> _Root:

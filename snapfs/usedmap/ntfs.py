@@ -24,7 +24,7 @@ from snapfs.usedmap.claims import Claims
 from snapfs.usedmap.ntfs_claims import claim_clusters
 from snapfs.usedmap.ntfs_hibernation import check_not_hibernated
 from snapfs.usedmap.ntfs_log import check_log
-from snapfs.usedmap.ntfs_mft import open_records
+from snapfs.usedmap.ntfs_mft import RecordTable, open_records
 from snapfs.usedmap.ntfs_records import (
     Stream,
     Volume,
@@ -56,15 +56,19 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     table = open_records(volume, mft)
     check_not_hibernated(volume, table.records)
     bitmap = data_stream(volume, volume.record(mft, layout.BITMAP_NO))
-    free = _read_bitmap(volume, bitmap)
-    _check_system_files(volume, mft, free)
-    # One bitmap at a time: a proof consumes what it is given, and a bitmap can be a gigabyte.
-    free.invert()
-    claims = Claims(free, lambda cluster: bool(_read_bitmap(volume, bitmap)[cluster]))
+    # One bitmap at a time: a proof consumes what it is given, and a bitmap can be half a gigabyte.
+    _prove(volume, mft, table, bitmap)
+    return FreeMap(volume.cluster_bytes, 0, _read_bitmap(volume, bitmap))
+
+
+def _prove(volume: Volume, mft: Stream, table: RecordTable, bitmap: Stream) -> None:
+    """Raise `MapError` unless $Bitmap calls used exactly what the records of the MFT claim."""
+    bits = _read_bitmap(volume, bitmap)
+    _check_system_files(volume, mft, bits)
+    bits.invert()
+    claims = Claims(bits, lambda cluster: not volume.read(bitmap, cluster // 8, 1)[0] >> cluster % 8 & 1)
     claim_clusters(volume, table, claims)
     claims.check_none_left()
-    free = _read_bitmap(volume, bitmap)
-    return FreeMap(volume.cluster_bytes, 0, free)
 
 
 def _check_mirror(volume: Volume, mft: Stream) -> None:
