@@ -15,13 +15,13 @@ from dataclasses import replace
 from cow.header import Header, write_header
 from cow.image import Image
 from cow.layout import NO_GENERATION, Counter, Durability, State
-from cow.store import Cut, Store, open_cut, remove_cuts
+from cow.store import Cut, Store, next_generation, open_cut, remove_cuts
 
 
 def prepare_cut(store: Store) -> Cut:
     """The files of the cut after the present one: sparse and empty, so size does not matter."""
-    generation = store.cut.generation + 1
     remove_cuts(store.path, keep=store.cut.generation)
+    generation = next_generation(store.path, store.cut.generation)
     return open_cut(store.path, generation, store.geometry, store.files, writable=True, create=True)
 
 

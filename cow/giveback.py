@@ -6,6 +6,7 @@ one whose blocks are all released. Only whole pages can become holes, so neighbo
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class GiveBack:
     def give_back(self, first: int, end: int) -> int:
         """Free the records of the released blocks ``first`` to ``end``; the payload bytes they had.
 
-        OSError of the disk: the space stays taken until the snapshot ends, and nothing else is wrong.
+        What the disk does not take back stays taken until the snapshot ends, and nothing else is wrong.
         """
         payload_bytes = 0
         places: dict[int, list[Place]] = {}
@@ -38,7 +39,8 @@ class GiveBack:
             places.setdefault(place.segment_no, []).append(Place(place.segment_no, place.offset, header.length))
             payload_bytes += header.payload_bytes
         for segment_no, freed in places.items():
-            self._free(segment_no, sorted(freed, key=lambda place: place.offset))
+            with contextlib.suppress(OSError):
+                self._free(segment_no, sorted(freed, key=lambda place: place.offset))
         return payload_bytes
 
     def _released_records(self, first: int, end: int) -> Iterator[tuple[Place, RecordHeader]]:
@@ -60,7 +62,7 @@ class GiveBack:
             return None
         try:
             header = parse_header(self._files.pread(fd, RECORD.size, place.offset))
-        except Damaged:
+        except (Damaged, OSError):
             return None
         finally:
             os.close(fd)

@@ -33,6 +33,8 @@ SOCKET_NAME, LOG_NAME = "socket", "log"
 UNFINISHED_NAME = HEADER_NAME + ".new"
 _PLAIN_NAMES = frozenset({HEADER_NAME, UNFINISHED_NAME, CONTROL_NAME, STAGING_NAME, LOCK_NAME, SOCKET_NAME, LOG_NAME})
 _CUT_PREFIX = "cut-"
+# What FUSE and NFS rename a file to that is removed while it is open, until it is closed.
+_STAND_INS = (".fuse_hidden", ".nfs")
 BITMAP_NAMES = ("settled", "changed", "released", "free")
 INDEX_NAME, SEGMENTS_NAME = "index", "segments"
 FREE_SEAL_NAME = "free.seal"
@@ -202,7 +204,8 @@ def _holds_data(path: Path) -> bool:
 
 def foreign_names(path: Path) -> list[str]:
     """Names in the directory that no store has: a sign that it is the user's, not ours."""
-    return sorted(name for name in os.listdir(path) if name not in _PLAIN_NAMES and not _is_cut(name))
+    names = (name for name in os.listdir(path) if name not in _PLAIN_NAMES and not _is_cut(name))
+    return sorted(name for name in names if not name.startswith(_STAND_INS))
 
 
 def _is_cut(name: str) -> bool:
@@ -210,11 +213,22 @@ def _is_cut(name: str) -> bool:
 
 
 def remove_cuts(path: Path, keep: int | None = None) -> None:
-    """Remove the directories of all cuts but generation ``keep``."""
+    """Remove the directories of all cuts but generation ``keep``, as far as the disk lets them go.
+
+    One that stays is debris: a filesystem may keep a name for a file that is still open, or refuse altogether.
+    """
     kept = "" if keep is None else cut_path(path, keep).name
     for name in os.listdir(path):
         if _is_cut(name) and name != kept:
-            shutil.rmtree(path / name)
+            shutil.rmtree(path / name, ignore_errors=True)
+
+
+def next_generation(path: Path, generation: int) -> int:
+    """The first generation after this one that has no directory: debris may be in the way."""
+    generation += 1
+    while cut_path(path, generation).exists():
+        generation += 1
+    return generation
 
 
 def remove_store(path: Path) -> None:
@@ -223,8 +237,10 @@ def remove_store(path: Path) -> None:
         # A header that goes missing in any other way leaves no such name behind.
         os.rename(path / HEADER_NAME, path / UNFINISHED_NAME)
     remove_cuts(path)
-    for name in sorted(_PLAIN_NAMES):
-        with contextlib.suppress(FileNotFoundError):
+    # Debris without this name beside it would look like a store that lost its header.
+    kept = {UNFINISHED_NAME} if any(map(_is_cut, os.listdir(path))) else set()
+    for name in sorted(_PLAIN_NAMES - kept):
+        with contextlib.suppress(OSError):
             os.unlink(path / name)
     with contextlib.suppress(OSError):
         path.rmdir()

@@ -329,6 +329,8 @@ def _unmount_anyway(number: Number | None) -> None:
 
 
 def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
     if isinstance(error, SnapfsError):
         return error.sentence
     return f"The view could not be mounted: {error}; the messages above or the log may say why."

@@ -2,7 +2,8 @@
 
 Rules:
 - Asked before anything is made, so a refusal leaves nothing behind; what is tried is tried in a file without a
-  name, which is gone when it is closed.
+  name, which is gone when it is closed, and for a store that does not exist yet in a directory of its own.
+- Giving space back is not asked for: where that cannot be done, it is done without.
 - A directory counts as the same by device and inode, and as inside another by its canonical path.
 - Mount points are looked up in mountinfo first: a dead mount would answer no other question.
 """
@@ -10,8 +11,10 @@ Rules:
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
+import socket
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -170,6 +173,8 @@ def _check_filesystem(store: Path, directory: Path) -> None:
                 raise _wrong_filesystem(store, directory, "without sparse files")
             os.posix_fallocate(fd, 0, _PROBED_BYTES)
             _check_mapping(store, directory, fd)
+        if directory != canonical_path(store):
+            _check_names(store, directory)
     except OSError as error:
         raise _store_error(store, error) from error
 
@@ -183,6 +188,42 @@ def _check_mapping(store: Path, directory: Path, fd: int) -> None:
         if error.errno in (errno.ENODEV, errno.EACCES, errno.EINVAL, errno.ENOSYS):
             raise _wrong_filesystem(store, directory, "without memory mapping") from error
         raise
+
+
+def _check_names(store: Path, directory: Path) -> None:
+    """What a new store does with names: permissions, a socket, a lock, a renaming. A store has proven it."""
+    with tempfile.TemporaryDirectory(prefix=".snapfs-", dir=directory) as name:
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.fstat(fd).st_mode & 0o077:
+                raise _wrong_filesystem(store, directory, "without permissions")
+            place = Path(f"/proc/self/fd/{fd}")
+            for lack, try_it in (("sockets", _try_socket), ("locks", _try_lock), ("renaming", _try_rename)):
+                try:
+                    try_it(place)
+                except OSError as error:
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    raise _wrong_filesystem(store, directory, f"without {lack}") from error
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _try_socket(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(place / "socket"))
+
+
+def _try_lock(place: Path) -> None:
+    with (place / "lock").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _try_rename(place: Path) -> None:
+    for name in ("old", "new"):
+        (place / name).touch(0o600)
+    (place / "new").rename(place / "old")
 
 
 def _wrong_filesystem(store: Path, directory: Path, lack: str) -> SnapfsError:
