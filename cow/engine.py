@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from cow.cutting import enter_cut
@@ -362,7 +362,7 @@ class LiveEngine:
                 self._gate.open()
         self._wake_compactor()
 
-    def settle_free(self, free_runs: Sequence[tuple[int, int]], cut: Cut | None = None) -> int:
+    def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut | None = None) -> int:
         """The map of ``cut`` (the present one) is known: see ``Relief.settle_free``."""
         return self._relief.settle_free(free_runs) if cut in (None, self._cut) else 0
 

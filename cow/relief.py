@@ -8,7 +8,7 @@ gets a record after all: what was released while it worked is *late*, and looked
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from cow.giveback import GiveBack
 from cow.layout import Counter, Durability
@@ -32,10 +32,10 @@ class Relief:
     def _is_over(self) -> bool:
         return self._store.cut is not self._cut
 
-    def settle_free(self, free_runs: Sequence[tuple[int, int]]) -> int:
+    def settle_free(self, free_runs: Iterable[tuple[int, int]]) -> int:
         """The map is known: these blocks hold nothing, so they are owed no more; how many were owed.
 
-        A cut's map is made known once; another one does nothing.
+        A cut's map is made known once; another one does nothing. The runs are gone through twice.
         OSError(ENOSPC): the blocks not reached yet stay owed, which is safe.
         """
         cut, count = self._cut, 0

@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +258,7 @@ class Cuts:
 
     def _apply(self, cut: Cut, found: Path) -> None:
         if cut is self._instance.store.cut:
-            self._engine.settle_free(list(_free_runs(found, cut.free.block_count)))
+            self._engine.settle_free(_FreeRuns(found, cut.free.block_count))
         found.unlink()
 
 
@@ -266,8 +267,19 @@ async def _kill(process: trio.Process) -> None:
     process.kill()
 
 
+@dataclass(frozen=True, slots=True)
+class _FreeRuns:
+    """The runs of free blocks in the file ``found`` of one bit a block, read anew each time they are gone through:
+    millions of them would take hundreds of MiB."""
+
+    found: Path
+    block_count: int
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return _free_runs(self.found, self.block_count)
+
+
 def _free_runs(found: Path, block_count: int) -> Iterator[tuple[int, int]]:
-    """The runs of free blocks in a file of one bit a block, a piece at a time: the whole may be large."""
     with found.open("rb") as file:
         if os.fstat(file.fileno()).st_size * 8 < block_count:
             raise OSError(errno.EIO, f"{found} is too short", os.fspath(found))
