@@ -224,6 +224,8 @@ def _dump_header(header: Header) -> Iterator[str]:
     yield "header:"
     for name in Header.__slots__:
         value = getattr(header, name)
+        if value == "":
+            continue
         if isinstance(value, bytes):
             value = value.hex()
         yield f"  {name} {getattr(value, 'name', value)}"

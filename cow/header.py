@@ -49,6 +49,7 @@ class Header:
     boot_id: bytes
     snapshot_id: bytes
     image_path: str
+    device_id: str = ""
 
     @property
     def geometry(self) -> Geometry:
@@ -56,7 +57,7 @@ class Header:
 
 
 def encode_header(header: Header) -> bytes:
-    path = os.fsencode(header.image_path)
+    path, device_id = os.fsencode(header.image_path), os.fsencode(header.device_id)
     body = HEADER.pack(
         HEADER_MAGIC,
         FORMAT_VERSION,
@@ -75,30 +76,33 @@ def encode_header(header: Header) -> bytes:
         header.durability,
         header.protect,
         header.is_device,
+        len(device_id),
         len(path),
         header.store_id,
         header.boot_id,
         header.snapshot_id,
     )
-    return body + path + HEADER_CHECKSUM.pack(checksum(body + path))
+    body += path + device_id
+    return body + HEADER_CHECKSUM.pack(checksum(body))
 
 
 def decode_header(data: bytes, store: str) -> Header:
     """Inverse of ``encode_header``; StoreError says what is wrong with the bytes."""
     if len(data) < HEADER.size or not data.startswith(HEADER_MAGIC):
         raise StoreError(store, "has a damaged header")
-    _magic, version, *facts, path_bytes, store_id, boot_id, snapshot_id = HEADER.unpack_from(data)
+    _magic, version, *facts, device_id_bytes, path_bytes, store_id, boot_id, snapshot_id = HEADER.unpack_from(data)
     if version > FORMAT_VERSION:
         raise StoreError(store, f"was written by a newer snapfs (format {version}, this one knows {FORMAT_VERSION})")
-    end = HEADER.size + path_bytes
+    path_end = HEADER.size + path_bytes
+    end = path_end + device_id_bytes
     if path_bytes > MAX_PATH_BYTES or len(data) != end + HEADER_CHECKSUM.size:
         raise StoreError(store, "has a damaged header")
     if HEADER_CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
         raise StoreError(store, "has a damaged header")
     *numbers, durability, protect, is_device = facts
-    path = os.fsdecode(data[HEADER.size : end])
+    path, device_id = os.fsdecode(data[HEADER.size : path_end]), os.fsdecode(data[path_end:end])
     kinds = (Durability(durability), Protect(protect), bool(is_device))
-    values = [*numbers, *kinds, store_id, boot_id, snapshot_id, path]
+    values = [*numbers, *kinds, store_id, boot_id, snapshot_id, path, device_id]
     return Header(*values)
 
 

@@ -16,10 +16,12 @@ FORMAT_VERSION = 1
 HEADER_MAGIC = b"snapfsST"
 # magic, version, block_bytes, image_bytes, image_dev, image_ino, image_mode, image_uid, image_gid,
 # image_atime_ns, image_mtime_ns, taken_at_ns, generation, staging_slots, durability, protect, is_device,
-# path_bytes, store_id, boot_id, snapshot_id
-HEADER = struct.Struct("<8sII QQQ III QQQQQ BBBxI 16s16s16s")
+# device_id_bytes, path_bytes, store_id, boot_id, snapshot_id; then the path and the device's identity
+HEADER = struct.Struct("<8sII QQQ III QQQQQ BBBBI 16s16s16s")
 HEADER_CHECKSUM = struct.Struct("<Q")
 MAX_PATH_BYTES = 4096
+# What one byte can count.
+MAX_DEVICE_ID_BYTES = 255
 
 
 class Durability(IntEnum):

@@ -62,6 +62,12 @@ class Request:
     durability: Durability = Durability.PROCESS
     protect: Protect = Protect.ALL
     staging_bytes: int = STAGING_BYTES
+    # Which disk a block device is: a text that another one does not have, "" when nobody knows; with
+    # ``device_id_lasts`` also after the next boot.
+    device_id: str = ""
+    device_id_lasts: bool = False
+    # When this boot began, in ns since 1970; 0 when nobody knows.
+    booted_ns: int = 0
 
 
 class Outcome(Enum):
@@ -166,6 +172,7 @@ def _new_header(image: Image, request: Request, generation: int = 1) -> Header:
         boot_id=request.boot_id,
         snapshot_id=uuid.uuid4().bytes,
         image_path=request.image_path,
+        device_id=request.device_id,
     )
 
 
@@ -179,6 +186,13 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
     if end is End.POWER_LOST and header.durability is Durability.PROCESS:
         store = _begin(path, image, request, files, lock_fd)
         return Opened(store, Outcome.LOST, ["the snapshot did not survive the restart of the machine"])
+    if header.is_device and not _is_same_disk(header, request):
+        store = _begin(path, image, request, files, lock_fd)
+        return Opened(
+            store, Outcome.LOST, ["nobody can tell whether this device is the same disk as before the restart"]
+        )
+    if end is End.POWER_LOST and not header.is_device and image.identity().mtime_ns > request.booted_ns > 0:
+        raise _changed(path)  # by nobody of us: before this boot its time cannot have been that late
     if seal and not header.is_device and seal.image_mtime_ns != image.identity().mtime_ns:
         raise _changed(path)
     if end is End.KILLED:
@@ -188,7 +202,13 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
     store = open_parts(path, header, files, writable=True, lock_fd=lock_fd)
     try:
         notes = [*repair(store, end, seal, replaced), *_not_followed(header, request)]
-        store.header = replace(header, boot_id=request.boot_id, durability=request.durability)
+        store.header = replace(
+            header,
+            boot_id=request.boot_id,
+            durability=request.durability,
+            image_dev=image.identity().dev,
+            device_id=request.device_id,
+        )
         write_header(path, store.header, files)
         store.control[Counter.IMAGE_MTIME_NS] = image.identity().mtime_ns
         store.control[Counter.WRITING] = 0
@@ -215,6 +235,10 @@ def _check_image(path: Path, header: Header, image: Image, request: Request) -> 
     identity = image.identity()
     # Device numbers may be given out anew at every boot.
     same_dev = identity.dev == header.image_dev or header.boot_id != request.boot_id
+    if header.is_device and header.device_id and request.device_id:
+        # One disk may come back under another number, and another disk under this one.
+        is_comparable = request.device_id_lasts or header.boot_id == request.boot_id
+        same_dev = header.device_id == request.device_id or not is_comparable
     same_file = identity.ino == header.image_ino and same_dev and identity.is_device == header.is_device
     if not same_file:
         raise StoreError(str(path), f"belongs to another image ({header.image_path})")
@@ -224,6 +248,13 @@ def _check_image(path: Path, header: Header, image: Image, request: Request) -> 
         raise StoreError(str(path), f"has blocks of {header.block_bytes} bytes, not {request.block_bytes}")
     if request.durability > header.durability:
         raise StoreError(str(path), "holds a snapshot of durability 'process', which cannot become 'power'")
+
+
+def _is_same_disk(header: Header, request: Request) -> bool:
+    """Whether that is known; two disks with blocks of both in one snapshot are worse than none."""
+    if header.boot_id == request.boot_id:
+        return True
+    return request.device_id_lasts and header.device_id == request.device_id
 
 
 def _changed(path: Path) -> ImageChanged:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import logging
 import os
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from pathlib import Path
 from cow.errors import StoreBusy, StoreError
 from cow.files import Files
 from cow.image import Image
-from cow.layout import Counter, Durability, Protect
+from cow.layout import MAX_DEVICE_ID_BYTES, Counter, Durability, Protect
 from cow.recovery import Opened, Outcome, Request, open_store
 from cow.store import LOG_NAME, remove_store
 from snapfs.commands.status import read_status
@@ -27,6 +29,7 @@ from snapfs.servers.instance import Instance
 from snapfs.servers.report import utc_text
 from snapfs.supervisor import Supervisor
 from snapfs.system.default_store import prepare_default_store
+from snapfs.system.device_identity import attachment, device_identity
 from snapfs.system.discovery import believed_mounts
 from snapfs.system.fuse_access import check_fuse_access
 from snapfs.system.holders import holders_of_image
@@ -152,12 +155,16 @@ def _is_let_go(image: Path) -> bool:
 
 
 def _open_store(store: Path, image: Image, options: MountOptions, files: Files) -> Opened:
+    device_id = _device_id(image.fd)
     request = Request(
         image_path=str(options.image),
         block_bytes=options.block_bytes,
         boot_id=uuid.UUID(boot_id()).bytes,
         durability=Durability[options.durability.upper()],
         protect=Protect[options.protect.upper()],
+        device_id=_stored(device_id or _attachment(image.fd)),
+        device_id_lasts=device_id is not None,
+        booted_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
     )
     until = time.monotonic() + _LET_GO_S
     while True:
@@ -178,6 +185,22 @@ def _open_store(store: Path, image: Image, options: MountOptions, files: Files) 
                 f"The store {store} cannot be written: {error.strerror}; give another --store.", path=store
             ) from error
         time.sleep(_LOOK_S)
+
+
+def _device_id(fd: int) -> str | None:
+    status = os.fstat(fd)
+    return device_identity(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
+
+
+def _attachment(fd: int) -> str | None:
+    status = os.fstat(fd)
+    return attachment(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
+
+
+def _stored(device_id: str | None) -> str:
+    """As the store takes it: a longer one by its hash."""
+    text = device_id or ""
+    return text if len(os.fsencode(text)) <= MAX_DEVICE_ID_BYTES else hashlib.sha256(os.fsencode(text)).hexdigest()
 
 
 def _serves_another(store: Path, image: Path) -> bool:

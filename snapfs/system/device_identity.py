@@ -43,6 +43,17 @@ def device_identity(rdev: int, sys_devices: Path = _SYS_DEVICES, udev_data: Path
     return _identity(directory, udev_data)
 
 
+def attachment(rdev: int, sys_devices: Path = _SYS_DEVICES) -> str | None:
+    """A text that no other disk has during this boot, for a device that has no identity."""
+    directory = sys_devices / f"{os.major(rdev)}:{os.minor(rdev)}"
+    try:
+        directory = directory.resolve(strict=True)
+    except OSError:
+        return None
+    sequence_no = _text(directory / "diskseq") or _text(directory.parent / "diskseq")
+    return f"attached {sequence_no} {_text(directory / 'partition')}" if sequence_no else None
+
+
 def _identity(directory: Path, udev_data: Path) -> str | None:
     if (directory / "loop").is_dir():
         backing, offset = _text(directory / "loop" / "backing_file"), _text(directory / "loop" / "offset")

@@ -180,6 +180,12 @@ def test_a_path_of_any_bytes_survives() -> None:
     assert decode_header(encode_header(header), "s") == header
 
 
+@pytest.mark.parametrize("device_id", ["wwid naa.5000c5001234", "\udcff" * 255])
+def test_the_identity_of_a_device_survives(device_id: str) -> None:
+    header = replace(HEADERS[0][0], device_id=device_id)
+    assert decode_header(encode_header(header), "s") == header
+
+
 def test_sizes_of_the_structures_are_those_of_the_format() -> None:
     assert (HEADER.size, RECORD.size) == (148, 40)
     assert len(set(Counter)) == len(Counter.__members__), "two numbers share a place"
