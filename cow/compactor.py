@@ -10,6 +10,7 @@ written in such haste are *squeezed* when there is nothing else to do.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from operator import eq
 
@@ -49,8 +50,9 @@ class Compactor:
         self._buffer = memoryview(bytearray(self._step_slots * store.header.block_bytes))
 
     def warm(self) -> None:
-        """Prepare the ring for the first writes."""
-        self._staging.warm()
+        """Prepare the ring for the first writes; one that cannot be read is no reason to end."""
+        with contextlib.suppress(OSError):
+            self._staging.warm()
 
     @property
     def backlog_slots(self) -> int:

@@ -233,6 +233,8 @@ def next_generation(path: Path, generation: int) -> int:
 
 def remove_store(path: Path) -> None:
     """Remove what is ours, header first: a store half removed is one that was never finished."""
+    if not path.is_dir():
+        return  # somebody did it before
     with contextlib.suppress(FileNotFoundError):
         # A header that goes missing in any other way leaves no such name behind.
         os.rename(path / HEADER_NAME, path / UNFINISHED_NAME)

@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cow.store import LOCK_NAME
 from snapfs.commands.as_owner import as_owner
@@ -44,7 +44,13 @@ def umount(path: Path, *, force: bool = False) -> None:
 def _umount(path: Path, mount: Mount, *, force: bool) -> None:
     if _clear_if_stale(mount):
         return
-    store = find_store(path)
+    try:
+        store = find_store(path)
+    except NotMountedError as error:
+        # There is a mount: what is missing is its store, unless the error names something else.
+        if error.path is None or os.path.lexists(error.path):
+            raise
+        _umount_without_store(mount, Path(error.path))
     status = read_status(store)
     live, snap = (device_number(status[key]) for key in ("live_device", "snap_device"))
     if mount.device not in (live, snap):
@@ -78,6 +84,19 @@ def _umount(path: Path, mount: Mount, *, force: bool) -> None:
             "compare it with a backup, or write it again.",
             path=status["image"],
         )
+
+
+def _umount_without_store(mount: Mount, store: Path) -> NoReturn:
+    """Nobody can be asked any more: unmount what was named, the other view follows by itself."""
+    check_unused(mount.device)
+    lost = _write_out(store, mount.device)
+    unmount_unused(mount.device)
+    what = f"something that was written to it is not in the image ({lost})" if lost else "the other view follows"
+    raise DoneWithProblem(
+        f"{mount.mount_point} is unmounted and {what}, but the store {name_of(store)} was removed while it was in "
+        "use; wait for the end of the snapfs processes before you use the image.",
+        path=mount.mount_point,
+    )
 
 
 def _check_has_name(status: dict[str, Any]) -> None:
