@@ -95,7 +95,7 @@ def _expected_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
 
 def _check_size(report: Report, name: str, file: Path, size_bytes: int) -> None:
     try:
-        found = file.stat().st_size
+        found = file.lstat().st_size
     except OSError as error:
         report.add(f"{name}: {error.strerror}")
         return

@@ -15,6 +15,7 @@ import ctypes
 import errno
 import mmap
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,49 @@ PAGE_BYTES = 4096
 _ZEROS = bytes(PAGE_BYTES)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file of a store: never through a symbolic link, never a FIFO or a device, never one that has another
+    name elsewhere or belongs to somebody else. OSError: it is such a one, or open(2) refuses.
+
+    Who only reads may find files of the directory's owner: root looks into the stores of others.
+    """
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    try:
+        info = os.fstat(fd)
+        owners = {os.geteuid()}
+        if flags & os.O_ACCMODE == os.O_RDONLY:
+            owners |= {0, os.stat(path.parent).st_uid}
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1 or info.st_uid not in owners:
+            raise OSError(errno.EPERM, "it is no plain file of the store's owner", os.fspath(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_plain(path: Path) -> bytes:
+    """All that a small file of a store holds; OSError as of `open_plain`."""
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def is_plain(path: Path, size_bytes: int) -> bool:
+    """Whether `open_plain` opens it for writing, and it has this size."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return False
+    is_own = stat.S_ISREG(info.st_mode) and info.st_nlink == 1 and info.st_uid == os.geteuid()
+    return is_own and info.st_size == size_bytes
+
+
+def check_directory(path: Path) -> None:
+    """OSError unless it is a directory itself, not a link to one, that belongs to whoever its parent belongs to."""
+    info = os.lstat(path)
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.stat(path.parent).st_uid:
+        raise OSError(errno.ENOTDIR, "it is no directory of the store's owner", os.fspath(path))
 
 
 class Files:
@@ -168,10 +212,10 @@ class MappedFile:
         create: bool = False,
         is_ring: bool = False,
     ) -> None:
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        flags = os.O_RDWR if writable else os.O_RDONLY
         self.fd = -1
         self.path, self.size_bytes, self._files, self._is_new = path, size_bytes, files, create
-        self.fd = os.open(path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
+        self.fd = open_plain(path, flags | (os.O_CREAT | os.O_EXCL if create else 0))
         if create:
             os.ftruncate(self.fd, size_bytes)
         storing = storing_on(self.fd)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from cow.codec import RecordHeader, parse_header
 from cow.errors import Damaged
-from cow.files import PAGE_BYTES, Files
+from cow.files import PAGE_BYTES, Files, open_plain
 from cow.layout import KIND_MASK, LOST_ENTRY, RECORD, STORED, Place, unpack_place
 from cow.segments import segment_numbers, segment_path
 from cow.store import Cut
@@ -57,7 +57,7 @@ class GiveBack:
     def _header_at(self, place: Place) -> RecordHeader | None:
         """The record's header; None when it was given back before, or is damaged: that is its readers' business."""
         try:
-            fd = os.open(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_plain(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
@@ -71,7 +71,7 @@ class GiveBack:
     def _free(self, segment_no: int, places: list[Place]) -> None:
         path = segment_path(self._cut.segments, segment_no)
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_plain(path, os.O_RDWR)
         except FileNotFoundError:
             return  # squeezed meanwhile
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cow.codec import checksum
 from cow.errors import StoreError
-from cow.files import Files
+from cow.files import Files, open_plain, read_plain
 from cow.geometry import Geometry
 from cow.layout import (
     FORMAT_VERSION,
@@ -109,7 +109,7 @@ def decode_header(data: bytes, store: str) -> Header:
 def read_header(store: Path) -> Header | None:
     """The store's header, None when there is none (the store was never finished)."""
     try:
-        data = (store / HEADER_NAME).read_bytes()
+        data = read_plain(store / HEADER_NAME)
     except FileNotFoundError:
         return None
     return decode_header(data, str(store))
@@ -122,7 +122,7 @@ def write_header(store: Path, header: Header, files: Files, *, durable: bool = T
 
 def flush_header(store: Path, files: Files) -> None:
     """Make a header durable that was renamed in without it: after a power loss it must not read as damaged."""
-    fd = os.open(store / HEADER_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_plain(store / HEADER_NAME, os.O_RDONLY)
     try:
         files.sync(fd)
     finally:

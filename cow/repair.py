@@ -21,7 +21,7 @@ from pathlib import Path
 from cow.bitmaps import bitmap_bytes
 from cow.control import Control
 from cow.errors import CowError
-from cow.files import Files, MappedFile
+from cow.files import Files, MappedFile, check_directory, is_plain
 from cow.header import Header
 from cow.layout import CONTROL_BYTES, ENTRY_BYTES, KEPT_STATES, Counter, Durability, State
 from cow.rebuild import (
@@ -60,10 +60,13 @@ class End(Enum):
 
 def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
     """Put an empty file in the place of each that is missing or cannot be the right one; their names."""
-    (cut_path(path, header.generation) / SEGMENTS_NAME).mkdir(0o700, parents=True, exist_ok=True)
+    cut = cut_path(path, header.generation)
+    (cut / SEGMENTS_NAME).mkdir(0o700, parents=True, exist_ok=True)
+    for directory in (cut, cut / SEGMENTS_NAME):
+        check_directory(directory)
     replaced = set()
     for name, (file, size_bytes) in _wanted_files(path, header).items():
-        if _has_size(file, size_bytes) and (name != CONTROL_NAME or is_control(path, files)):
+        if is_plain(file, size_bytes) and (name != CONTROL_NAME or is_control(path, files)):
             continue
         file.unlink(missing_ok=True)
         if name == CONTROL_NAME:
@@ -81,13 +84,6 @@ def _wanted_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
     wanted[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
     wanted[CONTROL_NAME] = path / CONTROL_NAME, CONTROL_BYTES
     return wanted
-
-
-def _has_size(file: Path, size_bytes: int) -> bool:
-    try:
-        return file.is_file() and file.stat().st_size == size_bytes
-    except OSError:
-        return False
 
 
 def is_control(path: Path, files: Files) -> bool:

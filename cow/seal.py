@@ -7,13 +7,14 @@ It exists only while nobody has the store open; it is removed, durably, before t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cow.codec import checksum, checksum_stream
 from cow.control import Control
-from cow.files import Files, MappedFile
+from cow.files import Files, MappedFile, open_plain, read_plain
 from cow.layout import Counter
 from cow.segments import segment_numbers, segment_path
 from cow.store import BITMAP_NAMES, FREE_SEAL_NAME, INDEX_NAME, SEAL_NAME, Cut, Store, cut_path
@@ -100,7 +101,7 @@ def sync_segments(store: Store) -> None:
     """Make all records durable."""
     directory = store.cut.segments
     for number in segment_numbers(directory):
-        with segment_path(directory, number).open("rb") as segment:
+        with open(open_plain(segment_path(directory, number), os.O_RDONLY), "rb") as segment:
             store.files.sync(segment.fileno())
     store.files.sync_directory(directory)
 
@@ -122,7 +123,7 @@ def free_is_noted(cut: Cut) -> bool:
 def free_is_proven(cut: Cut) -> bool:
     """Whether the map of free blocks is what was noted."""
     try:
-        return (cut.path / FREE_SEAL_NAME).read_bytes() == digest_of(cut.free.file).encode()
+        return read_plain(cut.path / FREE_SEAL_NAME) == digest_of(cut.free.file).encode()
     except OSError:
         return False
 
@@ -130,7 +131,7 @@ def free_is_proven(cut: Cut) -> bool:
 def read_seal(store: Path, generation: int) -> Seal | None:
     """The cut's seal; None without one, or with one that is damaged itself."""
     try:
-        text = (cut_path(store, generation) / SEAL_NAME).read_text("ascii")
+        text = read_plain(cut_path(store, generation) / SEAL_NAME).decode("ascii")
         body, _, last = text.rstrip("\n").rpartition("\n")
         if last != f"checksum {checksum((body + chr(10)).encode()):016x}":
             return None

@@ -18,7 +18,7 @@ from pathlib import Path
 from cow.codec import RecordHeader, decode, parse_header
 from cow.direct import ALIGN_BYTES, DirectWriter
 from cow.errors import CowError, Damaged, WouldWait
-from cow.files import Data, Files
+from cow.files import Data, Files, open_plain
 from cow.layout import (
     LOST_ENTRY,
     MAX_SEGMENT_NO,
@@ -115,7 +115,8 @@ class SegmentWriter:
                 self.distrust()
                 raise
         path = segment_path(self._directory, self.segment_no + 1)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        path.unlink(missing_ok=True)  # what one that was killed here left
+        fd = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
             if self._durable:
                 # Records are only as durable as the name of their file.
@@ -188,7 +189,7 @@ class SegmentReader:
             self._open.move_to_end(segment_no)
             return fd
         try:
-            fd = os.open(segment_path(self._directory, segment_no), os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_plain(segment_path(self._directory, segment_no), os.O_RDONLY)
         except FileNotFoundError:
             raise Damaged(f"segment {segment_no} is missing", block_no) from None
         # A segment that was squeezed or given back keeps its space on disk as long as it is open somewhere.
@@ -220,7 +221,7 @@ def scan_segment(
     A place that holds no valid record is reported once; the scan finds its way again at the next multiple of
     32 bytes where a whole, valid record begins.
     """
-    fd = os.open(segment_path(directory, segment_no), os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_plain(segment_path(directory, segment_no), os.O_RDONLY)
     try:
         size_bytes = os.fstat(fd).st_size
         offset, lost = 0, False

@@ -12,6 +12,7 @@ from itertools import islice
 
 from cow.codec import COMPRESS_WELL, RecordHeader, decode
 from cow.errors import Damaged
+from cow.files import open_plain
 from cow.layout import KEPT_STATES, RECORD_RAW_BYTES, Counter, Place, blocks_in_record, pack_place
 from cow.records import RecordWriter
 from cow.runs import Piece, join
@@ -113,7 +114,7 @@ class Squeezer:
     def _read(self, place: Place) -> memoryview | None:
         """The blocks of a record; None when it is damaged, or was given back this moment: its segment stays."""
         try:
-            fd = os.open(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_plain(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:

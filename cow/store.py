@@ -22,7 +22,7 @@ from pathlib import Path
 from cow.bitmaps import Bitmap
 from cow.control import Control
 from cow.errors import StoreBusy, StoreError
-from cow.files import Files
+from cow.files import Files, check_directory, open_plain
 from cow.geometry import Geometry
 from cow.header import HEADER_NAME, Header, read_header
 from cow.index import Index
@@ -114,6 +114,8 @@ def open_cut(
         path.mkdir(0o700)
         (path / SEGMENTS_NAME).mkdir(0o700)
         (path / INTACT_NAME).touch(0o600)
+    for directory in (path, path / SEGMENTS_NAME):
+        check_directory(directory)
     count = geometry.block_count
     settled, changed, released, free = (
         Bitmap(path / name, count, files, writable=writable, create=create) for name in BITMAP_NAMES
@@ -169,7 +171,7 @@ def open_reader(path: Path, files: Files) -> Store:
 
 def lock_store(path: Path) -> int:
     """Take the store for this process and its children; StoreBusy when another has it."""
-    fd = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_plain(path / LOCK_NAME, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -191,7 +193,7 @@ def holds_preserved(path: Path) -> bool:
 def _holds_data(path: Path) -> bool:
     """Whether the file has a byte that is not zero; holes are not read."""
     try:
-        with path.open("rb") as file:
+        with open(open_plain(path, os.O_RDONLY), "rb") as file:
             offset = 0
             while piece := os.pread(file.fileno(), 1 << 20, offset := os.lseek(file.fileno(), offset, os.SEEK_DATA)):
                 if any(piece):
@@ -220,7 +222,7 @@ def remove_cuts(path: Path, keep: int | None = None) -> None:
     kept = "" if keep is None else cut_path(path, keep).name
     for name in os.listdir(path):
         if _is_cut(name) and name != kept:
-            shutil.rmtree(path / name, ignore_errors=True)
+            _remove_tree(path / name)
 
 
 def next_generation(path: Path, generation: int) -> int:
@@ -229,6 +231,14 @@ def next_generation(path: Path, generation: int) -> int:
     while cut_path(path, generation).exists():
         generation += 1
     return generation
+
+
+def _remove_tree(path: Path) -> None:
+    """Whatever is in the place of a cut's directory; a link goes, what it leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)  # by descriptors, which follows no link either
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_store(path: Path) -> None:

@@ -6,8 +6,12 @@ A full or broken disk must not stop a server: a line that cannot be written is d
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
+from typing import TextIO
+
+from cow.files import open_plain
 
 _FORMAT = "%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s"
 
@@ -15,10 +19,21 @@ _FORMAT = "%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s"
 def configure_log(path: Path | None, name: str) -> None:
     """Log to ``path`` (appending, so that processes do not overwrite each other), or to stderr without one."""
     logging.raiseExceptions = False
-    handler: logging.Handler = logging.StreamHandler(sys.stderr) if path is None else logging.FileHandler(path)
+    handler = logging.StreamHandler(sys.stderr if path is None else _log_file(path))
     handler.setFormatter(logging.Formatter(_FORMAT.replace("%(processName)s", name)))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
     root.setLevel(logging.INFO)
+
+
+def _log_file(path: Path) -> TextIO:
+    """As every file of the store: none that somebody else has prepared, and nobody else's to read."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+    try:
+        fd = open_plain(path, flags)
+    except OSError:
+        path.unlink(missing_ok=True)
+        fd = open_plain(path, flags | os.O_EXCL)
+    return open(fd, "a", encoding="utf-8", errors="backslashreplace")

@@ -25,7 +25,6 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cow.store import remove_store
 from snapfs.control import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.servers.compactor import run_compactor
@@ -36,6 +35,7 @@ from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL
 from snapfs.servers.snapshot import run_snapshot_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.processes import readable
+from snapfs.system.stores import remove_held
 from snapfs.system.view_mounts import Number, mounts_of, unmount_all
 
 _LOG = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ class Supervisor:
 
     def _note_server(self, name: str, trouble: str | None) -> None:
         with contextlib.suppress(SnapfsError):
-            request(self._instance.store_path, "server", _TELL_TIMEOUT_S, name=name, trouble=trouble)
+            request(self._instance.store.path, "server", _TELL_TIMEOUT_S, name=name, trouble=trouble)
 
     def _forget(self, server: _Server) -> None:
         for fd in (server.pipe_fd, server.pidfd):
@@ -233,7 +233,7 @@ class Supervisor:
 
     def _on_signal(self, receive: socket.socket) -> None:
         _LOG.info("ending on signal %d", receive.recv(64)[-1])
-        store = self._instance.store_path
+        store = self._instance.store.path
         with contextlib.suppress(SnapfsError):
             request(store, "ending")
         try:
@@ -251,7 +251,7 @@ class Supervisor:
             self._ending = True
             return
         with contextlib.suppress(SnapfsError):
-            request(self._instance.store_path, "stop-map")
+            request(self._instance.store.path, "stop-map")
         try:
             unmount_unused(self._instance.places.number(other))
         except BusyError as error:
@@ -285,7 +285,7 @@ class Supervisor:
         """Have the live server end what is under way, which may need the room that the compactor makes."""
         if COMPACTOR not in self._servers:
             with contextlib.suppress(SnapfsError):
-                request(self._instance.store_path, "ending", compactor_is_gone=True)
+                request(self._instance.store.path, "ending", compactor_is_gone=True)
         with contextlib.suppress(ProcessLookupError):
             os.kill(live.pid, STOP_SIGNAL)
         said = b""
@@ -313,7 +313,7 @@ class Supervisor:
     def _end(self) -> int:
         instance = self._instance
         if not instance.keeps_store and not self._crashed:
-            remove_store(instance.store_path)
+            remove_held(instance.store.path)
         return 1 if self._crashed else 0
 
 

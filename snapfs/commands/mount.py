@@ -19,7 +19,7 @@ from cow.files import Files
 from cow.image import Image
 from cow.layout import MAX_DEVICE_ID_BYTES, Counter, Durability, Protect
 from cow.recovery import Opened, Outcome, Request, open_store
-from cow.store import LOG_NAME, remove_store
+from cow.store import LOG_NAME
 from snapfs.commands.status import read_status
 from snapfs.control import request as control_request
 from snapfs.errors import BusyError, SnapfsError
@@ -38,6 +38,7 @@ from snapfs.system.image_probe import check_image_unused, check_is_image, open_i
 from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmount
 from snapfs.system.place import check_mount_points, check_store_place
 from snapfs.system.processes import boot_id, detach_streams
+from snapfs.system.stores import let_go, make_store, remove_held
 
 _LOG = logging.getLogger(__name__)
 # How long a killed instance may take to let go of its image, store and mount points.
@@ -75,7 +76,7 @@ def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
             return run(instance, lambda: announce(mounted))
         except SnapfsError:
             if opened.outcome is not Outcome.CARRIED_ON and not instance.keeps_store:
-                remove_store(store_path)
+                remove_held(instance.store.path)
             raise
 
 
@@ -99,7 +100,8 @@ def _opened(options: MountOptions, store_path: Path) -> Iterator[tuple[Instance,
     try:
         files = Files()
         image = Image(image_fd, size_bytes, files)
-        opened = _open_store(store_path, image, options, files)
+        store, made = _make_store(store_path)
+        opened = _open_made(store, made, store_path, image, options, files)
     except BaseException:
         os.close(image_fd)
         raise
@@ -154,7 +156,26 @@ def _is_let_go(image: Path) -> bool:
     return all(holder.kind == "snapfs" or "(snapfs" in holder.description for holder in holders_of_image(image))
 
 
-def _open_store(store: Path, image: Image, options: MountOptions, files: Files) -> Opened:
+def _make_store(path: Path) -> tuple[Path, bool]:
+    try:
+        return make_store(path)
+    except OSError as error:
+        raise SnapfsError(
+            f"The store {path} cannot be written: {error.strerror}; give another --store.", path=path
+        ) from error
+
+
+def _open_made(store: Path, made: bool, path: Path, image: Image, options: MountOptions, files: Files) -> Opened:
+    try:
+        return _open_store(store, path, image, options, files)
+    except BaseException:
+        if made:
+            remove_held(store)
+        let_go(store)
+        raise
+
+
+def _open_store(store: Path, path: Path, image: Image, options: MountOptions, files: Files) -> Opened:
     device_id = _device_id(image.fd)
     request = Request(
         image_path=str(options.image),
@@ -174,15 +195,16 @@ def _open_store(store: Path, image: Image, options: MountOptions, files: Files) 
             # The image is ours already: whoever has the store is on its way out, unless it has another image.
             if time.monotonic() > until or _serves_another(store, options.image):
                 raise BusyError(
-                    f"The {error}; unmount that one first or give another --store.", path=store
+                    f"The store {path} {error.reason}; unmount that one first or give another --store.", path=path
                 ) from error
         except StoreError as error:
             raise SnapfsError(
-                f"The {error}; give another --store, or remove it to begin a new snapshot.", path=store
+                f"The store {path} {error.reason}; give another --store, or remove it to begin a new snapshot.",
+                path=path,
             ) from error
         except OSError as error:
             raise SnapfsError(
-                f"The store {store} cannot be written: {error.strerror}; give another --store.", path=store
+                f"The store {path} cannot be written: {error.strerror}; give another --store.", path=path
             ) from error
         time.sleep(_LOOK_S)
 
@@ -216,7 +238,7 @@ def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:
     return Mounted(
         live_file=instance.live / instance.view_name,
         snap_file=instance.snap / instance.view_name,
-        store=instance.store.path,
+        store=instance.store_path,
         taken_at=utc_text(header.taken_at_ns),
         state=instance.store.control.state.name.lower(),
         outcome=opened.outcome,

@@ -35,6 +35,7 @@ from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.mapper import FREE_NAME
 from snapfs.servers.notes import read_facts, read_regions, write_facts
 from snapfs.servers.report import utc_text
+from snapfs.system.stores import held_fds
 from snapfs.system.view_mounts import is_mounted
 
 _LOG = logging.getLogger(__name__)
@@ -251,6 +252,7 @@ class Cuts:
             capture_stderr=True,
             check=False,
             cwd="/",
+            pass_fds=held_fds(instance.store.path),
             deliver_cancel=_kill,
         )
         said = done.stderr.decode(errors="replace").strip().splitlines()

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from cow.image import Image
-from cow.store import LOCK_NAME, Store
+from cow.store import Store
 from snapfs.options import MountOptions
+from snapfs.system.stores import name_of
 from snapfs.system.view_mounts import Number, mounts_of
 
 LIVE, SNAPSHOT, COMPACTOR = "live", "snapshot", "compactor"
@@ -96,7 +97,7 @@ class Instance:
     @property
     def store_path(self) -> Path:
         """Where the store is now: a directory above it may have been renamed."""
-        return _present_path(self.store.lock_fd, self.store.path / LOCK_NAME).parent
+        return name_of(self.store.path)
 
     @property
     def present_image_path(self) -> Path:

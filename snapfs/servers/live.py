@@ -92,7 +92,7 @@ class LiveServer:
         async with trio.open_nursery() as ending:
             async with trio.open_nursery() as serving:
                 self._cuts = Cuts(instance, self.engine, serving, self._count_writers)
-                serving.start_soon(serve, listen(instance.store_path), self._answer)
+                serving.start_soon(serve, listen(instance.store.path), self._answer)
                 serving.start_soon(self._watch_room)
                 serving.start_soon(self._watch_writing)
                 serving.start_soon(self._serve_view)

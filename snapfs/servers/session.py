@@ -51,6 +51,7 @@ def become_server(name: str, supervisor_pid: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     die_with_parent(STOP_SIGNAL, supervisor_pid)
+    os.umask(0o077)  # what is in the store was in the image, and is for nobody else
     set_process_name(f"snapfs-{name}")
     set_oom_score(-900)
     keep_heap()

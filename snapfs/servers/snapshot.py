@@ -125,7 +125,7 @@ class SnapshotServer:
 
     def _present_store(self) -> Store:
         """The store as opened by the supervisor, if need be with the header and the maps of a later cut."""
-        store, path = self._instance.store, self._instance.store_path
+        store, path = self._instance.store, self._instance.store.path
         header = read_header(path)
         if header is None:
             raise RuntimeError("the store has lost its header")
@@ -156,6 +156,6 @@ class SnapshotServer:
     async def _tell_live_server(self) -> None:
         async for message in self._to_tell:
             try:
-                await trio.to_thread.run_sync(partial(request, self._instance.store_path, **message))
+                await trio.to_thread.run_sync(partial(request, self._instance.store.path, **message))
             except SnapfsError as error:
                 _LOG.error("the live server could not be told (%s): %s", message["op"], error)

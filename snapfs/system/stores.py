@@ -14,10 +14,13 @@ import errno
 import os
 import re
 import stat
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cow.files import open_plain
+from cow.store import foreign_names, remove_store
 from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
 from snapfs.system.asking import ask
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
@@ -47,6 +50,62 @@ def hold_store(path: Path, owner: int | None = None) -> Path:
     return held
 
 
+def make_store(path: Path) -> tuple[Path, bool]:
+    """As ``hold_store``, for who is going to write to it: the directory is made if need be (then True), has to be
+    this user's own, and is private from then on. SnapfsError: it is not; OSError: the disk refuses."""
+    parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        made = _make_directory(path.name, parent_fd)
+        try:
+            fd = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
+        except OSError as error:
+            raise _unreachable(path, error) from error
+    finally:
+        os.close(parent_fd)
+    held = Path(f"/proc/self/fd/{fd}")
+    try:
+        if os.fstat(fd).st_uid == os.geteuid() and not foreign_names(held):
+            with suppress(OSError):
+                os.fchmod(fd, 0o700)
+        _check_owner(path, os.fstat(fd), os.geteuid())
+    except BaseException:
+        os.close(fd)
+        raise
+    return held, made
+
+
+def _make_directory(name: str, parent_fd: int) -> bool:
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent_fd)
+    except FileExistsError:
+        return False
+    os.fsync(parent_fd)
+    return True
+
+
+def held_fds(store: Path) -> tuple[int, ...]:
+    """What a program that is started must inherit, so that it can use the path of the store."""
+    return (int(store.name),) if is_held(store) else ()
+
+
+def let_go(store: Path) -> None:
+    """Close a held store."""
+    os.close(int(store.name))
+
+
+def remove_held(store: Path) -> None:
+    """Remove what is ours of a held store; its directory too, when it is then empty and still has its name."""
+    remove_store(store)
+    path = name_of(store)
+    with suppress(OSError):
+        parent_fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if os.path.samestat(os.stat(path.name, dir_fd=parent_fd, follow_symlinks=False), os.stat(store)):
+                os.rmdir(path.name, dir_fd=parent_fd)
+        finally:
+            os.close(parent_fd)
+
+
 def is_held(path: Path) -> bool:
     """Whether the path is one that ``hold_store`` gave."""
     return _HELD.fullmatch(str(path)) is not None
@@ -68,7 +127,7 @@ def _check_owner(path: Path, info: os.stat_result, owner: int | None) -> None:
     if info.st_uid not in allowed and (owner is not None or os.geteuid() != 0):
         raise PermissionDeniedError(
             f"The store {path} belongs to another user (uid {info.st_uid}) and is not believed; "
-            "ask as that user, or as root.",
+            "ask as that user, or give another --store to mount.",
             path=path,
         )
     if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -94,12 +153,8 @@ def read_store_file(store: Path, name: str) -> bytes:
     """What the file ``name`` of a held store holds; SnapfsError when it is no plain file of the store's owner."""
     if not _STORE_FILE.fullmatch(name):
         raise SnapfsError(f"The snapfs on {name_of(store)} names {name!r}, which is no file of a store; mount again.")
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        with open(os.open(store / name, flags), "rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode) or info.st_uid != owner_of_store(store):
-                raise PermissionError(errno.EACCES, "it is no plain file of the store's owner")
+        with open(open_plain(store / name, os.O_RDONLY), "rb") as file:
             return file.read()
     except OSError as error:
         raise SnapfsError(f"{name_of(store) / name} cannot be read: {error.strerror}; take a new cut.") from error
