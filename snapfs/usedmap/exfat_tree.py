@@ -29,8 +29,10 @@ from snapfs.usedmap.result import MapError
 
 # Entries that are understood at once.
 _BATCH_BYTES = 4 << 20
-# Most directories are short, and are read to their end mark; what is read behind it is checked to be unused.
-_FIRST_READ_BYTES, _READ_BYTES_MAX = 16 << 10, 1 << 20
+# Most directories are short, and are read to their end mark; what is read behind it is checked to be unused, and
+# that is at least so many entries.
+_FIRST_READ_BYTES, _READ_BYTES_MAX = 8 << 10, 1 << 20
+_LOOK_BEHIND_ENTRIES = 128
 
 _END = bytes(layout.DIRECTORY_ENTRY_BYTES)
 
@@ -120,10 +122,10 @@ class _Tree:
                 continue
             if kinds[count:].strip(b"\0"):
                 raise MapError("has a directory with entries behind its end mark")
-            if ended:
+            yield piece[: count * layout.DIRECTORY_ENTRY_BYTES]
+            if ended or len(kinds) - count >= _LOOK_BEHIND_ENTRIES:
                 return
             ended = True
-            yield piece[: count * layout.DIRECTORY_ENTRY_BYTES]
 
     def _pieces(self, rows: list[tuple[int, int]]) -> Iterator[bytes]:
         size = _FIRST_READ_BYTES

@@ -30,7 +30,7 @@ from snapfs.usedmap.ntfs_runs import CLUSTERS_MAX, PADDING_BYTES, Numbers, runs_
 from snapfs.usedmap.result import MapError
 
 _PIECE_BYTES = 4 << 20
-_ALWAYS_READ_BYTES = 4 << 30
+_ALWAYS_READ_BYTES = 2 << 30
 
 _MARK = int.from_bytes(layout.RECORD_MARK, "little")
 _MARK_BAD = int.from_bytes(layout.RECORD_MARK_BAD, "little")
