@@ -12,15 +12,24 @@ from pathlib import Path
 from typing import TextIO
 
 from cow.files import open_plain
+from snapfs.shown import shown
 
 _FORMAT = "%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s"
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line, whatever names are in it; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = shown(record.message)
+        return super().formatMessage(record)
 
 
 def configure_log(path: Path | None, name: str) -> None:
     """Log to ``path`` (appending, so that processes do not overwrite each other), or to stderr without one."""
     logging.raiseExceptions = False
     handler = logging.StreamHandler(sys.stderr if path is None else _log_file(path))
-    handler.setFormatter(logging.Formatter(_FORMAT.replace("%(processName)s", name)))
+    handler.setFormatter(_OneLine(_FORMAT.replace("%(processName)s", name)))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)

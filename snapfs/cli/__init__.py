@@ -20,6 +20,7 @@ from snapfs.cli.status import status_command
 from snapfs.cli.umount import umount_command
 from snapfs.cli.verify import verify_command
 from snapfs.errors import ExitCode, SnapfsError
+from snapfs.shown import shown
 
 _DEBUG_VARIABLE = "SNAPFS_DEBUG"
 
@@ -57,7 +58,7 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except SnapfsError as error:
-        print(f"snapfs: {error.sentence}", file=sys.stderr)
+        print(f"snapfs: {shown(error.sentence)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except click.UsageError as error:
         print(f"snapfs: {_usage_sentence(error)}", file=sys.stderr)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from snapfs.errors import SnapfsError
+from snapfs.shown import shown
 
 if TYPE_CHECKING:
     from snapfs.imager.manifest import Manifest
@@ -80,4 +81,4 @@ def writing() -> Iterator[None]:
 
 def note(sentence: str) -> None:
     """Something that people should know, on stderr."""
-    click.echo(f"snapfs: {sentence}", err=True)
+    click.echo(f"snapfs: {shown(sentence)}", err=True)

@@ -12,6 +12,7 @@ from snapfs.cli.output import note, output_options, put
 from snapfs.cli.types import PATH
 from snapfs.errors import ExitCode
 from snapfs.options import format_size
+from snapfs.shown import shown
 from snapfs.system.image_state import describe_image_state
 
 # What every partitioned disk has, and nobody asks about.
@@ -61,7 +62,7 @@ def _text(status: dict[str, Any]) -> str:
     ]
     if status["error"]:
         rows.append(("error", status["error"]))
-    return "\n".join(f"{name:<12} {text}" for name, text in rows)
+    return "\n".join(f"{name:<12} {shown(str(text))}" for name, text in rows)
 
 
 def _used_text(snapshot: dict[str, Any], block_bytes: int) -> str:

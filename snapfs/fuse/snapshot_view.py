@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import stat
 from collections.abc import Callable
 from typing import cast
@@ -25,10 +26,22 @@ from snapfs.fuse.view import IMAGE_INODE, LASTING_S, MAX_REQUEST_BYTES, View, wa
 
 _LOG = logging.getLogger(__name__)
 _READERS = 4
+# How long a permission that was taken away may still be seen.
+_ATTRIBUTES_LAST_S = 1.0
 # What free blocks read as, shared by all answers.
 _ZEROS = memoryview(bytes(MAX_REQUEST_BYTES))
 # A file handle is the inode that was opened, with this bit when its reads do not count.
 _UNCOUNTED = 1 << 62
+
+
+def narrowed(then: tuple[int, int, int], now: tuple[int, int, int]) -> int:
+    """Who may read: nobody who could not at the cut, nor who cannot now. (mode, uid, gid) of both; a mode for now's
+    owner and group. Where those changed, who is owner, group or other now may have been any of them then."""
+    by_all = 0o444 if then[0] & 0o444 == 0o444 else 0
+    same_user, same_group = then[1] == now[1], then[2] == now[2]
+    owner = then[0] if same_user else by_all
+    others = then[0] if same_user and same_group else by_all
+    return now[0] & (owner & 0o400 | others & 0o044)
 
 
 class _Shown:
@@ -93,15 +106,17 @@ class SnapshotView(View):
         header = self.header
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = self.image_inode
-        entry.st_mode = stat.S_IFREG | (header.image_mode & 0o444)
+        now = os.fstat(self._image.fd)
+        then = header.image_mode, header.image_uid, header.image_gid
+        entry.st_mode = stat.S_IFREG | narrowed(then, (now.st_mode, now.st_uid, now.st_gid))
         entry.st_nlink = 1
-        entry.st_uid, entry.st_gid = header.image_uid, header.image_gid
+        entry.st_uid, entry.st_gid = now.st_uid, now.st_gid
         entry.st_size = header.image_bytes
         entry.st_blksize = header.block_bytes
         entry.st_blocks = -(-header.image_bytes // 512)
         entry.st_atime_ns, entry.st_mtime_ns = header.image_atime_ns, header.image_mtime_ns
         entry.st_ctime_ns = header.taken_at_ns
-        entry.attr_timeout = entry.entry_timeout = LASTING_S
+        entry.attr_timeout, entry.entry_timeout = _ATTRIBUTES_LAST_S, LASTING_S
         return entry
 
     async def setattr(

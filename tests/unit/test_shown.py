@@ -1,0 +1,52 @@
+"""What others named reaches a terminal or a log as one harmless line; the snapshot is no more open than the image."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from snapfs.fuse.snapshot_view import narrowed
+from snapfs.log import configure_log
+from snapfs.shown import shown
+
+
+@pytest.mark.parametrize("odd", ["\x1b[31m", "a\nb", "a\rb", "\u202e", "\u2066", "\x85", "\u2028", "\udcff", "\x9b"])
+def test_nothing_steers_the_terminal(odd: str) -> None:
+    assert shown(odd).isprintable()
+
+
+def test_plain_names_stay_as_they_are() -> None:
+    assert shown("/srv/Größe 100 % [red].img") == "/srv/Größe 100 % [red].img"
+
+
+def test_a_name_writes_no_line_of_its_own_into_the_log(tmp_path: Path) -> None:
+    root = logging.getLogger()
+    old, level = root.handlers[:], root.level
+    try:
+        configure_log(tmp_path / "log", "snapfs")
+        logging.getLogger("x").info("end of %s", "a\n2026 forged")
+        (handler,) = root.handlers
+        assert isinstance(handler, logging.StreamHandler)
+        handler.stream.close()
+    finally:
+        root.handlers[:] = old
+        root.setLevel(level)
+    assert (tmp_path / "log").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("cut", "now", "mode"),
+    [
+        ((0o644, 1, 1), (0o600, 1, 1), 0o400),
+        ((0o600, 1, 1), (0o666, 1, 1), 0o400),
+        ((0o600, 1, 1), (0o644, 2, 1), 0o000),
+        ((0o444, 1, 1), (0o440, 2, 2), 0o440),
+        ((0o640, 1, 1), (0o640, 1, 2), 0o400),
+    ],
+)
+def test_the_snapshot_is_no_more_open_than_then_or_now(
+    cut: tuple[int, int, int], now: tuple[int, int, int], mode: int
+) -> None:
+    assert narrowed(cut, now) == mode
