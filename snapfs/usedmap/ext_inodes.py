@@ -2,7 +2,7 @@
 
 Rules
 1. In use is what the inode bitmap of a group says; it must have exactly as many free inodes as the descriptor.
-2. Of each table the part up to its last inode in use is read, and a block more, where a new file would be if the
+2. Of each table the part up to its last inode in use is read, and some more, where new files would be if the
    bitmap were an old one. Whole tables are a sixtieth of the disk.
 3. An inode in that part that has names (links) although the bitmap calls it free is a contradiction.
 4. Inodes in use without names are those of deleted files that are still open, the list of bad blocks, and
@@ -24,6 +24,8 @@ from snapfs.usedmap.source import Source
 
 # Inodes that are looked at together: their tables, and the arrays made from them, take some MiB.
 _PIECE_BYTES = 4 << 20
+# What is read behind the last inode in use: more than one write of a disk's cache or of the kernel usually holds.
+_MARGIN_BYTES = 64 << 10
 
 Inodes = NDArray[np.void]
 
@@ -78,6 +80,6 @@ def _table_end(geometry: Geometry, groups: Groups, group: int, in_use: NDArray[n
     """How many inodes of the table of a group are looked at."""
     positions = np.flatnonzero(in_use)
     last = int(positions[-1]) + 1 if len(positions) else 0
-    per_block = geometry.block_bytes // geometry.inode_bytes
+    margin = _MARGIN_BYTES if last else geometry.block_bytes
     written = len(in_use) if groups.has_clean_table[group] else len(in_use) - int(groups.unused_inodes[group])
-    return max(last, min(-(-last // per_block) * per_block + per_block, written))
+    return max(last, min(last + margin // geometry.inode_bytes, written))

@@ -96,20 +96,47 @@ def _script(label: str, parts: list[Part]) -> str:
 
 def check_disk(disk: Disk, work: Path) -> list[str]:
     """Overwrite everything called free; what is wrong afterwards."""
+    saved = _saved_files(disk, [], disk.image_map, work)
+    return [
+        f"files of the {part.kind} at {part.offset} were lost"
+        for part, files in zip(disk.parts, saved, strict=True)
+        if files != part.expected
+    ]
+
+
+def loses_files(disk: Disk, changes: list[Change], damaged_map: ImageMap, work: Path) -> bool:
+    """Whether overwriting what the map of the damaged disk calls free costs files that the damage had left.
+
+    A damage to one of two formats that claimed the disk may leave the other one, and a right map of it.
+    """
+    return _saved_files(disk, changes, None, work) != _saved_files(disk, changes, damaged_map, work)
+
+
+def _saved_files(
+    disk: Disk, changes: list[Change], image_map: ImageMap | None, work: Path
+) -> list[dict[str, str] | None]:
+    """The files of each partition of the damaged disk (None: cannot be opened), after poison where a map is given."""
     copy = copy_image(disk.image, work / "poisoned")
-    poison_image(copy, disk.image_map)
-    wrong = []
-    for part in disk.parts:
-        filesystem = take(copy, part.offset, part.length, work / "part")
-        try:
-            with opened(part.kind, filesystem, work / "mnt", read_only=True) as directory:
-                if digests(directory) != part.expected:
-                    wrong.append(f"files of the {part.kind} at {part.offset} were lost")
-        except AssertionError as error:
-            wrong.append(f"the {part.kind} at {part.offset} cannot be opened any more: {error}")
-        filesystem.unlink()
+    with copy.open("r+b") as file:
+        for offset, content in changes:
+            file.seek(offset)
+            file.write(content)
+    if image_map is not None:
+        poison_image(copy, image_map)
+    saved = [_files_of(part, copy, work) for part in disk.parts]
     copy.unlink()
-    return wrong
+    return saved
+
+
+def _files_of(part: Part, disk: Path, work: Path) -> dict[str, str] | None:
+    filesystem = take(disk, part.offset, part.length, work / "part")
+    try:
+        with opened(part.kind, filesystem, work / "mnt", read_only=True) as directory:
+            return digests(directory)
+    except AssertionError:
+        return None
+    finally:
+        filesystem.unlink()
 
 
 def damage_places(disk: Disk) -> list[range]:
@@ -122,16 +149,16 @@ def damage_places(disk: Disk) -> list[range]:
     return places
 
 
-def free_in_spite_of_damage(disk: Disk, changes: list[Change]) -> tuple[int, bool]:
-    """Used bytes that the map of the damaged disk calls free, and whether it calls anything free."""
+def map_in_spite_of_damage(disk: Disk, changes: list[Change]) -> ImageMap:
+    """The map of the damaged disk; the damage is undone."""
     fd = os.open(disk.image, os.O_RDWR)
     undo = [(offset, os.pread(fd, len(content), offset)) for offset, content in changes]
+    size_bytes = os.fstat(fd).st_size
     try:
         for offset, content in changes:
-            os.pwrite(fd, content[: os.fstat(fd).st_size - offset], offset)
-        damaged = scan(fd, os.fstat(fd).st_size, SECTOR)
+            os.pwrite(fd, content[: size_bytes - offset], offset)
+        return scan(fd, size_bytes, SECTOR)
     finally:
         for offset, content in reversed(undo):
             os.pwrite(fd, content, offset)
         os.close(fd)
-    return (~damaged.used & disk.image_map.used).count() * SECTOR, not damaged.used.all()

@@ -195,3 +195,16 @@ def test_a_broken_extent_tree_is_refused(offset: int, value: int, reason: str, t
         file.seek(place + 0x28 + offset)
         file.write(value.to_bytes(2, "little"))
     assert re.search(reason, refusal(image))
+
+
+@pytest.mark.parametrize("options", [("ext3",), ("ext4", "-O", "^resize_inode,metadata_csum")])
+def test_a_lost_write_of_all_bitmaps_and_counts_is_noticed(options: tuple[str, ...], tmp_path: Path) -> None:
+    """Superblock, descriptors and bitmaps of yesterday are right among themselves; the inodes are newer."""
+    kind, *more = options
+    image = make_filesystem(kind, tmp_path / "image", 32 * MIB, "-b", "2048", "-O", "meta_bg,^resize_inode", *more)
+    before = image.read_bytes()[: 5 * 2048]
+    with mounted(image, tmp_path / "mnt") as directory:
+        fill(directory)
+    with image.open("r+b") as file:
+        file.write(before)
+    assert refusal(image)
