@@ -7,6 +7,7 @@ import sys
 
 CAMPAIGNS = {
     "maps": "maps_campaign",
+    "run": "instance_campaign",
 }
 
 
