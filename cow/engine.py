@@ -29,7 +29,7 @@ from cow.files import Data
 from cow.header import Header
 from cow.heartbeat import Heartbeat
 from cow.image import Image
-from cow.layout import KEPT_STATES, Counter, Durability, State
+from cow.layout import KEPT_STATES, Counter, Durability, State, pack_missing, unpack_missing
 from cow.losses import mark_lost
 from cow.overflow import Event, OverflowPolicy
 from cow.pace import Pace
@@ -87,7 +87,7 @@ class LiveEngine:
         self._claims, self._gate = Claims(), Gate(self._changed)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, on_beat)
         self._syncer = Syncer(image)
-        image.shortest_bytes = image.size_bytes - store.control[Counter.MISSING_BYTES]
+        image.shortest_bytes = image.size_bytes - unpack_missing(store.control[Counter.MISSING_BYTES])
         image.on_short = self._note_short
         self._closed = False
         self._is_power = store.header.durability is Durability.POWER
@@ -197,7 +197,7 @@ class LiveEngine:
 
     def _note_short(self) -> None:
         """Readers of the snapshot look at this after they have read a block that is owed."""
-        self._control[Counter.MISSING_BYTES] = self._image.size_bytes - self._image.shortest_bytes
+        self._control[Counter.MISSING_BYTES] = pack_missing(self._image.size_bytes - self._image.shortest_bytes)
 
     def note_times(self, mtime_ns: int) -> None:
         """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""

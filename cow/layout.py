@@ -76,6 +76,21 @@ class Counter(IntEnum):
     MISSING_BYTES = 27  # live: how much shorter than it should be the image was at some time
 
 
+# As many as the largest image needs.
+_MISSING_BITS = 45
+
+
+def pack_missing(missing_bytes: int) -> int:
+    """MISSING_BYTES with its proof in the bits above: a damaged number must not make live data unreadable."""
+    return (missing_bytes * 0x9E3779B97F4A7C15 >> _MISSING_BITS & 0x7FFFF) << _MISSING_BITS | missing_bytes
+
+
+def unpack_missing(number: int) -> int:
+    """Inverse of ``pack_missing``; 0 for a number that proves nothing."""
+    missing_bytes = number & ((1 << _MISSING_BITS) - 1)
+    return missing_bytes if pack_missing(missing_bytes) == number else 0
+
+
 # The generation while a cut is made: none.
 NO_GENERATION = 0
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from cow.codec import slot_checksums, slot_seed
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.image import Image
-from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter
+from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, unpack_missing
 from cow.segments import SegmentReader
 from cow.store import Store
 
@@ -119,7 +119,7 @@ class SnapshotReader:
 
     def _check_there(self, first: int, end: int) -> None:
         """What the image lost when it was cut short may read as zeros now."""
-        missing_bytes = self._control[Counter.MISSING_BYTES]
+        missing_bytes = unpack_missing(self._control[Counter.MISSING_BYTES])
         if missing_bytes:
             start, length = self.geometry.extent(first, end)
             if start + length > self.geometry.image_bytes - missing_bytes:
