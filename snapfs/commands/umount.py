@@ -24,11 +24,12 @@ from snapfs.system.mounts import Mount, is_stale, unmount
 from snapfs.system.open_files import processes_with_file
 from snapfs.system.processes import readable
 from snapfs.system.stores import name_of
-from snapfs.system.view_mounts import Number, device_number, mounts_of
+from snapfs.system.view_mounts import Number, device_number, is_mounted, mounts_of
 
 _END_S = 600.0
 _PATIENCE_S = 3.0
 _LOOK_S = 0.02
+_NOT_THERE = (errno.ENOENT, errno.ENOTCONN)
 
 
 def umount(path: Path, *, force: bool = False) -> None:
@@ -51,6 +52,47 @@ def _umount(path: Path, mount: Mount, *, force: bool) -> None:
         if error.path is None or os.path.lexists(error.path):
             raise
         _umount_without_store(mount, Path(error.path))
+    except SnapfsError as error:
+        if is_mounted(mount.device):
+            raise
+        raise NotMountedError(
+            f"{mount.mount_point} has just been unmounted by somebody else; see snapfs status.",
+            path=mount.mount_point,
+        ) from error
+    try:
+        lock_fd = os.open(store / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if is_mounted(mount.device):
+            _umount_without_store(mount, store)
+        return  # somebody else has unmounted it, and a store goes last
+    try:
+        _end(mount, store, lock_fd, force=force)
+    finally:
+        os.close(lock_fd)
+
+
+def _end(mount: Mount, store: Path, lock_fd: int, *, force: bool) -> None:
+    try:
+        status, lost = _without_views(mount, store, force=force)
+    except BusyError:
+        raise
+    except SnapfsError:
+        if is_mounted(mount.device) or not _is_free_soon(lock_fd):
+            raise
+        return  # somebody else has unmounted it meanwhile, and tells what there is to tell
+    _await_end(lock_fd, store, status["pid"])
+    if sentence := describe_image_end(status["image_state"], status["image"]):
+        raise DoneWithProblem(sentence, path=status["image"])
+    if lost:
+        raise DoneWithProblem(
+            f"{status['image']} is unmounted, but something that was written to the live view is not in it ({lost}); "
+            "compare it with a backup, or write it again.",
+            path=status["image"],
+        )
+
+
+def _without_views(mount: Mount, store: Path, *, force: bool) -> tuple[dict[str, Any], str]:
+    """Unmount both views: the status of before, and why not all is written (see `_write_out`)."""
     status = read_status(store)
     live, snap = (device_number(status[key]) for key in ("live_device", "snap_device"))
     if mount.device not in (live, snap):
@@ -65,25 +107,14 @@ def _umount(path: Path, mount: Mount, *, force: bool) -> None:
         for number in (snap, live):
             check_unused(number)
     except BusyError:
-        request(store, "begin-map")
+        with contextlib.suppress(SnapfsError):
+            request(store, "begin-map")
         raise
     lost = _write_out(store, live)
-    lock_fd = os.open(store / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for number in (snap, live):
-            with contextlib.suppress(NotMountedError):
-                unmount_unused(number)
-        _await_end(lock_fd, store, status["pid"])
-    finally:
-        os.close(lock_fd)
-    if sentence := describe_image_end(status["image_state"], status["image"]):
-        raise DoneWithProblem(sentence, path=status["image"])
-    if lost:
-        raise DoneWithProblem(
-            f"{status['image']} is unmounted, but something that was written to the live view is not in it ({lost}); "
-            "compare it with a backup, or write it again.",
-            path=status["image"],
-        )
+    for number in (snap, live):
+        with contextlib.suppress(NotMountedError):
+            unmount_unused(number)
+    return status, lost
 
 
 def _umount_without_store(mount: Mount, store: Path) -> NoReturn:
@@ -137,6 +168,8 @@ def _write_out(store: Path, live: Number | None) -> str:
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     finally:
         os.close(pidfd)
+    if code in _NOT_THERE and not is_mounted(live):
+        return ""  # to unmount it, somebody else had it written
     return os.strerror(code) if code else ""
 
 
@@ -151,29 +184,31 @@ def _sync_error(mount: Mount) -> int:
     except OSError as error:
         return error.errno or errno.EIO
     except ValueError:
-        return errno.EIO
+        return errno.ENOENT
     return 0
 
 
 def _await_end(lock_fd: int, store: Path, supervisor_pid: int) -> None:
     """The lock is free when the last process of the instance has ended, with the image synced."""
-    began = time.monotonic()
-    is_told = False
+    if _is_free_soon(lock_fd):
+        return
+    # A copy of the mounts in another namespace keeps the servers from noticing.
+    _end_supervisor(supervisor_pid, lock_fd)
+    if not _is_free_soon(lock_fd, _END_S):
+        raise SnapfsError(
+            f"The views are unmounted, but snapfs has not ended yet; see {name_of(store) / 'log'}.", path=store
+        )
+
+
+def _is_free_soon(lock_fd: int, patience_s: float = _PATIENCE_S) -> bool:
+    until = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return
+            return True
         except BlockingIOError:
-            waited_s = time.monotonic() - began
-            if waited_s > _PATIENCE_S and not is_told:
-                # A copy of the mounts in another namespace keeps the servers from noticing.
-                is_told = True
-                _end_supervisor(supervisor_pid, lock_fd)
-            if waited_s > _END_S:
-                raise SnapfsError(
-                    f"The views are unmounted, but snapfs has not ended yet; see {name_of(store) / 'log'}.",
-                    path=store,
-                ) from None
+            if time.monotonic() > until:
+                return False
         time.sleep(_LOOK_S)
 
 
