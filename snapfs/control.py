@@ -31,6 +31,8 @@ SOCKET_NAME = "socket"
 # Only of requests: an answer is as long as a disk of thousands of partitions makes it.
 _MAX_REQUEST_BYTES = 1 << 20
 _ANSWER_TIMEOUT_S = 30.0
+# What is answered at once, or the server is stopped or hangs.
+_STATUS_TIMEOUT_S = 4.0
 _FULL_S = 0.02
 _PIECE_BYTES = 1 << 18
 _UCRED = struct.Struct("3i")  # pid, uid, gid
@@ -47,11 +49,13 @@ def _short_path(store: Path) -> Iterator[str]:
             os.close(int(held.name))
 
 
-def request(store: Path, op: str, timeout_s: float = _ANSWER_TIMEOUT_S, **facts: Any) -> Message:
+def request(store: Path, op: str, timeout_s: float | None = None, **facts: Any) -> Message:
     """Ask the live server of the instance in ``store``; NotMountedError when there is none.
 
     SnapfsError carries the server's own sentence when it refuses.
     """
+    if timeout_s is None:
+        timeout_s = _STATUS_TIMEOUT_S if op == "status" else _ANSWER_TIMEOUT_S
     until = time.monotonic() + timeout_s
     name = name_of(store)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

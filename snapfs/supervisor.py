@@ -233,6 +233,7 @@ class Supervisor:
 
     def _on_signal(self, receive: socket.socket) -> None:
         _LOG.info("ending on signal %d", receive.recv(64)[-1])
+        self._wake_servers()
         store = self._instance.store.path
         with contextlib.suppress(SnapfsError):
             request(store, "ending")
@@ -271,7 +272,14 @@ class Supervisor:
 
     # --- the end ---------------------------------------------------------------------------------------------
 
+    def _wake_servers(self) -> None:
+        """One that somebody has stopped (SIGSTOP) could not end either."""
+        for server in self._servers.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server.pid, signal.SIGCONT)
+
     def _stop_servers(self) -> None:
+        self._wake_servers()
         for view in (SNAPSHOT, LIVE):
             _unmount_anyway(self._instance.places.number(view))
         if live := self._servers.get(LIVE):

@@ -39,11 +39,12 @@ def dump_store(path: Path) -> Iterator[str]:
 
 def _store_of(path: Path) -> Path:
     """A store itself, or that of a view or an image: running, or kept in its default place."""
-    if _is_store(path):
-        return hold_store(canonical_path(path))
+    # A view is asked with a deadline; to look into it for a header would wait for a server that is stopped.
     try:
         return find_store(path)
     except NotMountedError:
+        if _is_store(path):
+            return hold_store(canonical_path(path))
         beside = default_store(path)
         return hold_store(canonical_path(beside)) if _is_store(beside) else path
 

@@ -15,12 +15,10 @@ from snapfs.system.discovery import all_stores, find_store
 _PATIENCE_S: Final = 2.0
 # At least this is left of it for the second question, however long the first one took.
 _LEAST_S: Final = 0.5
-# What it costs every other command.
-_COMMAND_PATIENCE_S: Final = 4.0
 _AT_ONCE: Final = 16
 
 
-def read_status(store: Path, timeout_s: float = _COMMAND_PATIENCE_S) -> dict[str, Any]:
+def read_status(store: Path, timeout_s: float | None = None) -> dict[str, Any]:
     """The status object of the instance in ``store``."""
     status: dict[str, Any] = request(store, "status", timeout_s)["status"]
     return status

@@ -25,6 +25,8 @@ from snapfs.system.stores import check_answers, check_view, owner_of_store, read
 _MAP_LOOK_S: Final = 0.05
 _MAP_TIMEOUT_S: Final = 600.0
 _RELEASE_TIMEOUT_S: Final = 120.0
+# In the middle of a backup a busy server is waited for.
+_PATIENCE_S: Final = 30.0
 _LOST_STATES: Final = frozenset({"overflowed", "damaged", "lost"})
 
 
@@ -109,7 +111,7 @@ class SnapshotSource:
 
     def check(self) -> None:
         try:
-            snapshot = request(self._store, "status")["status"]["snapshot"]
+            snapshot = request(self._store, "status", _PATIENCE_S)["status"]["snapshot"]
         except NotMountedError as error:
             raise self._killed() from error
         if snapshot["id"] != self._snapshot["id"]:
@@ -118,7 +120,7 @@ class SnapshotSource:
 
     def buffer_bytes(self) -> int | None:
         try:
-            stored: int = request(self._store, "status")["status"]["buffer"]["stored_bytes"]
+            stored: int = request(self._store, "status", _PATIENCE_S)["status"]["buffer"]["stored_bytes"]
         except SnapfsError:
             return None
         return stored

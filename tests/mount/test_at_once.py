@@ -1,7 +1,9 @@
-"""Commands at once on one instance: each ends with the truth, and what is asked for twice is done once."""
+"""Commands at once on one instance, or beside stopped processes: each ends, and with the truth."""
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from snapfs.commands import umount as command
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("step", ["find_store", "read_status", "request", "_write_out", "unmount_unused"])
+@pytest.mark.parametrize("step", ["find_store", "request", "_write_out"])
 def test_umount_while_another_one_is_quicker(ground: Ground, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """The other one ends the whole instance just before ``step``, or, of the first, just after it."""
     instance = ground.mounted(ground.image(content(MIB)))
@@ -33,3 +35,12 @@ def test_umount_while_another_one_is_quicker(ground: Ground, monkeypatch: pytest
     instance.await_end()
     assert mount_points_below(ground.path) == []
     assert not instance.store.exists()
+
+
+def test_servers_that_are_stopped_end_with_the_others(ground: Ground) -> None:
+    instance = ground.mounted(ground.image(content(MIB)))
+    for name in ("snapshot", "compactor"):
+        instance.processes[name].send(signal.SIGSTOP)
+    began_s = time.monotonic()
+    instance.umount()
+    assert time.monotonic() - began_s < 20

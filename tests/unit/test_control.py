@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from snapfs import control
 from snapfs.control import request
 from snapfs.errors import PermissionDeniedError, SnapfsError
+from snapfs.imager.snapshot_source import SnapshotSource
 
 NOBODY = 65534
 
@@ -51,6 +53,16 @@ def test_a_full_socket_costs_the_time_that_was_given(tmp_path: Path) -> None:
         with pytest.raises(SnapfsError, match="does not answer"):
             request(tmp_path, "status", 0.2)
         assert time.monotonic() - began_s >= 0.2
+
+
+def test_a_status_that_nobody_gives_is_not_waited_for_as_long_as_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_STATUS_TIMEOUT_S", 0.1)
+    with listening(tmp_path):
+        for ask in (lambda: request(tmp_path, "status"), lambda: SnapshotSource(tmp_path)):
+            with pytest.raises(SnapfsError, match="does not answer"):
+                ask()
 
 
 def test_an_answer_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
