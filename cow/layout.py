@@ -74,6 +74,7 @@ class Counter(IntEnum):
     UNREADABLE = 22  # live: 1 when nothing of the snapshot can be proven right
     LOST_BLOCKS = 26  # live: blocks whose old content is gone, free and released ones aside
     MISSING_BYTES = 27  # live: how much shorter than it should be the image was at some time
+    UNSEEN = 28  # who mounts: 1 until both views have answered; killed before, nobody has ever seen the snapshot
 
 
 # As many as the largest image needs.

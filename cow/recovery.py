@@ -101,6 +101,8 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
             if holds_preserved(path):
                 raise StoreError(str(path), "has lost its header: remove it to begin a new snapshot")
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
+        if _is_unseen(path, header, request, files):
+            return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
         return _carry_on(path, header, image, request, files, lock_fd)
     except BaseException:
         if lock_fd >= 0:
@@ -108,6 +110,16 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
         if made:
             remove_store(path)
         raise
+
+
+def _is_unseen(path: Path, header: Header, request: Request, files: Files) -> bool:
+    """Whether who made the snapshot was killed before anybody had it. After a restart nobody can tell any more."""
+    if header.boot_id != request.boot_id or not is_control(path, files):
+        return False
+    control = Control(path / CONTROL_NAME, files)
+    unseen = bool(control[Counter.UNSEEN])
+    control.close()
+    return unseen
 
 
 def _make_directory(path: Path, files: Files) -> bool:

@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -83,3 +84,17 @@ class NotMountedError(SnapfsError):
 
 class PermissionDeniedError(SnapfsError):
     """The operating system does not let this user do it; root or the owner can."""
+
+
+def shortage(error: BaseException) -> str | None:
+    """A sentence for an error that says no more than that a limit of this process is too low."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "There may be no more open files; raise the limit (ulimit -n 1024) and try again."
+    if number == errno.EAGAIN or "start new thread" in str(error):
+        return "There may be no more processes or threads; raise the limits (ulimit -u, ulimit -v) and try again."
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or "llocate memory" in str(error):
+        return "There is not enough memory; raise the limit (ulimit -v), or end other programs, and try again."
+    if isinstance(error, ImportError):
+        return f"A part of snapfs cannot be loaded ({error}); raise the limit (ulimit -v), or install it again."
+    return None

@@ -21,19 +21,18 @@ import selectors
 import signal
 import socket
 import time
-import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
+from cow.layout import Counter
 from snapfs.control import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
-from snapfs.servers.compactor import run_compactor
 from snapfs.servers.instance import COMPACTOR, LIVE, SNAPSHOT, Instance
-from snapfs.servers.live import run_live_server
 from snapfs.servers.restarts import Restarts
 from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL
-from snapfs.servers.snapshot import run_snapshot_server
+from snapfs.servers.start import Server, start_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
+from snapfs.system.mounts import SNAPFS_TYPE, find_mount
 from snapfs.system.processes import readable
 from snapfs.system.stores import remove_held
 from snapfs.system.view_mounts import Number, mounts_of, unmount_all
@@ -49,33 +48,30 @@ _MISSING = {
 }
 
 
-@dataclass(slots=True)
-class _Server:
-    name: str
-    pid: int
-    pidfd: int
-    pipe_fd: int
-
-
 class Supervisor:
-    """``report`` is called once, with "" when both views answer or with the sentence why they do not."""
+    """``report`` is called once, with "" when both views answer or with the sentence why they do not.
 
-    def __init__(self, instance: Instance, report: Callable[[str], None]) -> None:
-        self._instance, self._report = instance, report
-        self._servers: dict[str, _Server] = {}
+    ``caller_fd`` is the end of a pipe on which that is reported: when nobody has its other end any more before,
+    everything is undone.
+    """
+
+    def __init__(self, instance: Instance, report: Callable[[str], None], caller_fd: int | None = None) -> None:
+        self._instance, self._report, self._caller_fd = instance, report, caller_fd
+        self._servers: dict[str, Server] = {}
         self._selector = selectors.DefaultSelector()
         self._ready: set[str] = set()
         self._gone: set[str] = set()
         self._restarts = {name: Restarts() for name in (SNAPSHOT, COMPACTOR)}
         # When to start the servers that are missing.
         self._due_s: dict[str, float] = {}
-        self._ending = self._crashed = self._reported = False
+        self._ending = self._crashed = self._reported = self._is_running = False
 
     def run(self) -> int:
         """Start, watch and end the servers; the exit code of the daemon."""
         self._instance.supervisor_pid = os.getpid()
         with self._signals():
             try:
+                self._watch_caller()
                 for name in (LIVE, SNAPSHOT, COMPACTOR):
                     self._start(name)
                 while not self._ending:
@@ -87,40 +83,14 @@ class Supervisor:
     # --- servers ---------------------------------------------------------------------------------------------
 
     def _start(self, name: str) -> None:
-        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-        pid = os.fork()
-        if not pid:
-            os.close(read_fd)
-            self._run_server(name, write_fd)
-        os.close(write_fd)
-        server = _Server(name, pid, os.pidfd_open(pid), read_fd)
+        server = start_server(name, self._instance)
         self._servers[name] = server
         if name == LIVE:
             self._instance.live_pidfd = server.pidfd
         self._selector.register(server.pipe_fd, selectors.EVENT_READ, lambda: self._hear(server))
         self._selector.register(server.pidfd, selectors.EVENT_READ, lambda: self._bury(server))
 
-    def _run_server(self, name: str, pipe_fd: int) -> None:
-        """In the child: never returns."""
-        code = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            instance = self._instance
-            if name == LIVE:
-                code = run_live_server(instance, pipe_fd)
-            elif name == SNAPSHOT:
-                code = run_snapshot_server(instance, pipe_fd)
-            else:
-                code = run_compactor(instance)
-        except BaseException as error:
-            _LOG.error("the %s server failed\n%s", name, traceback.format_exc().rstrip())
-            with contextlib.suppress(OSError):
-                os.write(pipe_fd, f"failed {_reason(error)}\n".encode())
-        finally:
-            logging.shutdown()
-            os._exit(code)
-
-    def _hear(self, server: _Server) -> None:
+    def _hear(self, server: Server) -> None:
         """A server said something on its pipe."""
         data = os.read(server.pipe_fd, 4096)
         if not data:
@@ -140,9 +110,10 @@ class Supervisor:
         if self._reported:
             self._note_server(name, None)
         elif self._ready >= {LIVE, SNAPSHOT}:
+            self._is_running = True
             self._tell("")
 
-    def _bury(self, server: _Server) -> None:
+    def _bury(self, server: Server) -> None:
         """A server's process ended without having been told to."""
         # What it said last may still be in its pipe.
         if readable([server.pipe_fd], 0):
@@ -196,12 +167,29 @@ class Supervisor:
         with contextlib.suppress(SnapfsError):
             request(self._instance.store.path, "server", _TELL_TIMEOUT_S, name=name, trouble=trouble)
 
-    def _forget(self, server: _Server) -> None:
+    def _forget(self, server: Server) -> None:
         for fd in (server.pipe_fd, server.pidfd):
             with contextlib.suppress(KeyError):
                 self._selector.unregister(fd)
             os.close(fd)
         self._servers.pop(server.name, None)
+
+    # --- the caller ------------------------------------------------------------------------------------------
+
+    def _watch_caller(self) -> None:
+        if self._caller_fd is not None:
+            # Of a pipe's writing end no more is heard than that nobody reads.
+            self._selector.register(self._caller_fd, selectors.EVENT_READ, self._on_abandoned)
+
+    def _on_abandoned(self) -> None:
+        _LOG.error("the command that mounts ended before the views answered")
+        self._forget_caller()
+        self._reported = self._ending = True
+
+    def _forget_caller(self) -> None:
+        if self._caller_fd is not None:
+            self._selector.unregister(self._caller_fd)
+            self._caller_fd = None
 
     # --- turning ---------------------------------------------------------------------------------------------
 
@@ -266,6 +254,7 @@ class Supervisor:
     def _tell(self, sentence: str) -> None:
         if not self._reported:
             self._reported = True
+            self._forget_caller()
             self._report(sentence)
             if sentence:
                 self._crashed = self._ending = True
@@ -280,16 +269,30 @@ class Supervisor:
 
     def _stop_servers(self) -> None:
         self._wake_servers()
-        for view in (SNAPSHOT, LIVE):
-            _unmount_anyway(self._instance.places.number(view))
+        self._unmount_views()
         if live := self._servers.get(LIVE):
             self._end_serving(live)
         for name in (COMPACTOR, SNAPSHOT, LIVE):
             server = self._servers.get(name)
             if server is not None:
                 self._stop(server)
+        # One that was just starting may have mounted its view after the first look.
+        self._unmount_views()
 
-    def _end_serving(self, live: _Server) -> None:
+    def _unmount_views(self) -> None:
+        for view in (SNAPSHOT, LIVE):
+            number = self._instance.places.number(view)
+            if number is None and view not in self._gone:
+                # Its server may have failed between mounting and noting it: nobody else mounts there meanwhile.
+                number = self._number_at(self._instance.point(view))
+            _unmount_anyway(number)
+
+    def _number_at(self, point: Path) -> Number | None:
+        mount = find_mount(point)
+        is_left = mount is not None and mount.mount_point == point and mount.fstype == SNAPFS_TYPE
+        return mount.device if mount is not None and is_left else None
+
+    def _end_serving(self, live: Server) -> None:
         """Have the live server end what is under way, which may need the room that the compactor makes."""
         if COMPACTOR not in self._servers:
             with contextlib.suppress(SnapfsError):
@@ -306,7 +309,7 @@ class Supervisor:
                 return
             said += data
 
-    def _stop(self, server: _Server) -> None:
+    def _stop(self, server: Server) -> None:
         """The signal, and patience with the two that may still have data to write."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(server.pid, STOP_SIGNAL)
@@ -320,7 +323,9 @@ class Supervisor:
 
     def _end(self) -> int:
         instance = self._instance
-        if not instance.keeps_store and not self._crashed:
+        # A snapshot that was carried on, and never shown, is still to be carried on.
+        is_ours = self._is_running or bool(instance.store.control[Counter.UNSEEN])
+        if not instance.keeps_store and not self._crashed and is_ours:
             remove_held(instance.store.path)
         return 1 if self._crashed else 0
 
@@ -334,11 +339,3 @@ def _unmount_anyway(number: Number | None) -> None:
         else:
             _LOG.warning("%s", error.sentence)
     unmount_all(number, lazy=True)
-
-
-def _reason(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    if isinstance(error, SnapfsError):
-        return error.sentence
-    return f"The view could not be mounted: {error}; the messages above or the log may say why."

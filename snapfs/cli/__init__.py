@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 
 import click
 
@@ -19,7 +20,7 @@ from snapfs.cli.snapshot import snapshot_command
 from snapfs.cli.status import status_command
 from snapfs.cli.umount import umount_command
 from snapfs.cli.verify import verify_command
-from snapfs.errors import ExitCode, SnapfsError
+from snapfs.errors import ExitCode, SnapfsError, shortage
 from snapfs.shown import shown
 
 _DEBUG_VARIABLE = "SNAPFS_DEBUG"
@@ -58,10 +59,10 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except SnapfsError as error:
-        print(f"snapfs: {shown(error.sentence)}", file=sys.stderr)
+        _say(error.sentence)
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        print(f"snapfs: {_usage_sentence(error)}", file=sys.stderr)
+        _say(_usage_sentence(error))
         sys.exit(ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.INTERRUPTED)
@@ -72,18 +73,34 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(ExitCode.BROKEN_PIPE)
     except OSError as error:
-        print(f"snapfs: {error.filename or 'the system'}: {error.strerror}.", file=sys.stderr)
+        _say(shortage(error) or _system_sentence(error))
         sys.exit(ExitCode.FAILED)
     except Exception as error:
+        if (sentence := shortage(error)) is not None:
+            _say(sentence)
+            sys.exit(ExitCode.FAILED)
         if os.environ.get(_DEBUG_VARIABLE):
             raise
-        print(
-            f"snapfs: internal error ({type(error).__name__}: {error}); please report it, with what "
-            f"{_DEBUG_VARIABLE}=1 shows.",
-            file=sys.stderr,
-        )
+        what = f"{type(error).__name__}: {error}"
+        _say(f"internal error ({what}); please report it, with what {_DEBUG_VARIABLE}=1 shows.")
         sys.exit(ExitCode.FAILED)
     sys.exit(code if isinstance(code, int) else ExitCode.DONE)
+
+
+def _say(sentence: str) -> None:
+    """On stderr; who cannot be told has the exit code."""
+    with suppress(OSError):
+        print(f"snapfs: {shown(sentence)}", file=sys.stderr, flush=True)
+
+
+def _system_sentence(error: OSError) -> str:
+    """Of what no command has given an account of its own."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:
+        try:
+            os.getcwd()
+        except OSError:
+            return "The working directory does not exist any more; change to another one, or name absolute paths."
+    return f"{error.filename or 'the system'}: {error.strerror}."
 
 
 def _usage_sentence(error: click.UsageError) -> str:

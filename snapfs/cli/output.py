@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -81,4 +81,5 @@ def writing() -> Iterator[None]:
 
 def note(sentence: str) -> None:
     """Something that people should know, on stderr."""
-    click.echo(f"snapfs: {shown(sentence)}", err=True)
+    with suppress(OSError):  # who cannot be told of it is not kept from what works
+        click.echo(f"snapfs: {shown(sentence)}", err=True)

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import hashlib
 import logging
 import os
-import stat
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cow.errors import StoreBusy, StoreError
 from cow.files import Files
 from cow.image import Image
-from cow.layout import MAX_DEVICE_ID_BYTES, Counter, Durability, Protect
-from cow.recovery import Opened, Outcome, Request, open_store
+from cow.layout import Counter
+from cow.recovery import Opened, Outcome
 from cow.store import LOG_NAME
-from snapfs.commands.status import read_status
+from snapfs.commands.opening import LET_GO_S, LOOK_S, opened_store
+from snapfs.commands.signals import Signals
 from snapfs.control import request as control_request
-from snapfs.errors import BusyError, SnapfsError
+from snapfs.errors import BusyError, DoneWithProblem, ExitCode, SnapfsError, shortage
 from snapfs.log import configure_log
 from snapfs.options import MountOptions
-from snapfs.servers.instance import Instance
+from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.report import utc_text
 from snapfs.supervisor import Supervisor
 from snapfs.system.default_store import prepare_default_store
-from snapfs.system.device_identity import attachment, device_identity
 from snapfs.system.discovery import believed_mounts
 from snapfs.system.fuse_access import check_fuse_access
 from snapfs.system.holders import holders_of_image
@@ -37,13 +33,10 @@ from snapfs.system.image_lock import lock_image
 from snapfs.system.image_probe import check_image_unused, check_is_image, open_image
 from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmount
 from snapfs.system.place import check_mount_points, check_store_place
-from snapfs.system.processes import boot_id, detach_streams
-from snapfs.system.stores import let_go, make_store, remove_held
+from snapfs.system.processes import detach_streams
+from snapfs.system.stores import remove_held
 
 _LOG = logging.getLogger(__name__)
-# How long a killed instance may take to let go of its image, store and mount points.
-_LET_GO_S = 15.0
-_LOOK_S = 0.05
 _READY = "ready"
 
 
@@ -65,19 +58,29 @@ def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
 
     SnapfsError: nothing is mounted, and nothing is left behind that was not there before.
     """
+    # What the store holds is nobody else's, whatever this user's own files are like.
+    os.umask(0o077)
     options = _resolved(options)
     check_fuse_access(options.fuse_options)
     check_is_image(options.image)
     store_path = options.store or prepare_default_store(options.image)
-    with _opened(options, store_path) as (instance, opened, notes):
+    with Signals.handled() as signals, _opened(options, store_path, signals) as (instance, opened, notes):
         mounted = _describe(instance, opened, notes)
-        run = _run_in_front if options.foreground else _run_behind
-        try:
-            return run(instance, lambda: announce(mounted))
-        except SnapfsError:
-            if opened.outcome is not Outcome.CARRIED_ON and not instance.keeps_store:
-                remove_held(instance.store.path)
-            raise
+        if options.foreground:
+            return _run_in_front(instance, lambda: announce(mounted))
+        _run_behind(instance, signals)
+    return _announced(mounted, lambda: announce(mounted))
+
+
+def _announced(mounted: Mounted, announce: Callable[[], None]) -> int:
+    """Say what is where. DoneWithProblem when that cannot be said: everything is mounted all the same."""
+    try:
+        announce()
+    except SnapfsError as error:
+        raise DoneWithProblem(
+            f"{mounted.live_file} is mounted, but that cannot be said: {error.sentence}", path=mounted.live_file
+        ) from error
+    return ExitCode.DONE
 
 
 def _resolved(options: MountOptions) -> MountOptions:
@@ -92,27 +95,36 @@ def _resolved(options: MountOptions) -> MountOptions:
 
 
 @contextlib.contextmanager
-def _opened(options: MountOptions, store_path: Path) -> Iterator[tuple[Instance, Opened, list[str]]]:
+def _opened(
+    options: MountOptions, store_path: Path, signals: Signals
+) -> Iterator[tuple[Instance, Opened, list[str]]]:
     notes = _clear_stale(options)
     check_mount_points(options.live, options.snap)
     check_store_place(store_path, options.live, options.snap)
     image_fd, size_bytes = _lock(options.image)
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, image_fd)
         files = Files()
         image = Image(image_fd, size_bytes, files)
-        store, made = _make_store(store_path)
-        opened = _open_made(store, made, store_path, image, options, files)
-    except BaseException:
-        os.close(image_fd)
-        raise
-    if options.skip_swap and opened.outcome is Outcome.CARRIED_ON:
-        notes.append("Swap space counts as it did when this snapshot was taken; --skip-swap is for new cuts.")
-    opened.store.control[Counter.LIMIT_BYTES] = options.buffer_limit_bytes or 0
-    try:
-        yield Instance(options, options.image, options.live, options.snap, opened.store, image), opened, notes
-    finally:
-        opened.store.close()
-        os.close(image_fd)
+        with signals.deferred():
+            opened = opened_store(store_path, image, options, files, signals)
+            instance = Instance(options, options.image, options.live, options.snap, opened.store, image)
+            stack.callback(opened.store.close)
+            stack.push(lambda kind, *_: _undo(instance) if kind else None)
+            is_new = opened.outcome is not Outcome.CARRIED_ON
+            opened.store.control[Counter.UNSEEN] = is_new
+            opened.store.control[Counter.LIMIT_BYTES] = options.buffer_limit_bytes or 0
+        signals.check()
+        if options.skip_swap and not is_new:
+            notes.append("Swap space counts as it did when this snapshot was taken; --skip-swap is for new cuts.")
+        yield instance, opened, notes
+
+
+def _undo(instance: Instance) -> None:
+    """Something went wrong; a snapshot that nobody has seen is of no use to anybody."""
+    if instance.store.control[Counter.UNSEEN] and not instance.keeps_store:
+        with contextlib.suppress(FileNotFoundError):  # the daemon has been quicker
+            remove_held(instance.store.path)
 
 
 def _clear_stale(options: MountOptions) -> list[str]:
@@ -128,14 +140,14 @@ def _clear_stale(options: MountOptions) -> list[str]:
 
 def _lock(image: Path) -> tuple[int, int]:
     """Open the image for ourselves alone; waits while a killed instance is letting go of it."""
-    until = time.monotonic() + _LET_GO_S
+    until = time.monotonic() + LET_GO_S
     while True:
         try:
             return _try_lock(image)
         except BusyError:
             if time.monotonic() > until or not _is_let_go(image):
                 raise
-        time.sleep(_LOOK_S)
+        time.sleep(LOOK_S)
 
 
 def _try_lock(image: Path) -> tuple[int, int]:
@@ -154,83 +166,6 @@ def _is_let_go(image: Path) -> bool:
     if any(Path(found.source) == image and not is_stale(found) for found in believed_mounts()):
         return False
     return all(holder.kind == "snapfs" or "(snapfs" in holder.description for holder in holders_of_image(image))
-
-
-def _make_store(path: Path) -> tuple[Path, bool]:
-    try:
-        return make_store(path)
-    except OSError as error:
-        raise SnapfsError(
-            f"The store {path} cannot be written: {error.strerror}; give another --store.", path=path
-        ) from error
-
-
-def _open_made(store: Path, made: bool, path: Path, image: Image, options: MountOptions, files: Files) -> Opened:
-    try:
-        return _open_store(store, path, image, options, files)
-    except BaseException:
-        if made:
-            remove_held(store)
-        let_go(store)
-        raise
-
-
-def _open_store(store: Path, path: Path, image: Image, options: MountOptions, files: Files) -> Opened:
-    device_id = _device_id(image.fd)
-    request = Request(
-        image_path=str(options.image),
-        block_bytes=options.block_bytes,
-        boot_id=uuid.UUID(boot_id()).bytes,
-        durability=Durability[options.durability.upper()],
-        protect=Protect[options.protect.upper()],
-        device_id=_stored(device_id or _attachment(image.fd)),
-        device_id_lasts=device_id is not None,
-        booted_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
-    )
-    until = time.monotonic() + _LET_GO_S
-    while True:
-        try:
-            return open_store(store, image, request, files)
-        except StoreBusy as error:
-            # The image is ours already: whoever has the store is on its way out, unless it has another image.
-            if time.monotonic() > until or _serves_another(store, options.image):
-                raise BusyError(
-                    f"The store {path} {error.reason}; unmount that one first or give another --store.", path=path
-                ) from error
-        except StoreError as error:
-            raise SnapfsError(
-                f"The store {path} {error.reason}; give another --store, or remove it to begin a new snapshot.",
-                path=path,
-            ) from error
-        except OSError as error:
-            raise SnapfsError(
-                f"The store {path} cannot be written: {error.strerror}; give another --store.", path=path
-            ) from error
-        time.sleep(_LOOK_S)
-
-
-def _device_id(fd: int) -> str | None:
-    status = os.fstat(fd)
-    return device_identity(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
-
-
-def _attachment(fd: int) -> str | None:
-    status = os.fstat(fd)
-    return attachment(status.st_rdev) if stat.S_ISBLK(status.st_mode) else None
-
-
-def _stored(device_id: str | None) -> str:
-    """As the store takes it: a longer one by its hash."""
-    text = device_id or ""
-    return text if len(os.fsencode(text)) <= MAX_DEVICE_ID_BYTES else hashlib.sha256(os.fsencode(text)).hexdigest()
-
-
-def _serves_another(store: Path, image: Path) -> bool:
-    """Whether a running instance has the store for an image other than ours."""
-    try:
-        return bool(read_status(store)["image"] != str(image))
-    except SnapfsError:
-        return False
 
 
 def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:
@@ -258,7 +193,10 @@ def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
             failures.append(sentence)
         else:
             _await_views(instance)
-            announce()
+            instance.store.control[Counter.UNSEEN] = 0
+            # With nobody to say it to it goes on: whoever is in front still has the views.
+            with contextlib.suppress(SnapfsError, BrokenPipeError):
+                announce()
 
     code = Supervisor(instance, report).run()
     if failures:
@@ -266,22 +204,29 @@ def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
     return code
 
 
-def _run_behind(instance: Instance, announce: Callable[[], None]) -> int:
+def _run_behind(instance: Instance, signals: Signals) -> None:
+    """Returns when both views answer. Interrupted, or failed: the daemon has ended, and its views with it."""
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     gc.freeze()  # the servers' share of this process's memory stays shared
-    pid = os.fork()
-    if not pid:
-        os.close(read_fd)
-        _become_daemon(instance, write_fd)
+    with signals.deferred():
+        pid = os.fork()
+        if not pid:
+            os.close(read_fd)
+            _become_daemon(instance, write_fd)
     os.close(write_fd)
-    with os.fdopen(read_fd, "rb") as pipe:
-        # A line, not all there is: the servers have the pipe as well.
-        answer = pipe.readline().decode(errors="replace").strip()
+    answer = ""
+    try:
+        # When it is closed the daemon knows that nobody waits for it any more.
+        with os.fdopen(read_fd, "rb") as pipe:
+            signals.check()
+            # A line, not all there is: the servers have the pipe as well.
+            answer = pipe.readline().decode(errors="replace").strip()
+    finally:
+        if answer != _READY:
+            with signals.deferred():
+                os.waitpid(pid, 0)
     if answer != _READY:
-        os.waitpid(pid, 0)
         raise SnapfsError(answer or "snapfs died while it started; try again with -f to see why.")
-    announce()
-    return 0
 
 
 def _become_daemon(instance: Instance, report_fd: int) -> None:
@@ -296,18 +241,22 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
         def report(sentence: str) -> None:
             if not sentence:
                 _await_views(instance)
+                instance.store.control[Counter.UNSEEN] = 0
                 detach_streams()
             os.write(report_fd, f"{sentence or _READY}\n".encode())
             os.close(report_fd)
 
-        code = Supervisor(instance, report).run()
-    except BaseException:
+        code = Supervisor(instance, report, report_fd).run()
+    except BaseException as error:
         _LOG.exception("snapfs failed")
+        with contextlib.suppress(OSError):
+            reason = error.sentence if isinstance(error, SnapfsError) else shortage(error) or ""
+            os.write(report_fd, f"{reason}\n".encode())
     finally:
         os._exit(code)
 
 
 def _await_views(instance: Instance) -> None:
-    for point in (instance.live, instance.snap):
-        os.stat(point / instance.view_name)
+    for view in (LIVE, SNAPSHOT):
+        os.stat(instance.view_file(view))
     control_request(instance.store.path, "begin-map")

@@ -1,6 +1,7 @@
 """Signals that end a command, held back while it must not end.
 
-SIGINT, SIGTERM and SIGHUP all raise KeyboardInterrupt, so that what was begun is undone.
+SIGINT, SIGTERM and SIGHUP all raise KeyboardInterrupt, so that what was begun is undone; those that whoever started
+the command has it ignore (nohup, a job in the background) stay ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ class Signals:
     @contextmanager
     def handled(cls) -> Iterator[Signals]:
         signals = cls()
-        old = {number: signal.signal(number, signals._on_signal) for number in _ENDING}
+        heard = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+        old = {number: signal.signal(number, signals._on_signal) for number in heard}
         try:
             yield signals
         finally:

@@ -193,8 +193,15 @@ def _name(fd: int) -> str:
 
 def _run_qemu_img(fd: int, path: Path, *words: str) -> None:
     _check_tool("qemu-img")
-    command = ["qemu-img", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_END_S, check=False, pass_fds=(fd,))
+    done = subprocess.run(
+        ["qemu-img", *words],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=_END_S,
+        check=False,
+        pass_fds=(fd,),
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines()
         reason = said[-1].removeprefix("qemu-img: ").rstrip(".") if said else "qemu-img gives no reason"
@@ -226,6 +233,7 @@ def _start(fd: int, socket_path: Path, compress: bool, read_only: bool) -> subpr
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         start_new_session=True,
         pass_fds=(fd,),
     )

@@ -32,8 +32,7 @@ from cow.store import Cut
 from snapfs.control import Message
 from snapfs.errors import SnapfsError
 from snapfs.servers.instance import SNAPSHOT, Instance
-from snapfs.servers.mapper import FREE_NAME
-from snapfs.servers.notes import read_facts, read_regions, write_facts
+from snapfs.servers.notes import FREE_NAME, read_facts, read_regions, write_facts
 from snapfs.servers.report import utc_text
 from snapfs.system.stores import held_fds
 from snapfs.system.view_mounts import is_mounted

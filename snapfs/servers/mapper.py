@@ -14,14 +14,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from snapfs.servers.notes import write_regions
+from snapfs.servers.notes import FREE_NAME, write_regions
 from snapfs.system.mounts import open_beside
 from snapfs.system.view_mounts import device_number, mounts_of
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 from snapfs.usedmap.unrest import distrust_mounted, distrust_written
 
-FREE_NAME = "free.found"
 _PIECE_BYTES = 1 << 20
 _NICENESS = 5
 _INVERTED = bytes(0xFF ^ byte for byte in range(256))

@@ -140,7 +140,8 @@ def canonical_path(path: Path | str, mounts: Sequence[Mount] | None = None) -> P
     all_mounts = read_mounts() if mounts is None else mounts
     untouchable = {mount.mount_point for mount in all_mounts if mount.may_be_silent}
     done = Path("/")
-    todo = list(reversed(Path(os.getcwd(), path).parts[1:]))
+    absolute = Path(path) if os.path.isabs(path) else Path(os.getcwd(), path)
+    todo = list(reversed(absolute.parts[1:]))
     symlinks_left = _MAX_SYMLINKS
     while todo:
         name = todo.pop()
@@ -229,7 +230,9 @@ def _fusermount(path: Path | str, canonical: Path, lazy: bool) -> None:
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", os.fspath(canonical)]
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_FUSERMOUNT_TIMEOUT_S)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, errors="replace", timeout=_FUSERMOUNT_TIMEOUT_S
+        )
     except FileNotFoundError as error:
         raise SnapfsError(
             f"{path} cannot be unmounted without root, because fusermount3 is missing; install fuse3.",

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from snapfs.errors import PermissionDeniedError, SnapfsError
+from snapfs.errors import PermissionDeniedError, SnapfsError, shortage
 from snapfs.system.block_devices import loop_devices, stacked_on
 from snapfs.system.mounts import Mount, canonical_path, find_mount, is_mount_point
 
@@ -254,6 +254,8 @@ def _store_error(store: Path, error: OSError) -> SnapfsError:
             "raise the limit (ulimit -f) or give a directory elsewhere with --store.",
             path=store,
         )
+    if (sentence := shortage(error)) is not None:
+        return SnapfsError(sentence, path=store)
     return SnapfsError(
         f"The store {store} cannot be written: {error.strerror}; give a directory elsewhere with --store.",
         path=store,

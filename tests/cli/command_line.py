@@ -179,7 +179,8 @@ class Bench:
         """Nothing of all that may change; a running instance has files and processes come and go."""
         before = self.traces(running=running)
         yield
-        assert self.traces(running=running) == before
+        after = self.traces(running=running)
+        assert after == before, (before, after)
 
     def end_processes(self) -> None:
         """Whatever a failed test left: a killed instance, and the mounts that it served."""

@@ -1,0 +1,89 @@
+"""A mount that is interrupted at any moment leaves no store, no mount, no process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from mounted import SNAPFS, Ground, Mounted, mount_points_below, wait_until
+from sectors import content
+
+MIB = 1 << 20
+
+
+def processes_about(path: Path) -> list[str]:
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                command = Path("/proc", name, "cmdline").read_bytes()
+            except OSError:
+                continue
+            if f"{path}/".encode() in command:
+                found.append(name)
+    return found
+
+
+def interrupted(instance: Mounted, number: signal.Signals, stage: str, *options: str | Path) -> int:
+    """Start a mount, and send it the signal when it has come so far."""
+    words = [SNAPFS, "mount", instance.image, instance.live, instance.snap, *instance.options, *options]
+    stages = {
+        "store": instance.store.exists,
+        "live": lambda: instance.live in mount_points_below(instance.live.parent),
+        "at once": lambda: True,
+    }
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 10
+        while not stages[stage]() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)
+        process.send_signal(number)
+        return process.wait(20)
+
+
+@pytest.mark.parametrize("stage", ["store", "live"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_mount_leaves_nothing(ground: Ground, number: signal.Signals, stage: str) -> None:
+    instance = ground.instance(ground.image(content(MIB)))
+    code = interrupted(instance, number, stage)
+    if code == 0:
+        instance._adopt()  # it was quicker
+        return
+    assert code == 130
+    assert mount_points_below(ground.path) == []
+    assert sorted(os.listdir(ground.path)) == ["disk.img", "views"]
+    assert processes_about(ground.path) == []
+
+
+@pytest.mark.parametrize("stage", ["store", "live"])
+def test_a_killed_mount_is_undone_or_taken_up_by_nobody(ground: Ground, stage: str) -> None:
+    """Its snapshot was never seen, so it is none: what was changed since then hinders nobody."""
+    old = content(MIB)
+    instance = ground.instance(ground.image(old))
+    if interrupted(instance, signal.SIGKILL, stage) == 0:
+        instance._adopt()
+        return
+    wait_until(lambda: not processes_about(ground.path))
+    assert mount_points_below(ground.path) == []
+    with instance.image.open("r+b") as file:
+        file.write(b"changed meanwhile")
+    done = instance.mount()
+    assert "Carrying on" not in done.stdout
+    assert instance.snap_file.read_bytes() == instance.image.read_bytes()
+
+
+def test_a_snapshot_that_was_to_be_carried_on_still_is(ground: Ground) -> None:
+    old = content(MIB)
+    instance = ground.mounted(ground.image(old))
+    instance.expect_log("server was killed|server ended|still in use|before the views answered")
+    snapshot_id = instance.status()["snapshot"]["id"]
+    instance.kill()
+    if interrupted(instance, signal.SIGTERM, "at once") == 0:
+        instance._adopt()
+    else:
+        wait_until(lambda: not processes_about(ground.path))
+        assert "Carrying on" in instance.mount().stdout
+    assert instance.status()["snapshot"]["id"] == snapshot_id
