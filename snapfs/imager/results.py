@@ -158,8 +158,8 @@ def saying_what_is_left(results: Results) -> Iterator[None]:
         journal = results.places.journal
         is_left = journal is not None and journal.exists()
         name = partial or (results.places.dest and results.places.dest.named)
-        way_on = f"{name} is left; --resume goes on with it" if is_left else "nothing is left behind"
-        raise InterruptedByUserError(f"Interrupted; {way_on}.") from None
+        left = f"Interrupted, and {name} is left; --resume goes on with it."
+        raise InterruptedByUserError(left if is_left else "Interrupted; nothing is left behind.") from None
     except SnapfsError as error:
         journal = results.places.journal
         if journal is not None and not journal.exists():

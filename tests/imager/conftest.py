@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,20 @@ def bench(original: Original) -> Iterator[Bench]:
     bench.live.mkdir()
     bench.snap.mkdir()
     try:
+        yield bench
+    finally:
+        bench.clean_up()
+
+
+@pytest.fixture
+def small() -> Iterator[Bench]:
+    """2 MiB of random image, for its owner alone."""
+    bench = Bench(Path(tempfile.mkdtemp(prefix="snapfs-dest-", dir="/var/tmp")).resolve())
+    try:
+        bench.image.write_bytes(os.urandom(2 * MIB))
+        bench.image.chmod(0o600)
+        bench.live.mkdir()
+        bench.snap.mkdir()
         yield bench
     finally:
         bench.clean_up()

@@ -101,54 +101,50 @@ def test_the_image_being_shown_is_no_destination_whatever_its_name(bench: Bench)
                     ("map", other, "--domain", dest),
                     ("backup", other, bench.path / "another", "--manifest", dest),
                 )
-                snapfs(*commands[number % 4], "--force").refuses(1, "is in ")
+                if number % 3 == 0:
+                    snapfs(*commands[number // 3], "--force").refuses(1, "is in ")
             assert not (bench.path / "name.partial").exists()
             (bench.path / "name").unlink(missing_ok=True)
         assert content(bench.live_file) == before
     assert content(bench.image) == before
 
 
-@pytest.mark.parametrize("name", ["header", "cut-00000001/index", "mine", "new/../mine"])
-def test_nothing_is_written_into_a_store(bench: Bench, name: str) -> None:
+def test_nothing_is_written_into_a_store(bench: Bench) -> None:
     """Known by what is in it: this one has another name, and nobody has it mounted any more."""
     with bench.mounted("--store", bench.store):
         pass
     moved = bench.store.rename(bench.path / "innocent")
     (moved / "new").mkdir()
-    for words in (("backup", bench.image, moved / name), ("map", bench.image, "--png", moved / name)):
-        snapfs(*words, "--force").refuses(1, str(moved), "store of a snapshot")
+    for name in ("header", "cut-00000001/index", "mine", "new/../mine"):
+        with pytest.raises(BusyError, match="store of a snapshot"):
+            look_at(moved / name)
+    snapfs("backup", bench.image, moved / "mine", "--force").refuses(1, str(moved), "store of a snapshot")
+    (moved / "header").unlink()
+    snapfs("backup", bench.image, f"{moved}/").refuses(1, "store of a snapshot")
 
 
-def test_a_store_whose_header_is_gone_is_one_still(bench: Bench) -> None:
-    with bench.mounted("--store", bench.store):
-        pass
-    (bench.store / "header").unlink()
-    snapfs("backup", bench.image, f"{bench.store}/").refuses(1, "store of a snapshot")
-
-
-@pytest.mark.parametrize("command", ["backup", "restore"])
-def test_what_others_have_is_no_destination(bench: Bench, command: str) -> None:
+def test_what_others_have_is_no_destination(bench: Bench) -> None:
     """A loop device, a mount of it, a QEMU, a snapfs of another mount namespace."""
     dest = bench.path / "dest.img"
     run("cp", bench.image, dest)
     snapfs("backup", bench.image, bench.path / "backup").ok()
-    source = bench.image if command == "backup" else bench.path / "backup"
+    backup, restore = ("backup", bench.image), ("restore", bench.path / "backup")
     before = content(dest)
     with loop_device(dest, "--read-only"):
-        snapfs(command, source, dest, "--force").refuses(1, "is in use", "loop device")
+        snapfs(*backup, dest, "--force").refuses(1, "is in use", "loop device")
     with mounted(dest, bench.path / "point", "-o", "loop,ro,noload"):
-        snapfs(command, source, dest, "--force").refuses(1, "is in use", "mounted on")
+        snapfs(*restore, dest, "--force").refuses(1, "is in use", "mounted on")
     with subprocess.Popen(["qemu-nbd", "-f", "raw", "-t", "-k", bench.path / "nbd", dest]) as server:
         try:
             wait_until((bench.path / "nbd").exists)
-            snapfs(command, source, dest, "--force").refuses(1, "is in use", "qemu-nbd")
+            snapfs(*backup, dest, "--force").refuses(1, "is in use", "qemu-nbd")
             with loop_device(dest) as device:
-                snapfs(command, source, device, "--force").refuses(1, "is in use", str(dest))
+                snapfs(*restore, device, "--force").refuses(1, "is in use", str(dest))
         finally:
             server.send_signal(signal.SIGTERM)
     with own_room(f"cd '{bench.path}'; mkdir l s; '{COMMAND}' mount dest.img l s >&2"):
         try:
-            snapfs(command, source, dest, "--force").refuses(1, "is in use", "snapfs")
+            snapfs(*backup, dest, "--force").refuses(1, "is in use", "snapfs")
         finally:
             bench.end_processes()
     assert content(dest) == before
@@ -170,10 +166,9 @@ def test_what_is_being_read_is_no_destination(bench: Bench) -> None:
     snapfs("backup", bench.image, backup).ok()
     before = content(bench.image), content(backup)
     os.link(bench.image, link)
-    for dest in (bench.image, link):
-        snapfs("backup", bench.image, dest, "--force").refuses(2, "the image itself")
-        snapfs("map", bench.image, "--svg", dest, "--force").refuses(2, "the image itself")
-        snapfs("backup", bench.image, bench.path / "new", "--manifest", dest, "--force").refuses(2, "image itself")
+    snapfs("backup", bench.image, bench.image, "--force").refuses(2, "the image itself")
+    snapfs("map", bench.image, "--svg", link, "--force").refuses(2, "the image itself")
+    snapfs("backup", bench.image, bench.path / "new", "--manifest", link, "--force").refuses(2, "the image itself")
     with loop_device(backup) as device:
         snapfs("restore", backup, device, "--force").refuses(2, "the backup itself")
     snapfs("backup", bench.image, bench.path / "new", "--manifest", bench.path / "new").refuses(2, "name two")
