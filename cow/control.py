@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cow.errors import StoreError
 from cow.files import Files, MappedFile
-from cow.layout import CONTROL_BYTES, CONTROL_MAGIC, Counter, State
+from cow.layout import CONTROL_BYTES, CONTROL_MAGIC, UNSEEN_MARK, Counter, State
 
 # What nobody needs after a kill, because it is counted again or means nothing then.
 _RECOUNTED = frozenset(
@@ -68,6 +68,15 @@ class Control:
             return State.DAMAGED
         is_lossy = self._numbers[Counter.LOST_BLOCKS] or self._numbers[Counter.MISSING_BYTES]
         return State.DAMAGED if state is State.ACTIVE and is_lossy else state
+
+    @property
+    def is_unseen(self) -> bool:
+        """Whether who mounts has not yet had both views answer."""
+        return self._numbers[Counter.UNSEEN] == UNSEEN_MARK
+
+    @is_unseen.setter
+    def is_unseen(self, is_so: bool) -> None:
+        self[Counter.UNSEEN] = UNSEEN_MARK if is_so else 0
 
     def numbers(self) -> dict[str, int]:
         """All numbers by name, for status and dumps."""

@@ -74,7 +74,7 @@ class Counter(IntEnum):
     UNREADABLE = 22  # live: 1 when nothing of the snapshot can be proven right
     LOST_BLOCKS = 26  # live: blocks whose old content is gone, free and released ones aside
     MISSING_BYTES = 27  # live: how much shorter than it should be the image was at some time
-    UNSEEN = 28  # who mounts: 1 until both views have answered; killed before, nobody has ever seen the snapshot
+    UNSEEN = 28  # who mounts: its mark until both views have answered; killed before, nobody has seen the snapshot
 
 
 # As many as the largest image needs.
@@ -94,6 +94,9 @@ def unpack_missing(number: int) -> int:
 
 # The generation while a cut is made: none.
 NO_GENERATION = 0
+
+# In UNSEEN. Only the whole of it counts: a damaged number must not give up a snapshot.
+UNSEEN_MARK = int.from_bytes(b"snapfsUS", "little")
 
 CONTROL_MAGIC = int.from_bytes(b"snapfsC1", "little")
 

@@ -117,7 +117,7 @@ def _is_unseen(path: Path, header: Header, request: Request, files: Files) -> bo
     if header.boot_id != request.boot_id or not is_control(path, files):
         return False
     control = Control(path / CONTROL_NAME, files)
-    unseen = bool(control[Counter.UNSEEN])
+    unseen = control.is_unseen
     control.close()
     return unseen
 

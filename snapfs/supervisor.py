@@ -24,7 +24,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cow.layout import Counter
 from snapfs.control import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.servers.instance import COMPACTOR, LIVE, SNAPSHOT, Instance
@@ -324,7 +323,7 @@ class Supervisor:
     def _end(self) -> int:
         instance = self._instance
         # A snapshot that was carried on, and never shown, is still to be carried on.
-        is_ours = self._is_running or bool(instance.store.control[Counter.UNSEEN])
+        is_ours = self._is_running or instance.store.control.is_unseen
         if not instance.keeps_store and not self._crashed and is_ours:
             remove_held(instance.store.path)
         return 1 if self._crashed else 0

@@ -112,7 +112,7 @@ def _opened(
             stack.callback(opened.store.close)
             stack.push(lambda kind, *_: _undo(instance) if kind else None)
             is_new = opened.outcome is not Outcome.CARRIED_ON
-            opened.store.control[Counter.UNSEEN] = is_new
+            opened.store.control.is_unseen = is_new
             opened.store.control[Counter.LIMIT_BYTES] = options.buffer_limit_bytes or 0
         signals.check()
         if options.skip_swap and not is_new:
@@ -122,7 +122,7 @@ def _opened(
 
 def _undo(instance: Instance) -> None:
     """Something went wrong; a snapshot that nobody has seen is of no use to anybody."""
-    if instance.store.control[Counter.UNSEEN] and not instance.keeps_store:
+    if instance.store.control.is_unseen and not instance.keeps_store:
         with contextlib.suppress(FileNotFoundError):  # the daemon has been quicker
             remove_held(instance.store.path)
 
@@ -193,7 +193,7 @@ def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
             failures.append(sentence)
         else:
             _await_views(instance)
-            instance.store.control[Counter.UNSEEN] = 0
+            instance.store.control.is_unseen = False
             # With nobody to say it to it goes on: whoever is in front still has the views.
             with contextlib.suppress(SnapfsError, BrokenPipeError):
                 announce()
@@ -241,7 +241,7 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
         def report(sentence: str) -> None:
             if not sentence:
                 _await_views(instance)
-                instance.store.control[Counter.UNSEEN] = 0
+                instance.store.control.is_unseen = False
                 detach_streams()
             os.write(report_fd, f"{sentence or _READY}\n".encode())
             os.close(report_fd)
