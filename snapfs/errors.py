@@ -52,6 +52,12 @@ class SnapshotLostError(SnapfsError):
     exit_code: ClassVar[ExitCode] = ExitCode.LOST
 
 
+class StoreDamagedError(SnapfsError):
+    """What says that a store is one is damaged or lost, and with it the snapshot: a new store is the way on."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.LOST
+
+
 class BackupDamagedError(SnapfsError):
     """The backup is not what was written: another copy is needed."""
 
@@ -68,6 +74,12 @@ class InterruptedByUserError(SnapfsError):
     """The user ended it; the sentence says what is left, and how to go on."""
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERRUPTED
+
+
+class ReaderGoneError(SnapfsError):
+    """Whoever read the standard output has ended before all was written."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.BROKEN_PIPE
 
 
 class BusyError(SnapfsError):

@@ -57,7 +57,13 @@ class Journal:
         _lock(fd, path)
         plan = [[extent.offset, extent.length, extent.is_zeros] for extent in extents]
         journal = cls(fd, path, extents, {})
-        journal._append(dict(facts), plan)
+        try:
+            journal._append(dict(facts), plan)
+        except BaseException:
+            # Half a plan is none: left behind it would promise a --resume that cannot be.
+            os.unlink(path)
+            journal.close()
+            raise
         return journal
 
     @classmethod

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from snapfs.destination.write_errors import vanished, write_errors
-from snapfs.errors import SnapfsError
+from snapfs.errors import ReaderGoneError, SnapfsError
 from snapfs.imager.sparse import data_runs, make_zeros
 
 _ALIGNMENT: Final = 4096
@@ -146,7 +146,7 @@ class StreamTarget:
             while view:
                 view = view[os.write(self._fd, view) :]
         except BrokenPipeError as error:
-            raise SnapfsError("Whoever read the backup from the pipe has ended; see what it says.") from error
+            raise ReaderGoneError("Whoever read the backup from the pipe has ended; see what it says.") from error
         except OSError as error:
             raise SnapfsError(f"The standard output cannot be written: {error.strerror}.") from error
 

@@ -116,6 +116,14 @@ def test_a_full_disk_is_said_and_what_is_advised_works(bench: Bench, words: tupl
         assert bench.status()["snapshot"]["state"] == "active"
 
 
+def test_without_room_for_a_journal_nothing_is_left_and_nothing_promised(bench: Bench) -> None:
+    with mounted("none", bench.path / "full", "-t", "tmpfs", "-o", "size=8k") as full:
+        (full / "filler").write_bytes(bytes(8192))
+        done = snapfs("backup", bench.image, full / "backup")
+        done.refuses(1, "journal does not fit", "back up again")
+        assert [path.name for path in full.iterdir()] == ["filler"]
+
+
 def test_a_destination_that_vanishes_is_said(bench: Bench) -> None:
     backup = bench.path / "backup"
     with bench.mounted():
@@ -179,7 +187,7 @@ def test_a_pipe_that_is_closed_is_said(bench: Bench) -> None:
     assert process.stderr is not None
     said = process.stderr.read()
     process.stderr.close()
-    assert process.wait(60) == 1
+    assert process.wait(60) == 141
     assert "has ended" in said
 
 
