@@ -72,15 +72,20 @@ def store_of_mount(mount: Mount) -> Path:
 
 
 def all_stores() -> tuple[list[Path], list[SnapfsError]]:
-    """The stores of all instances that are this user's to deal with, held open; and of those that do not answer
-    the reasons."""
+    """The stores of all instances that are this user's to deal with, held open; and of those that do not answer,
+    or whose store is gone, the reasons."""
     mounts = [mount for mount in snapfs_mounts() if _may_deal_with(mount)]
     answers = ask_all([_question(mount) for mount in mounts])
     stores: dict[tuple[int, int], Path] = {}
     answered: set[tuple[str, int | None]] = set()
+    without: dict[tuple[str, int | None], SnapfsError] = {}
     for mount, answer in zip(mounts, answers, strict=True):
         try:
             store = _held(mount, answer)
+        except NotMountedError as error:
+            if mount.user_id in (0, os.geteuid()) and mount in snapfs_mounts():
+                without[mount.source, mount.user_id] = error
+            continue
         except SnapfsError:
             continue
         answered.add((mount.source, mount.user_id))
@@ -91,7 +96,7 @@ def all_stores() -> tuple[list[Path], list[SnapfsError]]:
         for mount, answer in zip(mounts, answers, strict=True)
         if answer.is_silence and (mount.source, mount.user_id) not in answered
     }
-    return list(stores.values()), list(silent.values())
+    return list(stores.values()), list((silent | without).values())
 
 
 def _may_deal_with(mount: Mount) -> bool:
@@ -117,10 +122,21 @@ def _read_link(mount: Mount) -> bytes:
 
 def _held(mount: Mount, answer: Answer) -> Path:
     if answer.data is not None:
-        return hold_store(Path(os.fsdecode(answer.data)), owner=mount.user_id)
+        return _hold(mount, Path(os.fsdecode(answer.data)))
     if answer.is_silence:
         raise _silence(mount)
     raise _refusal(mount, answer.error or 0)
+
+
+def _hold(mount: Mount, store: Path) -> Path:
+    try:
+        return hold_store(store, owner=mount.user_id)
+    except NotMountedError as error:
+        raise NotMountedError(
+            f"The store {store} was removed under the views of {mount.source}, which go on but cannot be asked any "
+            f"more; end them (snapfs umount {mount.mount_point}).",
+            path=store,
+        ) from error
 
 
 def _silence(mount: Mount) -> SnapfsError:

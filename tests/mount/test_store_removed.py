@@ -27,6 +27,10 @@ def test_a_store_removed_under_its_views_leaves_them_whole_and_unmountable(groun
                 assert os.pread(file.fileno(), 4096, at) == OLD[at : at + 4096]
         assert os.pread(file.fileno(), 1 << 20, 3 << 20) == OLD[3 << 20 :]
     assert view.live_file.read_bytes() == NEW + OLD[len(NEW) :]
+    for words in (["status"], ["status", view.live], ["snapshot", view.live]):
+        asked = snapfs(*words)
+        assert asked.returncode == (4 if words == ["status"] else 1)
+        assert f"The store {view.store} was removed under the views of {view.image}" in asked.stderr
     done = snapfs("umount", view.live)
     assert (done.returncode, done.stderr.count("Traceback")) == (4, 0), done.stderr
     assert "was removed while it was in use" in done.stderr
