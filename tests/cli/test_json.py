@@ -15,6 +15,19 @@ import snapfs as package
 SCHEMA = json.loads((Path(package.__file__).parent / "output.schema.json").read_text())
 
 
+def closed(part: Any) -> Any:
+    """A schema in which no object has a key that is not described."""
+    if isinstance(part, list):
+        return [closed(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    inner = {key: closed(value) for key, value in part.items()}
+    return {**inner, "additionalProperties": False} if "properties" in part and "type" in part else inner
+
+
+SCHEMA = closed(SCHEMA)
+
+
 def check(kind: str, found: Any) -> None:
     jsonschema.validate(found, {**SCHEMA, "$ref": f"#/$defs/{kind}"}, cls=jsonschema.Draft202012Validator)
 
@@ -34,6 +47,8 @@ def test_what_a_mounted_image_prints(bench: Bench) -> None:
     check("map", printed("map", bench.live))
     check("check", printed("check", bench.live))
     check("backup", printed("backup", bench.live, bench.path / "backup"))
+    check("backup", printed("backup", "--cut", bench.live, bench.path / "of-a-cut"))
+    check("manifest", json.loads((bench.path / "of-a-cut.json").read_text()))
     check("release", printed("release", bench.live, "--all"))
     bench.umount().ok()
 
