@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cow.bitmaps import Bitmap, bitmap_bytes
 from cow.codec import RecordHeader, slot_checksums, slot_seed
-from cow.errors import CowError, Damaged, StoreError
+from cow.errors import CowError, Damaged, StoreDamaged, StoreError
 from cow.files import Files
 from cow.header import Header, read_header
 from cow.layout import (
@@ -32,7 +32,17 @@ from cow.layout import (
 from cow.seal import broken_maps, free_is_noted, free_is_proven, read_seal
 from cow.segments import ScanProblem, SegmentReader, scan_segment, segment_numbers
 from cow.staging import file_bytes
-from cow.store import BITMAP_NAMES, CONTROL_NAME, INDEX_NAME, STAGING_NAME, Store, cut_path, open_reader
+from cow.store import (
+    BITMAP_NAMES,
+    CONTROL_NAME,
+    INDEX_NAME,
+    STAGING_NAME,
+    Store,
+    cut_path,
+    foreign_names,
+    holds_preserved,
+    open_reader,
+)
 
 # A damaged store may have millions of wrong blocks; the first of them tell enough.
 MAX_PROBLEMS = 100
@@ -65,9 +75,7 @@ class Report:
 def verify(path: Path, files: Files) -> Report:
     """Check every map, record and preserved block of the store. StoreError: there is no store that could be."""
     report = Report()
-    header = read_header(path)
-    if header is None:
-        raise StoreError(str(path), "holds no snapshot")
+    header = _header_of(path)
     for name, (file, size_bytes) in _expected_files(path, header).items():
         _check_size(report, name, file, size_bytes)
     if report.problems:
@@ -82,6 +90,16 @@ def verify(path: Path, files: Files) -> Report:
     finally:
         store.close()
     return report
+
+
+def _header_of(path: Path) -> Header:
+    """StoreDamaged: what is in it tells that there was one."""
+    header = read_header(path)
+    if header is not None:
+        return header
+    if path.is_dir() and not foreign_names(path) and holds_preserved(path):
+        raise StoreDamaged(str(path), "has lost its header")
+    raise StoreError(str(path), "holds no snapshot")
 
 
 def _expected_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
@@ -195,9 +213,7 @@ def _slot_fault(store: Store, block_no: int, seq: int) -> str | None:
 
 def dump(path: Path, files: Files, max_entries: int | None = 64) -> Iterator[str]:
     """The store in readable lines; ``max_entries`` bounds the runs, entries and records listed of each kind."""
-    header = read_header(path)
-    if header is None:
-        raise StoreError(str(path), "holds no snapshot")
+    header = _header_of(path)
     yield from _dump_header(header)
     store = open_reader(path, files)
     try:

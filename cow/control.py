@@ -13,7 +13,7 @@ import contextlib
 import mmap
 from pathlib import Path
 
-from cow.errors import StoreError
+from cow.errors import StoreDamaged
 from cow.files import Files, MappedFile
 from cow.layout import CONTROL_BYTES, CONTROL_MAGIC, UNSEEN_MARK, Counter, State
 
@@ -47,7 +47,7 @@ class Control:
             self.file.ensure(0, CONTROL_BYTES)
             self[Counter.MAGIC] = CONTROL_MAGIC
         elif self._numbers[Counter.MAGIC] != CONTROL_MAGIC:
-            raise StoreError(str(path.parent), "has a damaged control page")
+            raise StoreDamaged(str(path.parent), "has a damaged control page")
 
     def __getitem__(self, counter: int) -> int:
         return self._numbers[counter]

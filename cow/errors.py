@@ -23,6 +23,10 @@ class StoreError(CowError):
         self.path, self.reason = path, reason
 
 
+class StoreDamaged(StoreError):
+    """The store is one, but what says so is damaged or lost. Its snapshot is lost; a new store is the way on."""
+
+
 class StoreBusy(StoreError):
     """Another process holds the store's lock."""
 

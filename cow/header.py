@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cow.codec import checksum
-from cow.errors import StoreError
+from cow.errors import StoreDamaged, StoreError
 from cow.files import Files, open_plain, read_plain
 from cow.geometry import Geometry
 from cow.layout import (
@@ -89,16 +89,16 @@ def encode_header(header: Header) -> bytes:
 def decode_header(data: bytes, store: str) -> Header:
     """Inverse of ``encode_header``; StoreError says what is wrong with the bytes."""
     if len(data) < HEADER.size or not data.startswith(HEADER_MAGIC):
-        raise StoreError(store, "has a damaged header")
+        raise StoreDamaged(store, "has a damaged header")
     _magic, version, *facts, device_id_bytes, path_bytes, store_id, boot_id, snapshot_id = HEADER.unpack_from(data)
     if version > FORMAT_VERSION:
         raise StoreError(store, f"was written by a newer snapfs (format {version}, this one knows {FORMAT_VERSION})")
     path_end = HEADER.size + path_bytes
     end = path_end + device_id_bytes
     if path_bytes > MAX_PATH_BYTES or len(data) != end + HEADER_CHECKSUM.size:
-        raise StoreError(store, "has a damaged header")
+        raise StoreDamaged(store, "has a damaged header")
     if HEADER_CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
-        raise StoreError(store, "has a damaged header")
+        raise StoreDamaged(store, "has a damaged header")
     *numbers, durability, protect, is_device = facts
     path, device_id = os.fsdecode(data[HEADER.size : path_end]), os.fsdecode(data[path_end:end])
     kinds = (Durability(durability), Protect(protect), bool(is_device))

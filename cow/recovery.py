@@ -25,7 +25,7 @@ from enum import Enum
 from pathlib import Path
 
 from cow.control import Control
-from cow.errors import ImageChanged, StoreError
+from cow.errors import ImageChanged, StoreDamaged, StoreError
 from cow.files import Files
 from cow.filesystems import forbid_copying
 from cow.geometry import Geometry
@@ -99,7 +99,7 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
         header = read_header(path)
         if header is None:
             if holds_preserved(path):
-                raise StoreError(str(path), "has lost its header: remove it to begin a new snapshot")
+                raise StoreDamaged(str(path), "has lost its header")
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
         if _is_unseen(path, header, request, files):
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)

@@ -24,7 +24,7 @@ _LOST_STATES = frozenset({"overflowed", "damaged"})
 @click.argument("path", metavar="[LIVE|SNAP|IMAGE]", required=False, type=PATH)
 @output_options
 def status_command(path: Path | None, as_json: bool, quiet: bool) -> int:
-    """Show one instance, or all. Exit code 3 when a snapshot is overflowed or damaged."""
+    """Show one instance, or all. Exit code 3 when a snapshot is overflowed or damaged, 4 when one does not answer."""
     from snapfs.commands.status import statuses
 
     found, silent = statuses(path)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from cow import check
 from cow.check import Report
-from cow.errors import CowError, StoreError
+from cow.errors import CowError, StoreDamaged, StoreError
 from cow.files import Files
 from cow.header import HEADER_NAME
-from snapfs.errors import NotMountedError, SnapfsError
+from cow.store import CONTROL_NAME
+from snapfs.errors import NotMountedError, SnapfsError, StoreDamagedError
 from snapfs.system.default_store import default_store
 from snapfs.system.discovery import find_store
 from snapfs.system.mounts import canonical_path
@@ -51,7 +52,8 @@ def _store_of(path: Path) -> Path:
 
 def _is_store(path: Path) -> bool:
     try:
-        return (path / HEADER_NAME).is_file()
+        # Either: a store that lost its header is one that is damaged.
+        return any((path / name).is_file() for name in (HEADER_NAME, CONTROL_NAME))
     except OSError:
         return False
 
@@ -59,6 +61,10 @@ def _is_store(path: Path) -> bool:
 def _no_store(store: Path, error: Exception) -> SnapfsError:
     why = getattr(error, "strerror", error)
     reason = error.reason if isinstance(error, StoreError) else f"cannot be read: {why}"
+    if isinstance(error, StoreDamaged):
+        return StoreDamagedError(
+            f"{name_of(store)} {reason}, and with it the snapshot; remove it to begin a new one.", path=store
+        )
     return SnapfsError(
         f"{name_of(store)} {reason}; name a store, or LIVE, SNAP or IMAGE of a mounted one.", path=store
     )

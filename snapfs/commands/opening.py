@@ -9,14 +9,14 @@ import time
 import uuid
 from pathlib import Path
 
-from cow.errors import StoreBusy, StoreError
+from cow.errors import StoreBusy, StoreDamaged, StoreError
 from cow.files import Files
 from cow.image import Image
 from cow.layout import MAX_DEVICE_ID_BYTES, Durability, Protect
 from cow.recovery import Opened, Request, open_store
 from snapfs.commands.signals import Signals
 from snapfs.commands.status import read_status
-from snapfs.errors import BusyError, SnapfsError, shortage
+from snapfs.errors import BusyError, SnapfsError, StoreDamagedError, shortage
 from snapfs.options import MountOptions
 from snapfs.system.device_identity import attachment, device_identity
 from snapfs.system.processes import boot_id
@@ -74,7 +74,8 @@ def _open_store(
                     f"The store {path} {error.reason}; unmount that one first or give another --store.", path=path
                 ) from error
         except StoreError as error:
-            raise SnapfsError(
+            kind = StoreDamagedError if isinstance(error, StoreDamaged) else SnapfsError
+            raise kind(
                 f"The store {path} {error.reason}; give another --store, or remove it to begin a new snapshot.",
                 path=path,
             ) from error

@@ -4,7 +4,8 @@ JSON, one object:
 
     version, program   1, "snapfs"
     image              path of the image;  image_bytes  its size;  block_bytes  of the map
-    cut                {"id", "taken_at", "freeze_ms", "frozen"} of the snapshot, null for an unmounted image
+    cut                {"id", "taken_at", "freeze_ms"} of the snapshot, with --cut also "frozen" and
+                       "not_frozen"; null for an unmounted image
     created_at         when the backup was finished, UTC
     format             "raw" or "qcow2"
     used_bytes         bytes in blocks that the image's filesystems use
@@ -33,7 +34,7 @@ from typing import Any
 from blake3 import blake3
 
 from snapfs.destination.pair import manifest_to_read
-from snapfs.errors import SnapfsError
+from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.extents import Extent, read_extent, read_range, read_size
 from snapfs.imager.unread import Ranges
 from snapfs.system.file_kinds import check_readable, read_small
@@ -143,11 +144,15 @@ def read_manifest(path: Path) -> Manifest:
     except OSError as error:
         raise SnapfsError(f"{path} cannot be read: {error.strerror}.", path=path) from error
     except (ValueError, RecursionError) as error:
-        raise SnapfsError(f"{path} is no manifest of snapfs, not even JSON; take another.", path=path) from error
+        raise BackupDamagedError(
+            f"{path} is no manifest of snapfs, not even JSON; take another.", path=path
+        ) from error
     try:
         return _parsed(data)
     except (KeyError, TypeError, ValueError) as error:
-        raise SnapfsError(f"{path} is no whole manifest of snapfs: {error}; take another.", path=path) from error
+        raise BackupDamagedError(
+            f"{path} is no whole manifest of snapfs: {error}; take another.", path=path
+        ) from error
 
 
 def _parsed(data: dict[str, Any]) -> Manifest:

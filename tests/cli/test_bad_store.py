@@ -196,7 +196,7 @@ def test_a_damaged_file(kept: Kept, name: str, damage: str) -> None:
     DAMAGES[damage](file)
     done = bench.mount("--store", bench.store)
     if done.code:
-        done.refuses(1, str(bench.store), "remove it")
+        done.refuses(3, str(bench.store), "remove it")
         assert bench.image.read_bytes() == present
         return
     assert bench.live_file.read_bytes() == present

@@ -67,11 +67,15 @@ def test_a_changed_map_is_named(bench: Bench, store: Path) -> None:
     assert "damaged: settled: not what was sealed" in done.out
 
 
-def test_a_damaged_header_is_no_store(bench: Bench, store: Path) -> None:
-    with (store / "header").open("r+b") as file:
-        file.write(b"no snapfs")
+@pytest.mark.parametrize("reason", ["has a damaged header", "has lost its header"])
+def test_a_store_whose_header_is_gone_is_lost(bench: Bench, store: Path, reason: str) -> None:
+    header = store / "header"
+    header.write_bytes(b"no snapfs" + header.read_bytes()[9:])
+    if "lost" in reason:
+        header.unlink()
     with bench.untouched():
-        snapfs("check", store).refuses(1, f"{store} has a damaged header")
+        snapfs("check", store).refuses(3, f"{store} {reason}")
+        bench.mount("--store", store).refuses(3, f"{store} {reason}")
 
 
 def test_a_dump_shows_header_maps_and_records(store: Path) -> None:
