@@ -13,7 +13,11 @@ from snapfs.cli.types import PATH
 @click.argument("path", metavar="LIVE|SNAP|IMAGE", type=PATH)
 @click.option("--force", is_flag=True, help="Also when the image was deleted and the live view is all that is left.")
 def umount_command(path: Path, force: bool) -> None:
-    """Unmount both views, whichever is named, and end the snapshot. When somebody uses one, nothing changes."""
+    """Unmount both views, whichever is named, and end the snapshot. When somebody uses one, nothing changes.
+
+    Exit code 4: they are unmounted, but the image or its store was changed meanwhile, or not all could be written;
+    stderr says what.
+    """
     from snapfs.commands.umount import umount
 
     umount(path, force=force)
