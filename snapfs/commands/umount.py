@@ -219,5 +219,7 @@ def _end_supervisor(pid: int, lock_fd: int) -> None:
         try:
             if any(file.pid == pid for file in processes_with_file(lock_fd)):
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                # Stopped by somebody, it would not hear of it.
+                signal.pidfd_send_signal(pidfd, signal.SIGCONT)
         finally:
             os.close(pidfd)

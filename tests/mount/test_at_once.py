@@ -37,9 +37,9 @@ def test_umount_while_another_one_is_quicker(ground: Ground, monkeypatch: pytest
     assert not instance.store.exists()
 
 
-def test_servers_that_are_stopped_end_with_the_others(ground: Ground) -> None:
+def test_processes_that_are_stopped_end_with_the_others(ground: Ground) -> None:
     instance = ground.mounted(ground.image(content(MIB)))
-    for name in ("snapshot", "compactor"):
+    for name in ("compactor", "supervisor"):
         instance.processes[name].send(signal.SIGSTOP)
     began_s = time.monotonic()
     instance.umount()

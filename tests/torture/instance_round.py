@@ -28,6 +28,9 @@ from typing import Any
 from instance_model import SECTOR, Model
 from instance_plan import SERVERS, Plan
 
+from snapfs.control import request
+from snapfs.errors import SnapfsError
+
 SNAPFS = Path(sys.executable).with_name("snapfs")
 HANG_S = 10.0
 DISK_BYTES = 112 << 20  # the ring, the image, and little else
@@ -186,6 +189,7 @@ class Round:
 
     def _snapfs(self, *words: str | Path, closed: str = "") -> subprocess.CompletedProcess[str]:
         """Run the command; ``closed`` are redirections of a shell."""
+        self._have_written()
         command = ["sh", "-c", f'exec "$@" {closed}', "sh", *map(os.fspath, (SNAPFS, *words))]
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -200,6 +204,11 @@ class Round:
         if process.returncode not in (0, 4) and not closed and not err.startswith("snapfs: ") and not out:
             raise Fault(f"snapfs {words[0]} failed with {process.returncode} and no sentence: {err!r}")
         return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def _have_written(self) -> None:
+        """A child closes our descriptor, which waits with the writes for room that nobody would make meanwhile."""
+        if self.plan.policy == "wait" and self._fd >= 0:
+            self._do_sync()
 
     def _status(self) -> dict[str, Any]:
         done = self._snapfs("status", self._live, "--json")
@@ -361,8 +370,10 @@ class Round:
                         file.write(bytes(size_bytes))
 
     def _do_drain(self) -> None:
+        """Without another process, see `_have_written`."""
         (self._top / "filler").unlink(missing_ok=True)
-        self._snapfs("limit", self._live, "none")
+        with contextlib.suppress(SnapfsError):
+            request(self._store, "limit", bytes=0)
 
     def _servers(self) -> dict[str, int]:
         supervisor = self._status()["pid"]
@@ -376,6 +387,7 @@ class Round:
     def _do_stop(self) -> None:
         """A stopped process: commands end all the same, and everything goes on when it does."""
         # A child that closes it would wait for the live server.
+        self._have_written()
         self._close()
         self._stopped = [self._draw.choice(list(self._servers().values()))]
         os.kill(self._stopped[0], signal.SIGSTOP)
@@ -422,6 +434,8 @@ class Round:
     def _do_foreign(self) -> None:
         """Something of somebody else in the store."""
         path = self._store / self._draw.choice(FOREIGN)
+        if os.path.lexists(path):
+            return  # it may be a FIFO, which would wait for a reader
         with contextlib.suppress(OSError):
             kind = self._draw.randrange(4)
             if kind == 0:
