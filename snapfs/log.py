@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from cow.files import open_plain
 from snapfs.shown import shown
@@ -23,6 +23,10 @@ class _OneLine(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = shown(record.message)
         return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        """Indented: a line in it that somebody else wrote is none of the log's."""
+        return "\n".join(f"  {shown(line)}" for line in super().formatException(ei).split("\n"))
 
 
 def configure_log(path: Path | None, name: str) -> None:

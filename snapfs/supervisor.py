@@ -28,7 +28,7 @@ from snapfs.control import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.servers.instance import COMPACTOR, LIVE, SNAPSHOT, Instance
 from snapfs.servers.restarts import Restarts
-from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL
+from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL, sentence_of
 from snapfs.servers.start import Server, start_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
@@ -96,13 +96,15 @@ class Supervisor:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(server.pipe_fd)
             return
+        while not data.endswith(b"\n") and (more := os.read(server.pipe_fd, 4096)):
+            data += more
         for line in data.splitlines(keepends=True):
             if line == READY:
                 self._on_ready(server.name)
             elif line == GONE:
                 self._on_gone(server.name)
             else:
-                self._tell(line.decode(errors="replace").removeprefix("failed ").strip())
+                self._tell(sentence_of(line) or f"The {server.name} server failed; its log says how.")
 
     def _on_ready(self, name: str) -> None:
         self._ready.add(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 
 import click
 
@@ -14,6 +13,7 @@ from snapfs.cli.check import check_command
 from snapfs.cli.limit import limit_command
 from snapfs.cli.map import map_command
 from snapfs.cli.mount import mount_command
+from snapfs.cli.output import note
 from snapfs.cli.release import release_command
 from snapfs.cli.restore import restore_command
 from snapfs.cli.snapshot import snapshot_command
@@ -21,7 +21,6 @@ from snapfs.cli.status import status_command
 from snapfs.cli.umount import umount_command
 from snapfs.cli.verify import verify_command
 from snapfs.errors import ExitCode, SnapfsError, shortage
-from snapfs.shown import shown
 
 _DEBUG_VARIABLE = "SNAPFS_DEBUG"
 
@@ -59,10 +58,10 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except SnapfsError as error:
-        _say(error.sentence)
+        note(error.sentence)
         sys.exit(error.exit_code)
     except click.UsageError as error:
-        _say(_usage_sentence(error))
+        note(_usage_sentence(error))
         sys.exit(ExitCode.USAGE)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.INTERRUPTED)
@@ -73,24 +72,18 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(ExitCode.BROKEN_PIPE)
     except OSError as error:
-        _say(shortage(error) or _system_sentence(error))
+        note(shortage(error) or _system_sentence(error))
         sys.exit(ExitCode.FAILED)
     except Exception as error:
         if (sentence := shortage(error)) is not None:
-            _say(sentence)
+            note(sentence)
             sys.exit(ExitCode.FAILED)
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         what = f"{type(error).__name__}: {error}"
-        _say(f"internal error ({what}); please report it, with what {_DEBUG_VARIABLE}=1 shows.")
+        note(f"internal error ({what}); please report it, with what {_DEBUG_VARIABLE}=1 shows.")
         sys.exit(ExitCode.FAILED)
     sys.exit(code if isinstance(code, int) else ExitCode.DONE)
-
-
-def _say(sentence: str) -> None:
-    """On stderr; who cannot be told has the exit code."""
-    with suppress(OSError):
-        print(f"snapfs: {shown(sentence)}", file=sys.stderr, flush=True)
 
 
 def _system_sentence(error: OSError) -> str:
@@ -100,7 +93,9 @@ def _system_sentence(error: OSError) -> str:
             os.getcwd()
         except OSError:
             return "The working directory does not exist any more; change to another one, or name absolute paths."
-    return f"{error.filename or 'the system'}: {error.strerror}."
+    name = error.filename
+    named = os.fsdecode(name) if name and isinstance(name, (str, bytes)) else "the system"
+    return f"{named}: {error.strerror}."
 
 
 def _usage_sentence(error: click.UsageError) -> str:

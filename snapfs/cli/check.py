@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from snapfs.cli.output import output_options, put, show
+from snapfs.cli.output import output_options, put_lines, show
 from snapfs.cli.types import PATH
 from snapfs.errors import ExitCode
 
@@ -25,9 +25,9 @@ def check_command(path: Path, dump: bool, as_json: bool, quiet: bool) -> int:
 
     if dump:
         for line in dump_store(path):
-            put(line)
+            put_lines([line])
     store, report = check_store(path)
-    show(_object(store, report), _text(store, report), as_json=as_json, quiet=quiet)
+    show(_object(store, report), *_lines(store, report), as_json=as_json, quiet=quiet)
     return ExitCode.DONE if report.is_whole else ExitCode.LOST
 
 
@@ -42,8 +42,8 @@ def _object(store: Path, report: Report) -> dict[str, Any]:
     }
 
 
-def _text(store: Path, report: Report) -> str:
+def _lines(store: Path, report: Report) -> list[str]:
     counts = f"{report.blocks} preserved blocks, {report.records} records"
     whole = f"{store} is whole: {counts}."
     damaged = f"{store} is damaged: {report.damaged} of {counts}."
-    return "\n".join([*(f"damaged: {problem}" for problem in report.problems), whole if report.is_whole else damaged])
+    return [*(f"damaged: {problem}" for problem in report.problems), whole if report.is_whole else damaged]

@@ -75,7 +75,7 @@ def mount_command(
     def announce(mounted: Mounted) -> None:
         for sentence in mounted.notes:
             note(sentence)
-        show(_object(mounted), _text(mounted), as_json=as_json, quiet=quiet)
+        show(_object(mounted), *_lines(mounted), as_json=as_json, quiet=quiet)
 
     return mount(options, announce)
 
@@ -91,7 +91,7 @@ def _object(mounted: Mounted) -> dict[str, Any]:
     }
 
 
-def _text(mounted: Mounted) -> str:
+def _lines(mounted: Mounted) -> list[str]:
     state = "" if mounted.state == "active" else f", {mounted.state}"
     rows = [
         f"live      {mounted.live_file}",
@@ -100,4 +100,4 @@ def _text(mounted: Mounted) -> str:
     ]
     if mounted.outcome is Outcome.CARRIED_ON:
         rows.insert(0, "Carrying on with the same snapshot.")
-    return "\n".join(rows)
+    return rows

@@ -4,6 +4,7 @@ Rules:
 - One JSON object a command, with the version of its shape; ``snapfs/output.schema.json`` describes all of them, and
   what they have in common has the same names in each.
 - ``--quiet`` is about what people read: an object that was asked for is printed all the same.
+- What people read is escaped (``snapfs.shown``): a name can neither steer the terminal nor write a line of its own.
 - Nobody who reads the output is no error (exit code 141); an output that cannot be written is one.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,12 +42,12 @@ def output_options(command: Any) -> Any:
     return json_option(quiet_option(command))
 
 
-def show(result: Mapping[str, Any], text: str, *, as_json: bool, quiet: bool) -> None:
-    """Print the result of a command, as it was asked for."""
+def show(result: Mapping[str, Any], *lines: str, as_json: bool, quiet: bool) -> None:
+    """Print the result of a command, as it was asked for: an object, or lines of text."""
     if as_json:
         put(json.dumps({"version": OUTPUT_VERSION, **result}))
     elif not quiet:
-        put(text)
+        put_lines(lines)
 
 
 def sizes(manifest: Manifest) -> dict[str, Any]:
@@ -59,8 +60,13 @@ def sizes(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def put_lines(lines: Iterable[str]) -> None:
+    """Print lines for people on stdout, each as one line whatever is in it."""
+    put("\n".join(map(shown, lines)))
+
+
 def put(text: str) -> None:
-    """Print ``text`` and a line's end on stdout; SnapfsError when it cannot be written."""
+    """Print ``text``, for programs, and a line's end on stdout; SnapfsError when it cannot be written."""
     with writing():
         click.echo(text)
 

@@ -13,6 +13,7 @@ import click
 
 from snapfs.imager.progress import Progress, Report, silent
 from snapfs.options import format_size
+from snapfs.shown import shown
 
 _PHASES = {"backup": "backing up", "restore": "restoring", "verify": "verifying"}
 
@@ -30,7 +31,7 @@ def progress_options(command: Any) -> Any:
 
 def ask(question: str) -> bool:
     """Ask on the terminal; without one the answer is no."""
-    return sys.stdin.isatty() and sys.stderr.isatty() and click.confirm(question, err=True)
+    return sys.stdin.isatty() and sys.stderr.isatty() and click.confirm(shown(question), err=True)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def snapshot_command(
     from snapfs.commands.snapshot import SnapshotOptions, snapshot
 
     taken = snapshot(path, SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce))
-    show(_object(taken), _text(taken), as_json=as_json, quiet=quiet)
+    show(_object(taken), *_lines(taken), as_json=as_json, quiet=quiet)
     for sentence in taken.problems:
         note(sentence)
     return ExitCode.PROBLEM if taken.problems else ExitCode.DONE
@@ -75,7 +75,7 @@ def _object(taken: Taken) -> dict[str, object]:
     }
 
 
-def _text(taken: Taken) -> str:
+def _lines(taken: Taken) -> list[str]:
     rows = [("snapshot", f"{taken.id}, taken {taken.taken_at}")]
     rows += [("frozen", mount_point) for mount_point in taken.frozen]
     rows += [("not frozen", f"{one.mount_point}: {one.reason}") for one in taken.not_frozen]
@@ -83,4 +83,4 @@ def _text(taken: Taken) -> str:
     if taken.freeze_ms is not None:
         rows.append(("freeze", f"{taken.freeze_ms:.1f} ms"))
     rows.append(("cut", f"{taken.cut_ms:.2f} ms"))
-    return "\n".join(f"{name:<12} {text}" for name, text in rows)
+    return [f"{name:<12} {text}" for name, text in rows]

@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
-from snapfs.cli.output import note, output_options, put
+from snapfs.cli.output import note, output_options, put, put_lines
 from snapfs.cli.types import PATH
 from snapfs.errors import ExitCode
 from snapfs.options import format_size
-from snapfs.shown import shown
 from snapfs.system.image_state import describe_image_state
 
 # What every partitioned disk has, and nobody asks about.
@@ -31,14 +30,19 @@ def status_command(path: Path | None, as_json: bool, quiet: bool) -> int:
     if as_json:
         put(json.dumps(found[0] if path is not None else found))
     elif not quiet:
-        put("\n\n".join(_text(status) for status in found) or ("" if silent else "Nothing is mounted with snapfs."))
+        put_lines(_all_lines(found) or ([] if silent else ["Nothing is mounted with snapfs."]))
     is_lost = any(status["snapshot"]["state"] in _LOST_STATES for status in found)
     for error in silent:
         note(error.sentence)
     return ExitCode.LOST if is_lost else ExitCode.PROBLEM if silent else ExitCode.DONE
 
 
-def _text(status: dict[str, Any]) -> str:
+def _all_lines(found: list[dict[str, Any]]) -> list[str]:
+    """One instance after the other, an empty line between them."""
+    return [line for status in found for line in ("", *_lines(status))][1:]
+
+
+def _lines(status: dict[str, Any]) -> list[str]:
     snapshot, size = status["snapshot"], status["block_bytes"]
     frozen = "" if snapshot["freeze_ms"] is None else f", frozen for {snapshot['freeze_ms']:.0f} ms"
     rows = [
@@ -62,7 +66,7 @@ def _text(status: dict[str, Any]) -> str:
     ]
     if status["error"]:
         rows.append(("error", status["error"]))
-    return "\n".join(f"{name:<12} {shown(str(text))}" for name, text in rows)
+    return [f"{name:<12} {text}" for name, text in rows]
 
 
 def _used_text(snapshot: dict[str, Any], block_bytes: int) -> str:

@@ -24,6 +24,7 @@ from snapfs.log import configure_log
 from snapfs.options import MountOptions
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.report import utc_text
+from snapfs.servers.session import READY, failure_line, sentence_of
 from snapfs.supervisor import Supervisor
 from snapfs.system.default_store import prepare_default_store
 from snapfs.system.discovery import believed_mounts
@@ -37,7 +38,6 @@ from snapfs.system.processes import detach_streams
 from snapfs.system.stores import remove_held
 
 _LOG = logging.getLogger(__name__)
-_READY = "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,19 +214,19 @@ def _run_behind(instance: Instance, signals: Signals) -> None:
             os.close(read_fd)
             _become_daemon(instance, write_fd)
     os.close(write_fd)
-    answer = ""
+    answer = b""
     try:
         # When it is closed the daemon knows that nobody waits for it any more.
         with os.fdopen(read_fd, "rb") as pipe:
             signals.check()
             # A line, not all there is: the servers have the pipe as well.
-            answer = pipe.readline().decode(errors="replace").strip()
+            answer = pipe.readline()
     finally:
-        if answer != _READY:
+        if answer != READY:
             with signals.deferred():
                 os.waitpid(pid, 0)
-    if answer != _READY:
-        raise SnapfsError(answer or "snapfs died while it started; try again with -f to see why.")
+    if answer != READY:
+        raise SnapfsError(sentence_of(answer) or "snapfs died while it started; try again with -f to see why.")
 
 
 def _become_daemon(instance: Instance, report_fd: int) -> None:
@@ -243,7 +243,7 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
                 _await_views(instance)
                 instance.store.control.is_unseen = False
                 detach_streams()
-            os.write(report_fd, f"{sentence or _READY}\n".encode())
+            os.write(report_fd, failure_line(sentence) if sentence else READY)
             os.close(report_fd)
 
         code = Supervisor(instance, report, report_fd).run()
@@ -251,7 +251,7 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
         _LOG.exception("snapfs failed")
         with contextlib.suppress(OSError):
             reason = error.sentence if isinstance(error, SnapfsError) else shortage(error) or ""
-            os.write(report_fd, f"{reason}\n".encode())
+            os.write(report_fd, failure_line(reason))
     finally:
         os._exit(code)
 

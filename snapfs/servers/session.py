@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import logging
 import os
 import signal
@@ -111,6 +112,19 @@ class _Option(str):
 def _escaped(path: Path) -> str:
     """A path as a mount option's value: commas and backslashes would end it."""
     return str(path).replace("\\", "\\\\").replace(",", "\\,")
+
+
+def failure_line(sentence: str) -> bytes:
+    """What a process says on its pipe when it fails: one line, whatever names and line ends the sentence holds."""
+    return b"failed " + json.dumps(sentence).encode() + b"\n"
+
+
+def sentence_of(line: bytes) -> str:
+    """The sentence of a ``failure_line``; "" when it is none, or its end is missing."""
+    try:
+        return str(json.loads(line.removeprefix(b"failed ")))
+    except ValueError:
+        return ""
 
 
 def tell_supervisor(pipe_fd: int, what: bytes) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -15,6 +14,7 @@ from snapfs.errors import SnapfsError, shortage
 from snapfs.servers.compactor import run_compactor
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.live import run_live_server
+from snapfs.servers.session import failure_line
 from snapfs.servers.snapshot import run_snapshot_server
 
 _LOG = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ def _run(name: str, instance: Instance, pipe_fd: int) -> NoReturn:
         else:
             code = run_compactor(instance)
     except BaseException as error:
-        _LOG.error("the %s server failed\n%s", name, traceback.format_exc().rstrip())
+        _LOG.exception("the %s server failed", name)
         with contextlib.suppress(OSError):
-            os.write(pipe_fd, f"failed {_reason(error)}\n".encode())
+            os.write(pipe_fd, failure_line(_reason(error)))
     finally:
         logging.shutdown()
         os._exit(code)

@@ -15,6 +15,7 @@ from enum import Enum
 
 from bitarray import bitarray
 
+from snapfs.shown import shown
 from snapfs.usedmap.result import ImageMap, Region
 
 Colour = tuple[int, int, int]
@@ -172,9 +173,9 @@ def named_regions(image_map: ImageMap) -> list[Region]:
 
 
 def region_title(region: Region) -> str:
-    """For example "2  ext4  home"."""
+    """For example "2  ext4  home"; a label is as hostile as the image."""
     number = "" if region.partition_number is None else str(region.partition_number)
-    return "  ".join(part for part in (number, region.kind, region.label or region.partition_name) if part)
+    return shown("  ".join(part for part in (number, region.kind, region.label or region.partition_name) if part))
 
 
 def region_facts(region: Region) -> str:

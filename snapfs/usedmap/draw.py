@@ -19,6 +19,7 @@ from xml.sax.saxutils import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
+from snapfs.shown import shown
 from snapfs.usedmap.cells import (
     Colour,
     Grid,
@@ -126,7 +127,7 @@ def draw_svg(path: Path, layers: Layers, title: str = "") -> None:
     size = f'viewBox="0 0 {scene.width} {scene.height}" width="{scene.width}" height="{scene.height}"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="Inter, Helvetica, Arial, sans-serif">',
-        f"<title>{escape(title or 'map of an image')}</title>",
+        f"<title>{escape(shown(title) or 'map of an image')}</title>",
         f'<rect width="100%" height="100%" fill="{_hex(_PAPER)}"/>',
         *(_svg_element(item) for item in scene.items),
         "</svg>",
@@ -168,7 +169,7 @@ def _lay_out(layers: Layers, title: str) -> _Scene:
     height = top + grid_height + _SCALE_HEIGHT + _LEGEND_HEIGHT + _MARGIN
     size = f"{bytes_text(layers.image_map.size_bytes)}, blocks of {bytes_text(layers.image_map.block_bytes)}"
     items: list[_Rectangle | _Line | _Text] = [
-        _Text(left, _MARGIN + 12, _shortened(title or "Image", 20, _COLUMNS * _PITCH - 240), 20),
+        _Text(left, _MARGIN + 12, _shortened(shown(title) or "Image", 20, _COLUMNS * _PITCH - 240), 20),
         _Text(left + _COLUMNS * _PITCH - 1, _MARGIN + 14, size, 12, _FAINT, "end"),
         *_cells(grid, left, top),
         *_borders(layers, grid, left, top),

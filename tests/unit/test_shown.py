@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from snapfs.fuse.snapshot_view import narrowed
 from snapfs.log import configure_log
+from snapfs.servers.session import failure_line, sentence_of
 from snapfs.shown import shown
 
 
@@ -21,19 +24,45 @@ def test_plain_names_stay_as_they_are() -> None:
     assert shown("/srv/Größe 100 % [red].img") == "/srv/Größe 100 % [red].img"
 
 
-def test_a_name_writes_no_line_of_its_own_into_the_log(tmp_path: Path) -> None:
+@contextmanager
+def log_of(path: Path) -> Iterator[None]:
     root = logging.getLogger()
     old, level = root.handlers[:], root.level
     try:
-        configure_log(tmp_path / "log", "snapfs")
-        logging.getLogger("x").info("end of %s", "a\n2026 forged")
+        configure_log(path, "snapfs")
+        yield
         (handler,) = root.handlers
         assert isinstance(handler, logging.StreamHandler)
         handler.stream.close()
     finally:
         root.handlers[:] = old
         root.setLevel(level)
+
+
+def test_a_name_writes_no_line_of_its_own_into_the_log(tmp_path: Path) -> None:
+    with log_of(tmp_path / "log"):
+        logging.getLogger("x").info("end of %s", "a\n2026 forged")
     assert (tmp_path / "log").read_text().count("\n") == 1
+
+
+def test_a_traceback_in_the_log_stays_readable_and_forges_nothing(tmp_path: Path) -> None:
+    with log_of(tmp_path / "log"):
+        try:
+            raise RuntimeError("a\n2026 forged \x1b[31m")
+        except RuntimeError:
+            logging.getLogger("x").exception("it failed")
+    first, *others = (tmp_path / "log").read_text().splitlines()
+    assert first.endswith("it failed")
+    assert len(others) > 3
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+
+
+def test_a_sentence_goes_through_a_pipe_as_one_line_and_comes_out_as_it_was() -> None:
+    sentence = "a\nb\r\udcff \u2028"
+    line = failure_line(sentence)
+    assert line.splitlines(keepends=True) == [line]
+    assert sentence_of(line) == sentence
+    assert sentence_of(line[:-3]) == ""
 
 
 @pytest.mark.parametrize(
