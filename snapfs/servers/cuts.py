@@ -11,6 +11,7 @@ A cut is asked for in steps, so that the caller can freeze filesystems around th
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import sys
@@ -230,7 +231,8 @@ class Cuts:
         if number is None:
             return "the snapshot view is not mounted"
         device = f"{number[0]}:{number[1]}"
-        command = [sys.executable, "-m", "snapfs.servers.mapper", device, instance.view_name, str(path)]
+        # Names that others chose are no words of their own, or they might pass for options.
+        command = [sys.executable, "-m", "snapfs.servers.mapper", device, f"./{instance.view_name}", str(path)]
         command += ["--block-bytes", str(instance.store.header.block_bytes)]
         if instance.sector_bytes:
             command += ["--sector-bytes", str(instance.sector_bytes)]
@@ -242,8 +244,7 @@ class Cuts:
             # No known place: no region begins there, so everything counts as used.
             command += ["--not-frozen", str(-1 if entry.get("offset") is None else entry["offset"])]
         for writer in self.facts.get("writers") or []:
-            place = (-1 if writer.get(key) is None else writer[key] for key in ("offset", "length"))
-            command += ["--written", *map(str, place), writer["name"]]
+            command.append("--written=" + json.dumps([writer.get(key) for key in ("offset", "length", "name")]))
         done = await trio.run_process(
             command,
             stdin=None,

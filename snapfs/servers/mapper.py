@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--skip-swap", action="store_true")
     parser.add_argument("--frozen", type=int, action="append", default=[])
     parser.add_argument("--not-frozen", type=int, action="append", default=[])
-    parser.add_argument("--written", nargs=3, metavar=("OFFSET", "LENGTH", "NAME"), action="append", default=[])
+    parser.add_argument("--written", type=json.loads, metavar="[OFFSET,LENGTH,NAME]", action="append", default=[])
     options = parser.parse_args(arguments)
     os.nice(_NICENESS)
     # The user may unmount the view meanwhile.
@@ -52,9 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for offset in options.not_frozen:
         distrust_mounted(image_map, offset)
-    for place in options.written:
-        offset, length = (None if number < 0 else number for number in map(int, place[:2]))
-        distrust_written(image_map, fd, offset, length, place[2], options.frozen)
+    for offset, length, name in options.written:
+        distrust_written(image_map, fd, offset, length, name, options.frozen)
     write_map(image_map, options.directory)
     # The kernel has read ahead, into free blocks too, which are to read as zeros from now on.
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

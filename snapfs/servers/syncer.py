@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
+from snapfs.shown import shown
 from snapfs.system import libc
 from snapfs.system.live_filesystems import LiveFilesystem, find_live_filesystems, open_filesystem
 
@@ -42,16 +43,16 @@ def _sync_all(filesystems: Iterable[LiveFilesystem]) -> None:
 
 
 def _sync(filesystem: LiveFilesystem) -> None:
-    fd = open_filesystem(filesystem)
+    name, fd = shown(filesystem.name), open_filesystem(filesystem)
     if fd is None:
-        print(f"failed {filesystem.name}: no mount of it can be reached", flush=True)
+        print(f"failed {name}: no mount of it can be reached", flush=True)
         return
     try:
         libc.syncfs(fd)
     except OSError as error:
-        print(f"failed {filesystem.name}: {error.strerror}", flush=True)
+        print(f"failed {name}: {error.strerror}", flush=True)
     else:
-        print(f"synced {filesystem.name}", flush=True)
+        print(f"synced {name}", flush=True)
     finally:
         os.close(fd)
 

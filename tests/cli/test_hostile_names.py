@@ -15,8 +15,9 @@ import pytest
 from command_line import Bench, Done, run, snapfs, wait_until
 from PIL import Image
 
-# A line of its own, colour, a title of the terminal, the other direction, markup of rich and of XML, no UTF-8.
-HOSTILE = os.fsdecode("a\nforged\r\x1b[31m\x1b]0;\u202e\x9b[red]<&>\ufffe".encode().replace(b";", b"") + b"\xff")
+# An option, a line of its own, colours, a title, the other direction, markup of rich and of XML, and no UTF-8.
+HOSTILE = os.fsdecode("--a\nforged\r\x1b[31m\x1b]0;\u202e\x9b[red]<&>\ufffe".encode().replace(b";", b"") + b"\xff")
+COMM = "--\x1b[2m\nx"
 LABEL = "\x1b[1m\n[red]<&>"
 
 
@@ -34,7 +35,7 @@ def hostile(bench: Bench) -> Bench:
 @pytest.fixture
 def writer(hostile: Bench) -> Iterator[None]:
     """A process with a hostile name has the live file open for writing."""
-    program = hostile.path / "\x1b[2m\nx"
+    program = hostile.path / COMM
     shutil.copy("/bin/sleep", program)
     with (
         hostile.mounted(),
@@ -42,7 +43,7 @@ def writer(hostile: Bench) -> Iterator[None]:
         subprocess.Popen([program, "60"], stdout=file) as it,
     ):
         file.close()
-        wait_until(lambda: Path(f"/proc/{it.pid}/comm").read_text().startswith("\x1b"))
+        wait_until(lambda: Path(f"/proc/{it.pid}/comm").read_text().startswith("--"))
         try:
             yield
         finally:
@@ -60,10 +61,10 @@ def test_a_mount_and_all_that_is_asked_of_it(hostile: Bench, writer: None) -> No
     for words in (
         ("status",),
         ("snapshot", hostile.live),
-        ("map", hostile.live),
         ("check", hostile.live),
         ("check", "--dump", hostile.live),
         ("backup", hostile.live, backup),
+        ("map", hostile.live),  # a backup has waited for it
         ("verify", backup),
         ("restore", backup, f"{backup}.again"),
     ):
@@ -71,7 +72,7 @@ def test_a_mount_and_all_that_is_asked_of_it(hostile: Bench, writer: None) -> No
         assert_harmless(done)
         assert done.code in (0, 4)
         assert "\\x1b" in done.out
-        assert words[0] != "snapshot" or "\\x1b[2m\\nx" in done.out, done.out
+        assert words[0] != "snapshot" or "--\\x1b[2m\\nx" in done.out, done.out
     for words in (("umount", hostile.live), ("mount", hostile.image, hostile.live, hostile.snap)):
         done = snapfs(*words)
         assert_harmless(done)
@@ -95,7 +96,7 @@ def test_pictures_of_a_map(hostile: Bench) -> None:
     assert (done.code, done.err) == (0, "")
     text = "".join(ElementTree.parse(svg).getroot().itertext())
     assert "\\x1b[1m\\n[red]<&>" in text
-    assert "a\\nforged\\r\\x1b[31m" in text
+    assert "--a\\nforged\\r\\x1b[31m" in text
     Image.open(png).verify()
 
 
