@@ -12,7 +12,6 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import cast
 
 import pyfuse3
@@ -21,6 +20,7 @@ import trio
 from cow.engine import LiveEngine
 from cow.image import Image
 from snapfs.fuse.errnos import fuse_error
+from snapfs.fuse.permissions import Permission, Permissions
 from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View, wants_write
 
 _LOG = logging.getLogger(__name__)
@@ -31,32 +31,25 @@ _ATTRIBUTES_LAST_S = 60.0
 _WRITE_BACK_NS = 2_000_000_000
 
 
-@dataclass(slots=True)
-class _Attributes:
-    """Mode, owner and times of a block device's view: changing them must not change the device node."""
-
-    mode: int
-    uid: int
-    gid: int
-    atime_ns: int
-    mtime_ns: int
-
-
 class LiveView(View):
     """FUSE operations over a LiveEngine."""
 
     def __init__(
-        self, engine: LiveEngine, image: Image, name: bytes, store: Callable[[], bytes], *, writeback: bool
+        self,
+        engine: LiveEngine,
+        image: Image,
+        permissions: Permissions,
+        name: bytes,
+        store: Callable[[], bytes],
+        *,
+        writeback: bool,
     ) -> None:
-        super().__init__(name, store, engine.geometry.image_bytes, engine.geometry.block_bytes)
+        super().__init__(name, store, permissions, engine.geometry.image_bytes, engine.geometry.block_bytes)
         self.enable_writeback_cache = writeback
         self._engine, self._image = engine, image
         info = os.fstat(image.fd)
-        self._device = (
-            _Attributes(stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_atime_ns, info.st_mtime_ns)
-            if stat.S_ISBLK(info.st_mode)
-            else None
-        )
+        # Of a block device's view, (accessed, changed): setting them must not change the device node.
+        self._device_times_ns = (info.st_atime_ns, info.st_mtime_ns) if permissions.is_device else None
         # Descriptors of whoever may write. The kernel tells of the end of one when its last copy and mapping is gone.
         self.open_for_writing = 0
         self._readers = trio.CapacityLimiter(_READERS)
@@ -67,19 +60,18 @@ class LiveView(View):
 
     def image_attributes(self) -> pyfuse3.EntryAttributes:
         info = os.fstat(self._image.fd)
-        held = self._device or _Attributes(
-            stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid, info.st_atime_ns, info.st_mtime_ns
-        )
+        atime_ns, mtime_ns = self._device_times_ns or (info.st_atime_ns, info.st_mtime_ns)
+        permission = self.permission()
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = IMAGE_INODE
-        entry.st_mode = stat.S_IFREG | held.mode
+        entry.st_mode = stat.S_IFREG | permission.mode
         entry.st_nlink = 1
-        entry.st_uid, entry.st_gid = held.uid, held.gid
+        entry.st_uid, entry.st_gid = permission.uid, permission.gid
         entry.st_size = self._image_bytes
         entry.st_blksize = self._block_bytes
-        entry.st_blocks = -(-self._image_bytes // 512) if self._device else info.st_blocks
-        entry.st_atime_ns, entry.st_mtime_ns = held.atime_ns, held.mtime_ns
-        entry.st_ctime_ns = held.mtime_ns if self._device else info.st_ctime_ns
+        entry.st_blocks = -(-self._image_bytes // 512) if self._device_times_ns else info.st_blocks
+        entry.st_atime_ns, entry.st_mtime_ns = atime_ns, mtime_ns
+        entry.st_ctime_ns = mtime_ns if self._device_times_ns else info.st_ctime_ns
         entry.attr_timeout = _ATTRIBUTES_LAST_S
         entry.entry_timeout = LASTING_S
         return entry
@@ -95,11 +87,13 @@ class LiveView(View):
         if inode != IMAGE_INODE or (fields.update_size and attr.st_size != self._image_bytes):
             # A raw image is as long as its disk.
             raise pyfuse3.FUSEError(errno.EPERM)
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            self._check_owner(ctx)
         try:
             self._set_attributes(attr, fields)
         except OSError as error:
             raise fuse_error(error) from error
-        return self.image_attributes()
+        return self._told_attributes()
 
     def _set_attributes(self, attr: pyfuse3.EntryAttributes, fields: pyfuse3.SetattrFields) -> None:
         now = self.image_attributes()
@@ -108,14 +102,11 @@ class LiveView(View):
         gid = attr.st_gid if fields.update_gid else now.st_gid
         atime_ns = attr.st_atime_ns if fields.update_atime else now.st_atime_ns
         mtime_ns = attr.st_mtime_ns if fields.update_mtime else now.st_mtime_ns
-        if self._device:
-            self._device = _Attributes(mode, uid, gid, atime_ns, mtime_ns)
+        self._permissions.change(Permission(mode, uid, gid))
+        if self._device_times_ns:
+            self._device_times_ns = atime_ns, mtime_ns
             return
         fd = self._image.fd
-        if fields.update_uid or fields.update_gid:
-            os.fchown(fd, uid, gid)
-        if fields.update_mode:
-            os.fchmod(fd, mode)
         if fields.update_mtime and not fields.update_atime and abs(mtime_ns - now.st_mtime_ns) < _WRITE_BACK_NS:
             # The kernel writing back the time of a write that has reached the image, and with it the image's own
             # time: setting it again would only make the next fsync dearer.
@@ -129,6 +120,7 @@ class LiveView(View):
     # --- data ------------------------------------------------------------------------------------------------
 
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        self._check_open(flags, ctx)
         writes = wants_write(flags)
         self.open_for_writing += writes
         # Only this view changes the image, so the kernel's pages of it stay right when it is closed.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import stat
 from collections.abc import Callable
 from typing import cast
@@ -22,26 +21,17 @@ from cow.image import Image
 from cow.snapshot import SnapshotReader
 from cow.store import Store
 from snapfs.fuse.errnos import fuse_error
+from snapfs.fuse.permissions import Permission, Permissions
 from snapfs.fuse.view import IMAGE_INODE, LASTING_S, MAX_REQUEST_BYTES, View, wants_write
 
 _LOG = logging.getLogger(__name__)
 _READERS = 4
-# How long a permission that was taken away may still be seen.
+# How long `ls` may still show a permission that was taken away.
 _ATTRIBUTES_LAST_S = 1.0
 # What free blocks read as, shared by all answers.
 _ZEROS = memoryview(bytes(MAX_REQUEST_BYTES))
 # A file handle is the inode that was opened, with this bit when its reads do not count.
 _UNCOUNTED = 1 << 62
-
-
-def narrowed(then: tuple[int, int, int], now: tuple[int, int, int]) -> int:
-    """Who may read: nobody who could not at the cut, nor who cannot now. (mode, uid, gid) of both; a mode for now's
-    owner and group. Where those changed, who is owner, group or other now may have been any of them then."""
-    by_all = 0o444 if then[0] & 0o444 == 0o444 else 0
-    same_user, same_group = then[1] == now[1], then[2] == now[2]
-    owner = then[0] if same_user else by_all
-    others = then[0] if same_user and same_group else by_all
-    return now[0] & (owner & 0o400 | others & 0o044)
 
 
 class _Shown:
@@ -73,11 +63,12 @@ class SnapshotView(View):
         self,
         store: Store,
         image: Image,
+        permissions: Permissions,
         name: bytes,
         store_name: Callable[[], bytes],
         on_damage: Callable[[str], None],
     ) -> None:
-        super().__init__(name, store_name, store.header.image_bytes, store.header.block_bytes)
+        super().__init__(name, store_name, permissions, store.header.image_bytes, store.header.block_bytes)
         self._image, self._on_damage = image, on_damage
         # Called with offset and length for every read that succeeded, and for every close.
         self.on_read: Callable[[int, int], None] = lambda offset, length: None
@@ -102,15 +93,17 @@ class SnapshotView(View):
         """The header of the cut that is shown."""
         return self._shown.store.header
 
-    def image_attributes(self) -> pyfuse3.EntryAttributes:
+    def permission(self) -> Permission:
         header = self.header
+        return self._permissions.of_snapshot(Permission(header.image_mode, header.image_uid, header.image_gid))
+
+    def image_attributes(self) -> pyfuse3.EntryAttributes:
+        header, permission = self.header, self.permission()
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = self.image_inode
-        now = os.fstat(self._image.fd)
-        then = header.image_mode, header.image_uid, header.image_gid
-        entry.st_mode = stat.S_IFREG | narrowed(then, (now.st_mode, now.st_uid, now.st_gid))
+        entry.st_mode = stat.S_IFREG | permission.mode
         entry.st_nlink = 1
-        entry.st_uid, entry.st_gid = now.st_uid, now.st_gid
+        entry.st_uid, entry.st_gid = permission.uid, permission.gid
         entry.st_size = header.image_bytes
         entry.st_blksize = header.block_bytes
         entry.st_blocks = -(-header.image_bytes // 512)
@@ -132,6 +125,7 @@ class SnapshotView(View):
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if wants_write(flags):
             raise self._refused()
+        self._check_open(flags, ctx)
         if self.is_ours is None:
             return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(inode), keep_cache=True)
         if self.is_ours(ctx.pid):

@@ -14,6 +14,8 @@ from typing import Final
 
 import pyfuse3
 
+from snapfs.fuse.permissions import Permission, Permissions, allows, wanted_by
+
 _LINK_INODE: Final = pyfuse3.InodeT(2)
 # The inode of the image in the live view; the snapshot view has another one for each cut, from here on.
 IMAGE_INODE: Final = pyfuse3.InodeT(3)
@@ -33,16 +35,47 @@ class View(pyfuse3.Operations):
     refusal = errno.EPERM
     image_inode = IMAGE_INODE
 
-    def __init__(self, name: bytes, store: Callable[[], bytes], image_bytes: int, block_bytes: int) -> None:
+    def __init__(
+        self,
+        name: bytes,
+        store: Callable[[], bytes],
+        permissions: Permissions,
+        image_bytes: int,
+        block_bytes: int,
+    ) -> None:
         """``store`` says where the store is now: a directory above it may be renamed meanwhile."""
         super().__init__()
-        self._name, self._store = name, store
+        self._name, self._store, self._permissions = name, store, permissions
+        # What the kernel takes for the permission of the file.
+        self._told: Permission | None = None
         self._image_bytes, self._block_bytes = image_bytes, block_bytes
         self._scratch = memoryview(bytearray(MAX_REQUEST_BYTES))
 
     def image_attributes(self) -> pyfuse3.EntryAttributes:
         """The attributes of the view's file."""
         raise NotImplementedError
+
+    def permission(self) -> Permission:
+        """Those of the view's file that say who may open it."""
+        return self._permissions.now
+
+    def _told_attributes(self) -> pyfuse3.EntryAttributes:
+        """The attributes of the view's file, for an answer to the kernel."""
+        entry = self.image_attributes()
+        self._told = Permission(stat.S_IMODE(entry.st_mode), entry.st_uid, entry.st_gid)
+        return entry
+
+    def _check_open(self, flags: int, ctx: pyfuse3.RequestContext) -> None:
+        """The kernel has let ``ctx`` open the file: by what is so no longer, perhaps."""
+        now = self.permission()
+        if now != self._told and not allows(now, ctx, wanted_by(flags)):
+            raise pyfuse3.FUSEError(errno.EACCES)
+
+    def _check_owner(self, ctx: pyfuse3.RequestContext) -> None:
+        """The same of what only its owner may do."""
+        now = self.permission()
+        if now != self._told and ctx.uid not in (0, now.uid):
+            raise pyfuse3.FUSEError(errno.EPERM)
 
     def _directory_attributes(self) -> pyfuse3.EntryAttributes:
         image = self.image_attributes()
@@ -66,7 +99,7 @@ class View(pyfuse3.Operations):
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         if inode == self.image_inode:
-            return self.image_attributes()
+            return self._told_attributes()
         if inode == pyfuse3.ROOT_INODE:
             return self._directory_attributes()
         if inode == _LINK_INODE:
@@ -83,7 +116,7 @@ class View(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         if parent_inode == pyfuse3.ROOT_INODE:
             if name == self._name:
-                return self.image_attributes()
+                return self._told_attributes()
             if name == STORE_LINK.encode():
                 return self._link_attributes()
             if name in (b".", b".."):
@@ -103,7 +136,7 @@ class View(pyfuse3.Operations):
 
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         if start_id == 0:
-            pyfuse3.readdir_reply(token, self._name, self.image_attributes(), 1)
+            pyfuse3.readdir_reply(token, self._name, self._told_attributes(), 1)
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         """Nothing was opened."""

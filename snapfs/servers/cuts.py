@@ -18,7 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,10 @@ class Cuts:
                 raise SnapfsError("Another cut came in between; try again.")
             started_ns = time.monotonic_ns()
             self._ended.append(store.cut)
-            header = next_header(store, self._instance.image, cut)
+            mode, uid, gid = self._instance.permissions.now
+            header = replace(
+                next_header(store, self._instance.image, cut), image_mode=mode, image_uid=uid, image_gid=gid
+            )
             await trio.to_thread.run_sync(self._engine.begin_cut, cut, header)
             self._prepared = None
             cut_ms = (time.monotonic_ns() - started_ns) / 1e6

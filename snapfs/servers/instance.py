@@ -13,6 +13,7 @@ from typing import Final
 
 from cow.image import Image
 from cow.store import Store
+from snapfs.fuse.permissions import Permissions
 from snapfs.options import MountOptions
 from snapfs.system.stores import name_of
 from snapfs.system.view_mounts import Number, mounts_of
@@ -81,6 +82,10 @@ class Instance:
     new_cut: Bell = field(default_factory=Bell)
     released: Bell = field(default_factory=Bell)
     places: Places = field(default_factory=Places)
+    permissions: Permissions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.permissions = Permissions(self.image.fd)
 
     def point(self, view: str) -> Path:
         """Where the view is mounted now, also when a directory above it was renamed; where it was to be mounted

@@ -70,6 +70,7 @@ class LiveServer:
         self._view = view = LiveView(
             self.engine,
             instance.image,
+            instance.permissions,
             os.fsencode(instance.view_name),
             lambda: os.fsencode(instance.store_path),
             writeback=options.cache == "writeback",

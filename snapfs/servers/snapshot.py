@@ -46,7 +46,14 @@ class SnapshotServer:
         instance = self._instance
         # Not the first of this instance, perhaps: there may have been cuts meanwhile.
         store = self._present_store()
-        view = SnapshotView(store, instance.image, os.fsencode(instance.view_name), self._store_name, self._on_damage)
+        view = SnapshotView(
+            store,
+            instance.image,
+            instance.permissions,
+            os.fsencode(instance.view_name),
+            self._store_name,
+            self._on_damage,
+        )
         self._watch_reads(view)
         mount_view(instance, SNAPSHOT, view, (*instance.options.fuse_options, "ro"))
         store.control[Counter.SHOWN_GENERATION] = store.header.generation

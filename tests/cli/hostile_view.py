@@ -16,6 +16,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
+from snapfs.fuse.permissions import Permissions
 from snapfs.fuse.view import IMAGE_INODE, View
 
 
@@ -46,7 +47,9 @@ def main() -> None:
         listener.listen(8)
         (Path(store) / "lock").touch()
         threading.Thread(target=answer_all, args=(listener, status), daemon=True).start()
-    view = HostileView(os.path.basename(image).encode(), store.encode, 4096, 4096)
+    view = HostileView(
+        os.path.basename(image).encode(), store.encode, Permissions(os.open(__file__, os.O_RDONLY)), 4096, 4096
+    )
     pyfuse3.init(view, point, {"subtype=snapfs", f"fsname={image}", "allow_other"})
     print("serving", flush=True)
     trio.run(pyfuse3.main)

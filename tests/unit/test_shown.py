@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.fuse.snapshot_view import narrowed
+from snapfs.fuse.permissions import Permission, narrowed
 from snapfs.log import configure_log
 from snapfs.servers.session import failure_line, sentence_of
 from snapfs.shown import shown
@@ -78,4 +78,4 @@ def test_a_sentence_goes_through_a_pipe_as_one_line_and_comes_out_as_it_was() ->
 def test_the_snapshot_is_no_more_open_than_then_or_now(
     cut: tuple[int, int, int], now: tuple[int, int, int], mode: int
 ) -> None:
-    assert narrowed(cut, now) == mode
+    assert narrowed(Permission(*now), Permission(*cut)).mode == mode
