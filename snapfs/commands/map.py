@@ -18,6 +18,7 @@ from bitarray.util import ones
 from cow.errors import StoreError
 from cow.files import Files
 from cow.store import open_reader
+from snapfs.commands.status import read_status
 from snapfs.control import Message, request
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.consent import Consent
@@ -53,7 +54,7 @@ def read_map(path: Path, block_bytes: int | None = None, *, skip_swap: bool = Fa
 def image_name(path: Path) -> str:
     """What a picture of the map of ``path`` is to be called: the name of the image, whichever way it was named."""
     try:
-        name: str = request(find_store(path), "status")["status"]["view_name"]
+        name: str = read_status(find_store(path))["view_name"]
     except NotMountedError:
         return path.name
     return name
@@ -83,7 +84,7 @@ def new_results(
 def _access(path: Path) -> Access:
     """A picture tells names and what is where, so it is as private as the image."""
     try:
-        image = Path(request(find_store(path), "status")["status"]["image"])
+        image = Path(read_status(find_store(path))["image"])
     except NotMountedError:
         image = path
     try:
@@ -106,6 +107,7 @@ def _scan(path: Path, block_bytes: int, skip_swap: bool) -> ImageMap:
 
 
 def _snapshot_layers(store: Path) -> Layers:
+    read_status(store)  # a server that is stopped is not waited for as long as one with a large map
     answer = request(store, "map")
     try:
         reader = open_reader(store, Files())

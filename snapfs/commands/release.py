@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from snapfs.commands.status import read_status
 from snapfs.control import request
 from snapfs.errors import UsageError
 from snapfs.system.discovery import find_store
@@ -12,7 +13,7 @@ from snapfs.system.discovery import find_store
 def release(path: Path, offset: int, length: int | None) -> int:
     """Release the whole blocks in the range, to the end without a `length`; how many bytes were not yet before."""
     store = find_store(path)
-    status = request(store, "status")["status"]
+    status = read_status(store)
     image_bytes: int = status["image_bytes"]
     if offset >= image_bytes:
         raise UsageError(f"There is nothing at {offset}, the image ends at {image_bytes}; give a range inside it.")

@@ -30,7 +30,7 @@ from snapfs.system.discovery import find_store
 from snapfs.system.guest_agent import connect_agent
 from snapfs.system.live_writers import Writer
 from snapfs.system.mounts import canonical_path
-from snapfs.system.stores import check_answers, owner_of_store
+from snapfs.system.stores import check_answers, name_of, owner_of_store
 from snapfs.system.view_mounts import device_number, mounts_of
 
 _PREPARE_TIMEOUT_S = 60.0
@@ -178,6 +178,6 @@ class _Cutting:
             raise SnapfsError(
                 f"A new cut was taken ({frozen.answer['taken_at']}) and the snapshot before it has ended, but "
                 f"{self._snap} does not show it, because its server does not answer; look into "
-                f"{self._store / 'log'} and at snapfs status.",
+                f"{name_of(self._store) / 'log'} and at snapfs status.",
                 path=self._snap,
             )

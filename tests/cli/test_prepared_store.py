@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import NOBODY, Bench, snapfs
 
-NAMES = ("header", "header.new", "control", "staging", "lock", "log", "socket", "cut-00000001")
+# With the first two a mount is refused, and so meets none of the others.
+NAMES = (("header",), ("lock",), ("header.new", "control", "staging", "log", "socket", "cut-00000001"))
 
 
 @pytest.fixture
@@ -35,20 +36,23 @@ def test_a_default_store_that_is_a_link_is_not_followed(bench: Bench, kind: str)
         bench.mount().refuses(1, "is a symbolic link")
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_link_inside_a_store_is_not_followed(bench: Bench, secret: Path, name: str) -> None:
+@pytest.mark.parametrize("names", NAMES)
+def test_a_link_inside_a_store_is_not_followed(bench: Bench, secret: Path, names: tuple[str, ...]) -> None:
     bench.store.mkdir()
-    (bench.store / name).symlink_to(secret)
+    for name in names:
+        (bench.store / name).symlink_to(secret)
     done = bench.mount("--store", bench.store)
+    assert (done.code == 0) == (len(names) > 1), done.err
     if done.code == 0:
         bench.umount().ok()
     assert secret.read_text() == "precious"
 
 
-@pytest.mark.parametrize("name", ["control", "lock", "log"])
-def test_a_second_name_of_another_file_is_not_written(bench: Bench, secret: Path, name: str) -> None:
+@pytest.mark.parametrize("names", [("lock",), ("control", "log")])
+def test_a_second_name_of_another_file_is_not_written(bench: Bench, secret: Path, names: tuple[str, ...]) -> None:
     bench.store.mkdir()
-    os.link(secret, bench.store / name)
+    for name in names:
+        os.link(secret, bench.store / name)
     if bench.mount("--store", bench.store).code == 0:
         bench.umount().ok()
     assert secret.read_text() == "precious"
