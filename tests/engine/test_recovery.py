@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -231,3 +232,19 @@ def test_a_cut_that_the_disk_refuses_leaves_the_old_one(
     rig.open()
     assert rig.cut.path == old_path
     assert rig.snapshot() == OLD
+
+
+@pytest.mark.parametrize("hours", [(-1, 0), (0, -1), (-1, 0, -1)], ids=["forward", "backward", "there and back"])
+def test_a_clock_that_steps_before_a_kill_changes_nothing(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, hours: tuple[int, ...]
+) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    now_ns = time.time_ns
+    for number, offset in enumerate(hours):
+        # The image gets its time from the kernel's clock, which nobody sets for a test; ours is the one that is off.
+        monkeypatch.setattr("cow.heartbeat.time.time_ns", lambda offset=offset: now_ns() + offset * 3_600_000_000_000)
+        rig.write(number * 4096, NEW[:4096])
+    monkeypatch.undo()
+    rig.abandon()
+    assert rig.open().outcome is Outcome.CARRIED_ON
