@@ -3,9 +3,9 @@
 A mount after a crash compares the image's modification time with it, and so finds out whether somebody else
 changed the image. While nobody writes, the exact time is noted; while somebody does, only that it is recent.
 
-The image's time is the wall clock's, which may be set, or go on by hours while the machine sleeps. So it is that clock
-that says when a beat is due: a write after a step forward is noted under the new time before it is made. What is
-noted never goes back while writes go on: the last one before a step backward may be all that the image shows.
+The image's time is the wall clock's, which may be set, or go on by hours while the machine sleeps. So it is that
+clock that says when a beat is due: a write after a step forward is noted under the new time before it is made. What
+is noted never goes back while writes go on: the last one before a step backward may be all that the image shows.
 """
 
 from __future__ import annotations

@@ -11,10 +11,11 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +25,8 @@ from snapfs.imager.extents import CELL_BYTES
 from snapfs.imager.nbd import NbdClient
 from snapfs.imager.qcow2_header import check_stands_alone
 from snapfs.imager.sparse import data_runs
+from snapfs.system.processes import die_with_parent
+from snapfs.system.scratch import make_scratch, remove_scratch
 
 _READY_S: Final = 30.0
 _END_S: Final = 600.0
@@ -38,7 +41,7 @@ class Export:
     def __init__(self, fd: int, path: Path, *, compress: bool = False, read_only: bool = False) -> None:
         check_stands_alone(fd, path)
         self.path = path
-        self._directory = Path(tempfile.mkdtemp(prefix="snapfs-nbd-"))
+        self._directory = make_scratch()
         self._process: subprocess.Popen[str] | None = None
         try:
             socket_path = self._directory / "socket"
@@ -90,7 +93,7 @@ class Export:
             raise SnapfsError(f"qemu-nbd ended with code {code} when it closed {self.path}; begin again.")
 
     def _end(self, *, kill: bool) -> int:
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_scratch(self._directory)
         if self._process is None:
             return 0
         if kill:
@@ -236,6 +239,8 @@ def _start(fd: int, socket_path: Path, compress: bool, read_only: bool) -> subpr
         errors="replace",
         start_new_session=True,
         pass_fds=(fd,),
+        # Without us nobody connects to it, and it would wait for ever.
+        preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
     )
 
 

@@ -22,6 +22,7 @@ from typing import Final
 from snapfs.errors import PermissionDeniedError, SnapfsError, shortage
 from snapfs.system.block_devices import loop_devices, stacked_on
 from snapfs.system.mounts import Mount, canonical_path, find_mount, is_mount_point
+from snapfs.system.scratch import scratch
 
 _HOLE_BYTES: Final = 4 << 20
 _PROBED_BYTES: Final = 64 << 10
@@ -192,7 +193,7 @@ def _check_mapping(store: Path, directory: Path, fd: int) -> None:
 
 def _check_names(store: Path, directory: Path) -> None:
     """What a new store does with names: permissions, a socket, a lock, a renaming. A store has proven it."""
-    with tempfile.TemporaryDirectory(prefix=".snapfs-", dir=directory) as name:
+    with scratch(directory) as name:
         fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             if os.fstat(fd).st_mode & 0o077:
