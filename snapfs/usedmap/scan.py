@@ -19,6 +19,7 @@ from collections.abc import Collection
 from bitarray.util import ones
 
 from snapfs.usedmap import fold, partitions, probe
+from snapfs.usedmap.leftovers import first_within
 from snapfs.usedmap.partition_traces import traces_of_table
 from snapfs.usedmap.partitions_layout import SECTOR_SIZES_BYTES
 from snapfs.usedmap.readers import READERS, SWAP_KIND, WHOLLY_USED_KINDS
@@ -77,6 +78,7 @@ class _Scan:
         else:
             self._map.regions.append(whole)
             self._identify(whole, signature, "the image")
+            self._look_for_partitions(whole)
             self._clear_free(whole)
         return self._map
 
@@ -163,6 +165,18 @@ class _Scan:
             region.reason = f"{what} carries the signatures of more than one filesystem, {also} too"
         elif self._is_partitioned(region):
             region.reason = f"{what} looks like {signature.kind} and like a partitioned disk at once"
+
+    def _look_for_partitions(self, whole: Region) -> None:
+        """A disk whose partition table was lost looks like what it was formatted as before."""
+        if whole.reason:
+            return
+        try:
+            within = first_within(self._source)
+        except MapError as error:
+            whole.reason = f"the image {error}"
+            return
+        if within is not None:
+            whole.reason = f"something else begins at {within} in it, as where a lost partition was"
 
     def _is_partitioned(self, region: Region) -> bool:
         """Whether something in a region that carries a filesystem's signature speaks for a table of partitions."""

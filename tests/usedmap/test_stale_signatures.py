@@ -227,3 +227,34 @@ def test_a_logical_partition_has_a_type_too(part: Path, tmp_path: Path) -> None:
 def test_a_partition_of_an_ordinary_type_is_looked_into(kind: str, part: Path, tmp_path: Path) -> None:
     disk = disk_with_partition(tmp_path / "disk", part, more=f", type={kind}")
     assert region_of_partition(disk).state == "trusted"
+
+
+LOST = {
+    "ext4": ("mkfs.ext4", "-q", "-F"),
+    "XFS": ("mkfs.xfs", "-q", "-f"),
+    "btrfs": ("mkfs.btrfs", "-q", "-f"),
+    "NTFS": ("mkfs.ntfs", "-F", "-Q"),
+    "FAT16": ("mkfs.fat", "-F", "16"),
+    "exFAT": ("mkfs.exfat",),
+    "swap": ("mkswap",),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("sector", [63, 2048])
+def test_a_partition_whose_table_is_lost_is_not_freed(tmp_path: Path, kind: str, sector: int) -> None:
+    part = make_image(tmp_path / "part", 312 * MIB)
+    run(*LOST[kind], part)
+    disk = make_image(tmp_path / "disk", SIZE)
+    run(*WHOLE["ext4"], disk)
+    overwrite(disk, sector * SECTOR, read(part, 0, 4 * MIB))
+    (region,) = scan_image(disk).regions
+    assert region.state == "all-used"
+    assert region.reason == f"something else begins at {sector * SECTOR} in it, as where a lost partition was"
+
+
+@pytest.mark.parametrize("options", [("-b", "1024", "-J", "size=1"), ("-b", "4096", "-g", "256"), ("-O", "^flex_bg")])
+def test_copies_of_its_own_superblock_make_nothing_of_a_filesystem(tmp_path: Path, options: tuple[str, ...]) -> None:
+    disk = make_image(tmp_path / "disk", 8 * MIB)
+    run(*WHOLE["ext4"], *options, disk)
+    assert [region.state for region in scan_image(disk).regions] == ["trusted"]
