@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 from command_line import NOBODY, Bench, Done, Room, mounts_below, processes_about, snapfs
 
+# What it measures others would spoil.
+pytestmark = pytest.mark.alone
+
 # Of Python, on a busy machine.
 START_S = 0.3
 HOSTILE = Path(__file__).with_name("hostile_view.py")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from cut_rig import GIB, TIB, CutGround, cut
 
+# What it measures others would spoil.
+pytestmark = pytest.mark.alone
+
 TRIES = 5
 
 

@@ -19,6 +19,9 @@ from cut_rig import GIB, CutGround, cut, run
 from mounted import Mounted, wait_until
 from write_load import content_of
 
+# What it measures others would spoil.
+pytestmark = pytest.mark.alone
+
 ROUNDS = int(os.environ.get("SNAPFS_TEST_CUTS", "6"))
 PROCESSES = 8
 # What xfs_repair says of every frozen XFS: the kernel logs a last superblock while it freezes, and its count of

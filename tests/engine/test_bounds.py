@@ -17,6 +17,9 @@ from cow.image import Image
 from cow.recovery import Opened, Request, open_store
 from cow.snapshot import SnapshotReader
 
+# What it measures others would spoil.
+pytestmark = pytest.mark.alone
+
 HUGE_BYTES = 16 << 40
 MakeRig = Callable[..., Rig]
 

@@ -17,6 +17,9 @@ import pytest
 from mounted import SNAPFS, Ground, Mounted, mount_points_below, run, snapfs, wait_until
 from sectors import content
 
+# What it measures others would spoil.
+pytestmark = pytest.mark.alone
+
 MIB = 1 << 20
 
 

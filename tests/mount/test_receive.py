@@ -13,6 +13,9 @@ from mounted import Ground
 from snapfs.fuse import receive, view
 from snapfs.system import discovery
 
+# What it measures others would spoil.
+pytestmark = pytest.mark.alone
+
 NAME = "_wait_fuse_readable"
 
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 from mounted import Ground, Mounted, run, wait_until
 
+# What it measures others would spoil.
+pytestmark = pytest.mark.alone
+
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 # A block less than 16 TiB: ext4 has no larger file.
 HUGE = 16 * TIB - 4096

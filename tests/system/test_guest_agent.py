@@ -48,6 +48,7 @@ def test_two_processes_that_thaw_get_their_own_answers(agent: GuestAgent) -> Non
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
+@pytest.mark.alone
 def test_the_turn_of_a_killed_process_ends(agent: GuestAgent) -> None:
     has_it, says = os.pipe()
     pid = os.fork()

@@ -43,6 +43,7 @@ def test_a_socket_that_another_user_serves_is_not_believed(tmp_path: Path) -> No
         request(tmp_path, "status", 2)
 
 
+@pytest.mark.alone
 def test_a_full_socket_costs_the_time_that_was_given(tmp_path: Path) -> None:
     with listening(tmp_path), socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
         first.connect(str(tmp_path / "socket"))

@@ -193,6 +193,7 @@ def test_damage_never_crashes_nor_frees_what_is_used(plain: Path) -> None:
         assert frees_only(free_map, truth), seed
 
 
+@pytest.mark.alone
 def test_one_tebibyte_takes_a_fraction_of_a_second(tmp_path: Path) -> None:
     path = make_exfat(tmp_path / "large.img", 1 << 40, "-c", "32K")
     read_map(read_free_map, path)

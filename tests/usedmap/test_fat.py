@@ -357,6 +357,7 @@ def test_every_fragmentation_gives_the_plain_answer(tmp_path: Path) -> None:
     assert free == bitarray([int(entry) == 0 for entry in entries[2:]], endian="little")
 
 
+@pytest.mark.alone
 def test_one_tebibyte_takes_a_fraction_of_a_second(tmp_path: Path) -> None:
     path = make_fat(tmp_path / "large.img", Case("", 1 << 40, "-F 32 -s 64", 32))
     read_map(read_free_map, path)

@@ -39,6 +39,7 @@ def without_checksums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xfs_log, "_check_record_checksum", lambda *_: True)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", IMAGES)
 def test_lies_are_survived(name: str, without_checksums: None, tmp_path: Path) -> None:
     kind, size, options = IMAGES[name]

@@ -320,6 +320,7 @@ def test_damage_never_crashes_nor_frees_what_is_used(plain: Path) -> None:
     assert survivors < 250
 
 
+@pytest.mark.alone
 def test_one_tebibyte_takes_a_fraction_of_a_second(tmp_path: Path) -> None:
     path = make_ntfs(tmp_path / "large.img", 1 << 40)
     read_map(read_free_map, path)

@@ -142,6 +142,7 @@ def test_senseless_blocks_are_refused(block_bytes: int, tmp_path: Path) -> None:
         scan_image(make_image(tmp_path / "image", SIZE), block_bytes)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("kind", "options"), [("ext4", ("-E", "lazy_itable_init=1")), ("xfs", ()), ("btrfs", ())])
 def test_a_tebibyte_takes_less_than_a_second(kind: str, options: tuple[str, ...], tmp_path: Path) -> None:
     image = make_filesystem(kind, tmp_path / "image", 1 << 40, *options)
