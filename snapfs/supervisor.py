@@ -34,7 +34,7 @@ from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
 from snapfs.system.processes import readable
 from snapfs.system.stores import remove_held
-from snapfs.system.view_mounts import Number, mounts_of, unmount_all
+from snapfs.system.view_mounts import ViewId, mounts_of, unmount_all
 
 _LOG = logging.getLogger(__name__)
 # The live server has a limit of its own for writing out, which is a little less.
@@ -144,14 +144,14 @@ class Supervisor:
 
     def _clear_view(self) -> bool:
         """Unmount what the dead snapshot server left; False when there is nothing to be shown again."""
-        number = self._instance.places.number(SNAPSHOT)
+        view = self._instance.places.view(SNAPSHOT)
         if SNAPSHOT in self._gone:
             return False
-        if not mounts_of(number):
+        if not mounts_of(view):
             self._on_gone(SNAPSHOT)
             return False
         self._instance.snap = self._instance.point(SNAPSHOT)
-        for error in unmount_all(number, lazy=True):
+        for error in unmount_all(view, lazy=True):
             _LOG.error("the view of the snapshot server that died cannot be unmounted: %s", error.sentence)
         self._instance.places.note(SNAPSHOT, None)
         return True
@@ -243,7 +243,7 @@ class Supervisor:
         with contextlib.suppress(SnapfsError):
             request(self._instance.store.path, "stop-map")
         try:
-            unmount_unused(self._instance.places.number(other))
+            unmount_unused(self._instance.places.view(other))
         except BusyError as error:
             holders = ", ".join(error.holders) or "nobody knows by whom"
             point = self._instance.point(other)
@@ -282,16 +282,16 @@ class Supervisor:
 
     def _unmount_views(self) -> None:
         for view in (SNAPSHOT, LIVE):
-            number = self._instance.places.number(view)
-            if number is None and view not in self._gone:
+            shown = self._instance.places.view(view)
+            if shown is None and view not in self._gone:
                 # Its server may have failed between mounting and noting it: nobody else mounts there meanwhile.
-                number = self._number_at(self._instance.point(view))
-            _unmount_anyway(number)
+                shown = self._view_at(self._instance.point(view))
+            _unmount_anyway(shown)
 
-    def _number_at(self, point: Path) -> Number | None:
+    def _view_at(self, point: Path) -> ViewId | None:
         mount = find_mount(point)
         is_left = mount is not None and mount.mount_point == point and mount.fstype == SNAPFS_TYPE
-        return mount.device if mount is not None and is_left else None
+        return ViewId.of(mount) if mount is not None and is_left else None
 
     def _end_serving(self, live: Server) -> None:
         """Have the live server end what is under way, which may need the room that the compactor makes."""
@@ -331,12 +331,12 @@ class Supervisor:
         return 1 if self._crashed else 0
 
 
-def _unmount_anyway(number: Number | None) -> None:
+def _unmount_anyway(view: ViewId | None) -> None:
     """Unmount a view wherever it is; when it is busy, at least let nobody new in."""
-    for error in unmount_all(number):
+    for error in unmount_all(view):
         if isinstance(error, BusyError):
-            holders = [holder for mount in mounts_of(number)[:1] for holder in holders_of_mount(mount)]
+            holders = [holder for mount in mounts_of(view)[:1] for holder in holders_of_mount(mount)]
             _LOG.warning("%s is still in use: %s", error.path, describe(holders))
         else:
             _LOG.warning("%s", error.sentence)
-    unmount_all(number, lazy=True)
+    unmount_all(view, lazy=True)

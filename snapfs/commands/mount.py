@@ -243,7 +243,12 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
                 _await_views(instance)
                 instance.store.control.is_unseen = False
                 detach_streams()
-            os.write(report_fd, failure_line(sentence) if sentence else READY)
+            try:
+                os.write(report_fd, failure_line(sentence) if sentence else READY)
+            except BrokenPipeError:
+                # Who would have told of the snapshot was killed at this moment.
+                instance.store.control.is_unseen = not sentence
+                raise
             os.close(report_fd)
 
         code = Supervisor(instance, report, report_fd).run()

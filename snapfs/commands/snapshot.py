@@ -31,7 +31,7 @@ from snapfs.system.guest_agent import connect_agent
 from snapfs.system.live_writers import Writer
 from snapfs.system.mounts import canonical_path
 from snapfs.system.stores import check_answers, name_of, owner_of_store
-from snapfs.system.view_mounts import device_number, mounts_of
+from snapfs.system.view_mounts import mounts_of, view_on
 
 _PREPARE_TIMEOUT_S = 60.0
 
@@ -72,7 +72,7 @@ class _Cutting:
     def __init__(self, store: Path, status: dict[str, Any], options: SnapshotOptions, signals: Signals) -> None:
         self._store, self._options, self._signals = store, options, signals
         self._snap = Path(status["snap"])
-        self._live, self._number = Path(status["live"]), device_number(status["live_device"])
+        self._live, self._view = Path(status["live"]), view_on(status["live_device"])
         self._live_file = self._live / str(status["view_name"])
         found = [] if options.hooks is None else find_hooks(canonical_path(options.hooks))
         facts = {f"SNAPFS_{name.upper()}": str(status[name]) for name in ("image", "live", "snap", "store")}
@@ -111,7 +111,7 @@ class _Cutting:
         )
 
     def _check_live(self) -> None:
-        views = mounts_of(self._number)
+        views = mounts_of(self._view)
         if not views or any(view.user_id != owner_of_store(self._store) for view in views):
             raise NotMountedError(
                 f"The live view {self._live} is not mounted any more; mount the image again for a new snapshot.",

@@ -24,7 +24,7 @@ from snapfs.system.mounts import Mount, is_stale, unmount
 from snapfs.system.open_files import processes_with_file
 from snapfs.system.processes import readable
 from snapfs.system.stores import name_of
-from snapfs.system.view_mounts import Number, device_number, is_mounted, mounts_of
+from snapfs.system.view_mounts import ViewId, is_mounted, mounts_of, view_on
 
 _END_S = 600.0
 _PATIENCE_S = 3.0
@@ -53,7 +53,7 @@ def _umount(path: Path, mount: Mount, *, force: bool) -> None:
             raise
         _umount_without_store(mount, Path(error.path))
     except SnapfsError as error:
-        if is_mounted(mount.device):
+        if is_mounted(ViewId.of(mount)):
             raise
         raise NotMountedError(
             f"{mount.mount_point} has just been unmounted by somebody else; see snapfs status.",
@@ -62,7 +62,7 @@ def _umount(path: Path, mount: Mount, *, force: bool) -> None:
     try:
         lock_fd = os.open(store / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        if is_mounted(mount.device):
+        if is_mounted(ViewId.of(mount)):
             _umount_without_store(mount, store)
         return  # somebody else has unmounted it, and a store goes last
     try:
@@ -77,7 +77,7 @@ def _end(mount: Mount, store: Path, lock_fd: int, *, force: bool) -> None:
     except BusyError:
         raise
     except SnapfsError:
-        if is_mounted(mount.device) or not _is_free_soon(lock_fd):
+        if is_mounted(ViewId.of(mount)) or not _is_free_soon(lock_fd):
             raise
         return  # somebody else has unmounted it meanwhile, and tells what there is to tell
     _await_end(lock_fd, store, status["pid"])
@@ -94,8 +94,8 @@ def _end(mount: Mount, store: Path, lock_fd: int, *, force: bool) -> None:
 def _without_views(mount: Mount, store: Path, *, force: bool) -> tuple[dict[str, Any], str]:
     """Unmount both views: the status of before, and why not all is written (see `_write_out`)."""
     status = read_status(store)
-    live, snap = (device_number(status[key]) for key in ("live_device", "snap_device"))
-    if mount.device not in (live, snap):
+    live, snap = (view_on(status[key]) for key in ("live_device", "snap_device"))
+    if ViewId.of(mount) not in (live, snap):
         raise SnapfsError(
             f"{mount.mount_point} leads to the store of another instance, {name_of(store)}; name that one's view.",
             path=mount.mount_point,
@@ -104,24 +104,24 @@ def _without_views(mount: Mount, store: Path, *, force: bool) -> tuple[dict[str,
         _check_has_name(status)
     request(store, "stop-map")
     try:
-        for number in (snap, live):
-            check_unused(number)
+        for view in (snap, live):
+            check_unused(view)
     except BusyError:
         with contextlib.suppress(SnapfsError):
             request(store, "begin-map")
         raise
     lost = _write_out(store, live)
-    for number in (snap, live):
+    for view in (snap, live):
         with contextlib.suppress(NotMountedError):
-            unmount_unused(number)
+            unmount_unused(view)
     return status, lost
 
 
 def _umount_without_store(mount: Mount, store: Path) -> NoReturn:
     """Nobody can be asked any more: unmount what was named, the other view follows by itself."""
-    check_unused(mount.device)
-    lost = _write_out(store, mount.device)
-    unmount_unused(mount.device)
+    check_unused(ViewId.of(mount))
+    lost = _write_out(store, ViewId.of(mount))
+    unmount_unused(ViewId.of(mount))
     what = f"something that was written to it is not in the image ({lost})" if lost else "the other view follows"
     raise DoneWithProblem(
         f"{mount.mount_point} is unmounted and {what}, but the store {name_of(store)} was removed while it was in "
@@ -147,7 +147,7 @@ def _clear_if_stale(mount: Mount) -> bool:
     return True
 
 
-def _write_out(store: Path, live: Number | None) -> str:
+def _write_out(store: Path, live: ViewId | None) -> str:
     """Have the kernel write what it holds for the live view; why it could not, "" when it could."""
     mounts = mounts_of(live)
     if not mounts:

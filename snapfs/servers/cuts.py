@@ -222,7 +222,7 @@ class Cuts:
             # A cut that ended meanwhile, or whose view went, has no map, and its mapper was right to fail.
             if cut is self._instance.store.cut:
                 self.map_state = "none" if scope.cancelled_caught else state
-                if what_failed and is_mounted(self._instance.places.number(SNAPSHOT)):
+                if what_failed and is_mounted(self._instance.places.view(SNAPSHOT)):
                     _LOG.warning("the map of used blocks failed, so every block is preserved: %s", what_failed)
             self._mapping = None
             self._map_done.set()
@@ -230,12 +230,11 @@ class Cuts:
     async def _run_mapper(self, path: Path) -> str:
         """Why it failed, "" when it did not."""
         instance = self._instance
-        number = instance.places.number(SNAPSHOT)
-        if number is None:
+        view = instance.places.view(SNAPSHOT)
+        if view is None:
             return "the snapshot view is not mounted"
-        device = f"{number[0]}:{number[1]}"
         # Names that others chose are no words of their own, or they might pass for options.
-        command = [sys.executable, "-m", "snapfs.servers.mapper", device, f"./{instance.view_name}", str(path)]
+        command = [sys.executable, "-m", "snapfs.servers.mapper", view.device, f"./{instance.view_name}", str(path)]
         command += ["--block-bytes", str(instance.store.header.block_bytes)]
         if instance.sector_bytes:
             command += ["--sector-bytes", str(instance.sector_bytes)]

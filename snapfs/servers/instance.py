@@ -16,10 +16,11 @@ from cow.store import Store
 from snapfs.fuse.permissions import Permissions
 from snapfs.options import MountOptions
 from snapfs.system.stores import name_of
-from snapfs.system.view_mounts import Number, mounts_of
+from snapfs.system.view_mounts import ViewId, mounts_of
 
 LIVE, SNAPSHOT, COMPACTOR = "live", "snapshot", "compactor"
 _VIEWS: Final = (LIVE, SNAPSHOT)
+_NOTED: Final = 1 << 63
 _BLKSSZGET = 0x1268
 _DELETED: Final = " (deleted)"
 
@@ -51,18 +52,22 @@ class Bell:
 
 
 class Places:
-    """The number of each view's filesystem, in memory that all processes of the instance share. The server of a
-    view notes it when it has mounted, and that there is none any more when the view was unmounted."""
+    """Which filesystem each view is, in memory that all processes of the instance share. The server of a view notes
+    it when it has mounted, and that there is none any more when the view was unmounted."""
 
     def __init__(self) -> None:
         self._numbers = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")
 
-    def note(self, view: str, number: Number | None) -> None:
-        self._numbers[_VIEWS.index(view)] = 0 if number is None else 1 << 63 | number[0] << 32 | number[1]
+    def note(self, name: str, view: ViewId | None) -> None:
+        at = 2 * _VIEWS.index(name)
+        self._numbers[at] = 0
+        if view is not None:
+            self._numbers[at + 1] = view.source
+            self._numbers[at] = _NOTED | view.major << 32 | view.minor
 
-    def number(self, view: str) -> Number | None:
-        value = self._numbers[_VIEWS.index(view)]
-        return (value >> 32 & 0x7FFFFFFF, value & 0xFFFFFFFF) if value else None
+    def view(self, name: str) -> ViewId | None:
+        number, source = self._numbers[(at := 2 * _VIEWS.index(name)) : at + 2]
+        return ViewId(number >> 32 & 0x7FFFFFFF, number & 0xFFFFFFFF, source) if number else None
 
 
 @dataclass(slots=True)
@@ -90,7 +95,7 @@ class Instance:
     def point(self, view: str) -> Path:
         """Where the view is mounted now, also when a directory above it was renamed; where it was to be mounted
         when it is not."""
-        mounts = mounts_of(self.places.number(view)) if self.places.number(view) else []
+        mounts = mounts_of(self.places.view(view))
         if mounts:
             return mounts[0].mount_point
         return self.live if view == LIVE else self.snap

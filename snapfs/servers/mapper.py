@@ -17,7 +17,7 @@ from pathlib import Path
 
 from snapfs.servers.notes import FREE_NAME, write_regions
 from snapfs.system.mounts import open_beside
-from snapfs.system.view_mounts import device_number, mounts_of
+from snapfs.system.view_mounts import mounts_of, view_on
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 from snapfs.usedmap.unrest import distrust_mounted, distrust_written
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _point(device: str) -> Path:
-    mounts = mounts_of(device_number(device))
+    mounts = mounts_of(view_on(device))
     if not mounts:
         raise FileNotFoundError(errno.ENOENT, "the snapshot view is not mounted", device)
     return mounts[0].mount_point

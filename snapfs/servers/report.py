@@ -42,8 +42,8 @@ def status_of(
 
 def _device(instance: Instance, view: str) -> str | None:
     """The number of the view's filesystem as mountinfo shows it; None when the view is not mounted."""
-    number = instance.places.number(view)
-    return None if number is None else f"{number[0]}:{number[1]}"
+    view_id = instance.places.view(view)
+    return None if view_id is None else view_id.device
 
 
 def utc_text(time_ns: int) -> str:

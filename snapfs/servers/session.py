@@ -35,7 +35,7 @@ from snapfs.system.processes import (
     set_oom_score,
     set_process_name,
 )
-from snapfs.system.view_mounts import Number, session_fd, session_number
+from snapfs.system.view_mounts import ViewId, session_fd, session_view
 
 _LOG = logging.getLogger(__name__)
 READY, GONE, SERVED = b"ready\n", b"gone\n", b"served\n"
@@ -72,7 +72,7 @@ def mount_view(instance: Instance, name: str, view: View, options: Iterable[str]
             f"FUSE cannot mount {mount_point}: {reason.replace(';', ',')}; change that or the options after -o.",
             path=mount_point,
         ) from error
-    instance.places.note(name, session_number(mount_point))
+    instance.places.note(name, session_view(mount_point))
     logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
     set_io_flusher()
 
@@ -146,19 +146,19 @@ async def serve_view(instance: Instance, view: str, pipe_fd: int) -> None:
 
 
 async def _tell_ready(instance: Instance, view: str, pipe_fd: int) -> None:
-    await trio.to_thread.run_sync(_tune, instance.places.number(view))
+    await trio.to_thread.run_sync(_tune, instance.places.view(view))
     if not instance.options.foreground:
         # Until here libfuse may have had something to say to the user.
         detach_streams()
     tell_supervisor(pipe_fd, READY)
 
 
-def _tune(number: Number | None) -> None:
+def _tune(view: ViewId | None) -> None:
     """Let the kernel ask ahead and in parallel; without permission it is only slower."""
-    if number is None:
+    if view is None:
         return
-    set_read_ahead(number, _READ_AHEAD_KIB)
-    connection = Path(f"/sys/fs/fuse/connections/{number[1]}")
+    set_read_ahead((view.major, view.minor), _READ_AHEAD_KIB)
+    connection = Path(f"/sys/fs/fuse/connections/{view.minor}")
     for name, value in (("max_background", _MAX_BACKGROUND), ("congestion_threshold", _MAX_BACKGROUND * 3 // 4)):
         try:
             (connection / name).write_text(f"{value}\n")

@@ -23,7 +23,7 @@ import trio
 
 from snapfs.fuse.view import IMAGE_INODE
 from snapfs.servers.instance import LIVE, Instance
-from snapfs.system.view_mounts import Number
+from snapfs.system.view_mounts import ViewId
 
 _LOG = logging.getLogger(__name__)
 _LOOPS = Path("/sys/class/block")
@@ -32,13 +32,13 @@ _PIECE_BYTES = 1 << 16
 
 async def write_out(instance: Instance, timeout_s: float) -> None:
     """Both steps; what cannot be written in time is said in the log."""
-    number = instance.places.number(LIVE)
-    if number is None:
+    view = instance.places.view(LIVE)
+    if view is None:
         return
     done = False
     with trio.move_on_after(timeout_s):
         if _may_carry_filesystems():
-            await _sync_filesystems(instance, number)
+            await _sync_filesystems(instance, view)
         await trio.to_thread.run_sync(_write_back, abandon_on_cancel=True)
         done = True
     if not done:
@@ -59,8 +59,8 @@ def _write_back() -> None:
             _LOG.error("the kernel could not write out what it holds: %s", error.strerror)
 
 
-async def _sync_filesystems(instance: Instance, number: Number) -> None:
-    command = [sys.executable, "-m", "snapfs.servers.syncer", f"{number[0]}:{number[1]}", str(IMAGE_INODE)]
+async def _sync_filesystems(instance: Instance, view: ViewId) -> None:
+    command = [sys.executable, "-m", "snapfs.servers.syncer", view.device, str(IMAGE_INODE)]
     process = subprocess.Popen(
         [*command, os.fspath(instance.view_file(LIVE))],
         stdin=subprocess.DEVNULL,

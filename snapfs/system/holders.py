@@ -25,7 +25,7 @@ from snapfs.system.mounts import (
     read_mounts,
 )
 from snapfs.system.open_files import Holder, HolderKind, describe, processes_using
-from snapfs.system.view_mounts import Number, check_reachable, mounts_of, unmount_this
+from snapfs.system.view_mounts import ViewId, check_reachable, mounts_of, unmount_this
 
 __all__ = [
     "Holder",
@@ -42,9 +42,9 @@ _PATIENCE_S = 2.0
 _LOOK_S = 0.01
 
 
-def check_unused(number: Number | None) -> None:
-    """BusyError names who uses the filesystem with this number, if it is mounted and anybody does."""
-    for mount in mounts_of(number)[:1]:
+def check_unused(view: ViewId | None) -> None:
+    """BusyError names who uses the view, if it is mounted and anybody does."""
+    for mount in mounts_of(view)[:1]:
         check_reachable(mount)
         holders = holders_of_mount(mount)
         if holders:
@@ -56,19 +56,19 @@ def check_unused(number: Number | None) -> None:
             )
 
 
-def unmount_unused(number: Number | None) -> None:
-    """Unmount the filesystem, wherever it is now; BusyError names who uses it, and somebody who cannot be named is
+def unmount_unused(view: ViewId | None) -> None:
+    """Unmount the view, wherever it is now; BusyError names who uses it, and somebody who cannot be named is
     waited for. NotMountedError: it is not mounted here."""
     until = time.monotonic() + _PATIENCE_S
     while True:
-        mounts = mounts_of(number)
+        mounts = mounts_of(view)
         if not mounts:
             raise NotMountedError("The view is not mounted any more; nothing was changed.")
         try:
             unmount_this(mounts[0])
             return
         except BusyError:
-            check_unused(number)
+            check_unused(view)
             if time.monotonic() > until:
                 raise
         time.sleep(_LOOK_S)

@@ -1,10 +1,12 @@
-"""Where a view is mounted now: found by the number of its filesystem, never by a remembered path.
+"""Where a view is mounted now: found by what its filesystem is, never by a remembered path.
 
 Source: mountinfo in proc(5); fdinfo of /dev/fuse shows `fuse_connection`, the minor number of the filesystem.
 
 Rules:
 - A path is where a view was mounted; a directory above it may have been renamed since, and something else may be
-  mounted there, or nothing. The number belongs to the view for as long as the kernel has it.
+  mounted there, or nothing.
+- The number of a filesystem is given to the next one as soon as it is unmounted. So type and source have to fit as
+  well: nobody else shows an image while its instance holds it.
 - A mount that another one covers cannot be reached by any path, and what is on top of it is not ours to unmount.
 """
 
@@ -13,24 +15,53 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.system.kernel_text import kernel_lines
-from snapfs.system.mounts import Mount, find_mount, namespace_mounts, read_mounts, unmount
-
-Number = tuple[int, int]
+from snapfs.system.mounts import (
+    SNAPFS_TYPE,
+    Mount,
+    find_mount,
+    namespace_mounts,
+    read_mounts,
+    snapfs_mounts,
+    unmount,
+)
 
 _FUSE_DEVICE: Final = "/dev/fuse"
+_DIGEST_BYTES: Final = 8
 
 
-def device_number(text: str | None) -> Number | None:
-    """The number that status shows as "MAJOR:MINOR"; None for a view that is not mounted."""
-    if text is None:
-        return None
-    major, _, minor = text.partition(":")
-    return int(major), int(minor)
+class ViewId(NamedTuple):
+    """Which filesystem a view is: its number, and the source that mountinfo shows of it, as a number too, so that it
+    fits into memory that is shared."""
+
+    major: int
+    minor: int
+    source: int
+
+    @classmethod
+    def of(cls, mount: Mount) -> ViewId:
+        return cls(*mount.device, source_number(mount.source))
+
+    @property
+    def device(self) -> str:
+        """As mountinfo shows it."""
+        return f"{self.major}:{self.minor}"
+
+
+def source_number(source: str) -> int:
+    """64 bits of it."""
+    return int.from_bytes(blake2b(os.fsencode(source), digest_size=_DIGEST_BYTES).digest(), "little")
+
+
+def view_on(device: str | None) -> ViewId | None:
+    """The view on the filesystem with the number "MAJOR:MINOR", as status shows it; None when it is not mounted."""
+    mounts = [mount for mount in snapfs_mounts() if "{}:{}".format(*mount.device) == device]
+    return ViewId.of(mounts[0]) if mounts else None
 
 
 def session_fd() -> int:
@@ -42,33 +73,37 @@ def session_fd() -> int:
     raise RuntimeError("the FUSE session has no descriptor")
 
 
-def session_number(mount_point: Path) -> Number | None:
-    """The number of the filesystem that this process serves; an older kernel is asked by its mount point."""
+def session_view(mount_point: Path) -> ViewId | None:
+    """The view that this process serves; an older kernel is asked by its mount point."""
     for line in kernel_lines(f"/proc/self/fdinfo/{session_fd()}"):
         key, _, value = line.partition(b":")
         if key == b"fuse_connection":
-            return 0, int(value)
+            return view_on(f"0:{int(value)}")
     mount = find_mount(mount_point)
-    return None if mount is None else mount.device
+    return None if mount is None else ViewId.of(mount)
 
 
-def mounts_of(number: Number | None, mounts: Sequence[Mount] | None = None) -> list[Mount]:
-    """The mounts of the filesystem in this namespace; those that can be reached by their path come first."""
+def mounts_of(view: ViewId | None, mounts: Sequence[Mount] | None = None) -> list[Mount]:
+    """The mounts of the view in this namespace; those that can be reached by their path come first."""
     everything = read_mounts() if mounts is None else mounts
-    found = [mount for mount in everything if mount.device == number]
+    found = [mount for mount in everything if _is_of(mount, view)]
     return sorted(found, key=lambda mount: covering(mount, everything) is not None)
 
 
-def is_mounted(number: Number | None) -> bool:
-    """Whether the filesystem is mounted in this namespace."""
-    return bool(mounts_of(number))
+def _is_of(mount: Mount, view: ViewId | None) -> bool:
+    return mount.fstype == SNAPFS_TYPE and ViewId.of(mount) == view
 
 
-def processes_that_see(number: Number | None) -> list[int]:
-    """A process of each other mount namespace in which the filesystem is mounted."""
-    if number is None:
+def is_mounted(view: ViewId | None) -> bool:
+    """Whether the view is mounted in this namespace."""
+    return bool(mounts_of(view))
+
+
+def processes_that_see(view: ViewId | None) -> list[int]:
+    """A process of each other mount namespace in which the view is mounted."""
+    if view is None:
         return []
-    return [pid for pid, mounts in namespace_mounts() if any(mount.device == number for mount in mounts)]
+    return [pid for pid, mounts in namespace_mounts() if mounts_of(view, mounts)]
 
 
 def covering(mount: Mount, mounts: Sequence[Mount]) -> Mount | None:
@@ -101,10 +136,10 @@ def unmount_this(mount: Mount, *, lazy: bool = False) -> None:
     unmount(mount.mount_point, lazy=lazy)
 
 
-def unmount_all(number: Number | None, *, lazy: bool = False) -> list[SnapfsError]:
-    """Unmount the filesystem wherever it is mounted in this namespace; what stood in the way of some of it."""
+def unmount_all(view: ViewId | None, *, lazy: bool = False) -> list[SnapfsError]:
+    """Unmount the view wherever it is mounted in this namespace; what stood in the way of some of it."""
     wrong: list[SnapfsError] = []
-    for mount in mounts_of(number):
+    for mount in mounts_of(view):
         try:
             unmount_this(mount, lazy=lazy)
         except NotMountedError:

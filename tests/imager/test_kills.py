@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import pytest
 from imager_rig import (
@@ -137,14 +136,14 @@ def test_a_killed_restore_gives_no_image(bench: Bench) -> None:
     run("e2fsck", "-fn", bench.path / "restored.img")
 
 
-def test_what_a_killed_command_left_is_gone_at_the_next(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
+def test_what_a_killed_command_left_is_gone_at_the_next(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = bench.path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     with running("backup", bench.image, bench.path / "backup", *SLOWLY, *QCOW2) as process:
         process.await_bytes(2 * MIB)
         process.send(signal.SIGKILL)
         process.wait()
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(temporary.iterdir())) == 1
     snapfs("backup", bench.image, bench.path / "backup", "--force", *QCOW2).ok()
-    assert list(tmp_path.iterdir()) == []
+    assert list(temporary.iterdir()) == []

@@ -6,11 +6,13 @@ import contextlib
 import os
 import shutil
 
+import pytest
 from mounted import Ground, snapfs
 
 OLD, NEW = os.urandom(4 << 20), os.urandom(1 << 20)
 
 
+@pytest.mark.alone  # it asks about all instances
 def test_a_store_removed_under_its_views_leaves_them_whole_and_unmountable(ground: Ground) -> None:
     view = ground.mounted(ground.image(OLD), "--protect", "all")
     view.expect_log("No such file or directory|is missing|could not be told|started again")

@@ -194,14 +194,16 @@ def test_read_ahead_of_a_mount_is_set(point: Path) -> None:
     with silent_fuse_mount(point):
         mount = mounts.find_mount(point)
         assert mount is not None
-        assert mounts.set_read_ahead(point, 1024)
+        assert mounts.set_read_ahead(mount.device, 1024)
         bdi = Path("/sys/class/bdi/{}:{}/read_ahead_kb".format(*mount.device))
         assert bdi.read_text() == "1024\n"
 
 
 def test_read_ahead_that_a_user_may_not_set_is_left_as_it_is(open_dir: Path) -> None:
     with silent_fuse_mount(open_dir, user=NOBODY):
-        assert in_child(lambda: mounts.set_read_ahead(open_dir, 1024), user=NOBODY) is False
+        mount = mounts.find_mount(open_dir)
+        assert mount is not None
+        assert in_child(lambda: mounts.set_read_ahead(mount.device, 1024), user=NOBODY) is False
 
 
 def test_the_mounts_of_another_namespace_are_listed(point: Path) -> None:
