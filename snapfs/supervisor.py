@@ -317,7 +317,8 @@ class Supervisor:
         if server.name == SNAPSHOT and not readable([server.pidfd], _SERVER_TIMEOUT_S):
             os.kill(server.pid, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])
-        if status:
+        # Of the very signal one ends that had not begun to serve.
+        if status not in (0, -STOP_SIGNAL):
             _LOG.error("the %s server ended with code %d", server.name, status)
             self._crashed = True
         self._forget(server)
