@@ -75,7 +75,7 @@ class Compactor:
         count = min(control[Counter.COMMITTED_SEQ] - seq, self._step_slots)
         if count <= 0:
             return 0
-        if control[Counter.STATE] in KEPT_STATES:
+        if control.is_kept:
             try:
                 self._move(seq, count)
             except OSError as error:

@@ -12,11 +12,15 @@ from __future__ import annotations
 import contextlib
 import mmap
 from pathlib import Path
+from typing import Final
 
 from cow.errors import StoreDamaged
 from cow.files import Files, MappedFile
-from cow.layout import CONTROL_BYTES, CONTROL_MAGIC, UNSEEN_MARK, Counter, State
+from cow.layout import CONTROL_BYTES, CONTROL_MAGIC, KEPT_STATES, UNSEEN_MARK, Counter, State
 
+# Places as plain numbers: to look a member of an enumeration up takes longer than to use it.
+_STATE: Final = Counter.STATE.value
+_UNREADABLE: Final = Counter.UNREADABLE.value
 # What nobody needs after a kill, because it is counted again or means nothing then.
 _RECOUNTED = frozenset(
     {
@@ -68,6 +72,11 @@ class Control:
             return State.DAMAGED
         is_lossy = self._numbers[Counter.LOST_BLOCKS] or self._numbers[Counter.MISSING_BYTES]
         return State.DAMAGED if state is State.ACTIVE and is_lossy else state
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether anything of the snapshot can still be read, so that it is worth preserving and moving."""
+        return self._numbers[_STATE] in KEPT_STATES and not self._numbers[_UNREADABLE]
 
     @property
     def is_unseen(self) -> bool:

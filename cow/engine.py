@@ -25,11 +25,12 @@ from typing import Final
 
 from cow.cutting import enter_cut
 from cow.errors import EngineClosed
+from cow.faults import missing_pages
 from cow.files import Data
 from cow.header import Header
 from cow.heartbeat import Heartbeat
 from cow.image import Image
-from cow.layout import KEPT_STATES, Counter, Durability, State, pack_missing, unpack_missing
+from cow.layout import Counter, Durability, State, pack_missing, unpack_missing
 from cow.losses import mark_lost
 from cow.overflow import Event, OverflowPolicy
 from cow.pace import Pace
@@ -53,7 +54,6 @@ from cow.traffic import Claims, Gate
 _RING_SHARE = 4
 
 # Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
-_STATE: Final = Counter.STATE.value
 _PRESERVED_BLOCKS: Final = Counter.PRESERVED_BLOCKS.value
 _SETTLED_BLOCKS: Final = Counter.SETTLED_BLOCKS.value
 _CHANGED_BLOCKS: Final = Counter.CHANGED_BLOCKS.value
@@ -85,7 +85,8 @@ class LiveEngine:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._claims, self._gate = Claims(), Gate(self._changed)
-        self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, on_beat)
+        self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
+        self._on_beat, self._missed_pages = on_beat, missing_pages[0]
         self._syncer = Syncer(image)
         image.shortest_bytes = image.size_bytes - unpack_missing(store.control[Counter.MISSING_BYTES])
         image.on_short = self._note_short
@@ -162,12 +163,27 @@ class LiveEngine:
     def _owes(self, first: int, end: int) -> bool:
         """Whether a write to these blocks has anything to note before the image may change."""
         cut = self._cut
-        return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._keeps
+        return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._control.is_kept
 
     def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
         self._heartbeat.beat(now_ns)
+        # After all that this write has looked at and stored, and before anything of the image changes.
+        if missing_pages[0] != self._missed_pages:
+            self.look_at_store()
         self._syncer.unsynced_bytes += len(data)
         self._image.write(data, offset)
+
+    def _beat(self) -> None:
+        if not self._store.is_whole:
+            self.look_at_store()
+        self._on_beat()
+
+    def look_at_store(self) -> None:
+        """End the snapshot if files of the store were cut short: nothing in it can be proven right then."""
+        with self._lock:
+            missed_pages = missing_pages[0]
+            self.room.look_at_store()
+            self._missed_pages = missed_pages
 
     def note_quiet(self) -> bool:
         """Record the image's modification time if no write came lately; False while writes go on."""
@@ -204,10 +220,6 @@ class LiveEngine:
         self._heartbeat.note_times(mtime_ns)
 
     # --- preserving ------------------------------------------------------------------------------------------
-
-    @property
-    def _keeps(self) -> bool:
-        return self._control[_STATE] in KEPT_STATES
 
     def _try_preserve(self, first: int, end: int) -> bool:
         # Who waits for room comes first: else a large write might never find enough of it.
@@ -271,7 +283,7 @@ class LiveEngine:
             while True:
                 if self._closed:
                     raise EngineClosed("the live view is being closed")
-                if not self._keeps:
+                if not self._control.is_kept:
                     return None
                 if not self._claims.touch(first, end):
                     ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
@@ -375,6 +387,7 @@ class LiveEngine:
     def note_damage(self) -> None:
         """A reader found something in the store that is not what was written."""
         with self._lock:
+            self.room.look_at_store()
             self._control[Counter.DAMAGED_READS] += 1
             if self._control.state is State.ACTIVE:
                 self._control[Counter.STATE] = State.DAMAGED
@@ -402,7 +415,12 @@ class LiveEngine:
         self._image.sync()
 
     def seal(self) -> bool:
-        """After ``close``, with the compactor gone: make the store survive a restart. False: it was not drained."""
+        """After ``close``, with the compactor gone: make the store survive a restart. False: it was not drained.
+
+        OSError: the store's disk refuses, or files of it were cut short.
+        """
+        if not self._store.is_whole:
+            raise OSError(errno.EIO, "files of it were cut short or cannot be read")
         if self.room.staged_bytes():
             return False
         write_seal(self._store, self._image.identity().mtime_ns)

@@ -3,9 +3,10 @@
 Everything that reaches a disk goes through a ``Files`` object, so that a test can stop the engine at any
 call, fail it, or forget what was not synced.
 
-Storing through a mapping into a hole kills the process with SIGBUS when the disk is full. ``MappedFile``
-therefore hands out no range for writing that was not allocated first: ``ensure`` raises ENOSPC instead. Where that
-is not enough (see filesystems), nothing is stored through the mapping at all: ``store`` raises ENOSPC then.
+Storing through a mapping into a hole gets SIGBUS when the disk is full. ``MappedFile`` therefore hands out no range
+for writing that was not allocated first: ``ensure`` raises ENOSPC instead. Where that is not enough (see
+filesystems), nothing is stored through the mapping at all: ``store`` raises ENOSPC then. A file that is cut short
+under its mapping ends nobody (see faults): ``is_whole`` tells.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cow.faults import Guard
 from cow.filesystems import Storing, storing_on
 
 Data = bytes | bytearray | memoryview
@@ -225,6 +227,7 @@ class MappedFile:
             self._files.allocate(self.fd, 0, size_bytes)
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable and not self.is_written else 0)
         self.map = mmap.mmap(self.fd, size_bytes, mmap.MAP_SHARED, access)
+        self._guard = Guard(self.map)
         # Else each touch brings in up to 32 pages around it, which scattered writes never use.
         self.map.madvise(mmap.MADV_RANDOM)
         # One byte a page, in untouched anonymous memory: what was never asked for costs nothing. Private, or the
@@ -258,6 +261,14 @@ class MappedFile:
     def store(self, offset: int, data: Data) -> None:
         """Change what the mapping shows, where that may not be done through it; OSError: the disk refused."""
         self._files.pwrite(self.fd, data, offset)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nobody has cut the file short, its disk still answers, and this process never missed a page."""
+        try:
+            return not self._guard.has_missed and os.fstat(self.fd).st_size >= self.size_bytes
+        except OSError:
+            return False
 
     def reserve(self) -> None:
         """Allocate the whole file, whatever it holds: for one that will be used as a whole."""

@@ -21,11 +21,12 @@ class EventKind(Enum):
     OVERFLOW = "overflow"
     WAITING = "waiting"
     LOST = "lost"
+    CUT_SHORT = "cut-short"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``value``: percent of the limit in use, or the errno of an overflow or of the image.
+    """``value``: percent of the limit in use, or the errno of an overflow or of the image; 0 of CUT_SHORT.
 
     ``offset`` and ``length`` in bytes of the image: what it could not give, of LOST.
     """

@@ -34,6 +34,7 @@ class Room:
         self._discard, self._wake_compactor, self._on_event = discard, wake_compactor, on_event
         self._warned_percent = 0
         self._told_waiting = self._compactor_is_gone = self._compactor_is_missing = False
+        self._is_cut_short = False
         # The threads whose writes wait for room.
         self.pressing: set[int] = set()
 
@@ -87,7 +88,7 @@ class Room:
 
     def begin_cut(self) -> None:
         """The side buffer is empty again."""
-        self._warned_percent, self._told_waiting = 0, False
+        self._warned_percent, self._told_waiting, self._is_cut_short = 0, False, False
 
     def warn(self) -> None:
         """Tell the owner when the next share of the limit has been reached."""
@@ -97,8 +98,29 @@ class Room:
             self._warned_percent = reached
             self._on_event(Event(EventKind.BUFFER_FILLING, reached))
 
+    def look_at_store(self) -> None:
+        """End the snapshot if files of the store were cut short: nothing in it can be proven right then.
+
+        Before the image is written: readers look at this last. The numbers may be zeros in memory of this process
+        alone by now; then readers miss the same page.
+        """
+        if self._is_cut_short or self._store.is_whole:
+            return
+        self._is_cut_short = True
+        control = self._control
+        if control[Counter.STATE] != State.OVERFLOWED:
+            control[Counter.STATE] = State.DAMAGED
+        control[Counter.UNREADABLE] = 1
+        with contextlib.suppress(OSError):
+            self._store.cut.note_unreadable(self._store.files)
+        self._changed.notify_all()
+        self._on_event(Event(EventKind.CUT_SHORT, 0))
+
     def await_compactor(self) -> None:
         """There is no room until the compactor has made some."""
+        self.look_at_store()
+        if self._is_cut_short:
+            return
         if self._compactor_is_missing and not self._compactor_is_gone:
             self.give_way(errno.ENOSPC)
         else:
@@ -130,6 +152,9 @@ class Room:
 
     def give_way(self, code: int) -> None:
         """The side buffer takes no more: end the snapshot, fail the write (BufferFull), or wait a little."""
+        self.look_at_store()
+        if self._is_cut_short:
+            return
         if self._policy is OverflowPolicy.BREAK_WRITE:
             raise BufferFull(code)
         if self._policy is OverflowPolicy.BREAK_SNAPSHOT:

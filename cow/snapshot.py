@@ -19,14 +19,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import Final
 
 from cow.codec import slot_checksums, slot_seed
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
+from cow.faults import missing_pages
 from cow.image import Image
 from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, unpack_missing
 from cow.segments import SegmentReader
 from cow.store import Store
 
+# Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
+_GENERATION: Final = Counter.GENERATION.value
+_STATE: Final = Counter.STATE.value
+_UNREADABLE: Final = Counter.UNREADABLE.value
 # Neighbouring requests often end and begin inside one record; it is decompressed once.
 _CACHED_RECORDS = 16
 # As long as the largest request of a view.
@@ -47,12 +53,16 @@ class SnapshotReader:
 
     def check(self) -> None:
         """Raise what a read now would raise for the snapshot as a whole."""
-        if self._control[Counter.GENERATION] != self._cut.generation:
+        control = self._control
+        generation, state, is_unreadable = control[_GENERATION], control[_STATE], control[_UNREADABLE]
+        # After all of it was looked at, here and by the read: any of it may have been zeros in the place of a page.
+        if missing_pages[0] and not is_unreadable and not self._store.is_whole:
+            raise Damaged("files of it were cut short or cannot be read")
+        if generation != self._cut.generation:
             raise SnapshotEnded("a newer cut replaced this snapshot")
-        state = self._control[Counter.STATE]
         if state not in KEPT_STATES:
-            raise SnapshotLost(f"the snapshot is {self._control.state.name.lower()}")
-        if self._control[Counter.UNREADABLE]:
+            raise SnapshotLost(f"the snapshot is {control.state.name.lower()}")
+        if is_unreadable:
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 
     def try_read(self, view: memoryview, offset: int) -> bool:
@@ -75,8 +85,9 @@ class SnapshotReader:
         cut = self._cut
         if not (cut.settled.all_set(first, end) and cut.free.all_set(first, end)):
             return False
+        is_released = cut.released.any_set(first, end)
         self.check()
-        return not cut.released.any_set(first, end)
+        return not is_released
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset``, clipped at the end of the image."""
@@ -97,10 +108,11 @@ class SnapshotReader:
                     self._read_settled(view, offset, low, high)
                 else:
                     self._read_owed(view, offset, low, high)
+            is_released = self._cut.released.any_set(first, end)
         finally:
             # Damage found in a snapshot that is over is no damage: say that it is over.
             self.check()
-        if self._cut.released.any_set(first, end):
+        if is_released:
             raise BlockReleased(first)
 
     def _read_owed(self, view: memoryview, offset: int, first: int, end: int) -> None:

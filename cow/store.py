@@ -22,7 +22,7 @@ from pathlib import Path
 from cow.bitmaps import Bitmap
 from cow.control import Control
 from cow.errors import StoreBusy, StoreError
-from cow.files import Files, check_directory, open_plain
+from cow.files import Files, MappedFile, check_directory, open_plain
 from cow.geometry import Geometry
 from cow.header import HEADER_NAME, Header, read_header
 from cow.index import Index
@@ -93,11 +93,19 @@ class Cut:
     def bitmaps(self) -> tuple[Bitmap, ...]:
         return self.settled, self.changed, self.released, self.free
 
+    @property
+    def maps(self) -> tuple[MappedFile, ...]:
+        return *(bitmap.file for bitmap in self.bitmaps), self.index.file
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether no map was cut short, and this process missed no page of one."""
+        return all(file.is_whole for file in self.maps)
+
     def trim(self) -> None:
         """Give back resident memory of the mappings; nothing is lost."""
-        for bitmap in self.bitmaps:
-            bitmap.file.trim()
-        self.index.file.trim()
+        for file in self.maps:
+            file.trim()
 
     def close(self) -> None:
         for bitmap in self.bitmaps:
@@ -143,6 +151,16 @@ class Store:
     @property
     def geometry(self) -> Geometry:
         return self.header.geometry
+
+    @property
+    def can_hold_a_cut(self) -> bool:
+        """Whether what all cuts share is whole: the numbers, and the ring."""
+        return self.control.file.is_whole and self.staging.file.is_whole
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that is mapped is: see ``MappedFile.is_whole``."""
+        return self.can_hold_a_cut and self.cut.is_whole
 
     def close(self) -> None:
         self.cut.close()

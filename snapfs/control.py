@@ -76,6 +76,11 @@ def request(store: Path, op: str, timeout_s: float | None = None, **facts: Any) 
                 "says why.",
                 path=name,
             ) from error
+        except OSError as error:
+            raise SnapfsError(
+                f"The snapfs on {name} cannot be asked: {error.strerror}; check the disk that the store is on.",
+                path=name,
+            ) from error
     if not line:
         raise NotMountedError(f"The snapfs on {name} is just ending; try again.", path=name)
     return _understood(line, name)

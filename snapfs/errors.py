@@ -94,6 +94,15 @@ class NotMountedError(SnapfsError):
     """`path` is no mount point (any more); for a caller that wants it unmounted the work is done."""
 
 
+class StoreGoneError(NotMountedError):
+    """The views behind `path` are there, but their store, at `store`, was removed or its disk has failed: they go on
+    and can be unmounted, nothing else. `what` says which, to follow "the store PATH"."""
+
+    def __init__(self, sentence: str, *, path: Path | str, store: Path, what: str) -> None:
+        super().__init__(sentence, path=path)
+        self.store, self.what = store, what
+
+
 class PermissionDeniedError(SnapfsError):
     """The operating system does not let this user do it; root or the owner can."""
 

@@ -15,9 +15,9 @@ from cow.store import LOCK_NAME
 from snapfs.commands.as_owner import as_owner
 from snapfs.commands.status import read_status
 from snapfs.control import request
-from snapfs.errors import BusyError, DoneWithProblem, NotMountedError, SnapfsError
+from snapfs.errors import BusyError, DoneWithProblem, NotMountedError, SnapfsError, StoreGoneError
 from snapfs.system.asking import become
-from snapfs.system.discovery import find_instance, find_store
+from snapfs.system.discovery import DISK_ERRORS, find_instance, find_store, store_gone
 from snapfs.system.holders import check_unused, unmount_unused
 from snapfs.system.image_state import WITHOUT_NAME, describe_image_end, describe_image_state
 from snapfs.system.mounts import Mount, is_stale, unmount
@@ -47,11 +47,8 @@ def _umount(path: Path, mount: Mount, *, force: bool) -> None:
         return
     try:
         store = find_store(path)
-    except NotMountedError as error:
-        # There is a mount: what is missing is its store, unless the error names something else.
-        if error.path is None or os.path.lexists(error.path):
-            raise
-        _umount_without_store(mount, Path(error.path))
+    except StoreGoneError as error:
+        _umount_without_store(mount, error)
     except SnapfsError as error:
         if is_mounted(ViewId.of(mount)):
             raise
@@ -61,9 +58,14 @@ def _umount(path: Path, mount: Mount, *, force: bool) -> None:
         ) from error
     try:
         lock_fd = os.open(store / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError as error:
+        is_gone = isinstance(error, FileNotFoundError)
+        if not is_gone and error.errno not in DISK_ERRORS:
+            raise SnapfsError(
+                f"The store {name_of(store)} cannot be opened: {error.strerror}; try again.", path=store
+            ) from error
         if is_mounted(ViewId.of(mount)):
-            _umount_without_store(mount, store)
+            _umount_without_store(mount, store_gone(mount, name_of(store), None if is_gone else error))
         return  # somebody else has unmounted it, and a store goes last
     try:
         _end(mount, store, lock_fd, force=force)
@@ -117,15 +119,15 @@ def _without_views(mount: Mount, store: Path, *, force: bool) -> tuple[dict[str,
     return status, lost
 
 
-def _umount_without_store(mount: Mount, store: Path) -> NoReturn:
+def _umount_without_store(mount: Mount, gone: StoreGoneError) -> NoReturn:
     """Nobody can be asked any more: unmount what was named, the other view follows by itself."""
     check_unused(ViewId.of(mount))
-    lost = _write_out(store, ViewId.of(mount))
+    lost = _write_out(gone.store, ViewId.of(mount))
     unmount_unused(ViewId.of(mount))
     what = f"something that was written to it is not in the image ({lost})" if lost else "the other view follows"
     raise DoneWithProblem(
-        f"{mount.mount_point} is unmounted and {what}, but the store {name_of(store)} was removed while it was in "
-        "use; wait for the end of the snapfs processes before you use the image.",
+        f"{mount.mount_point} is unmounted and {what}, but the store {gone.store} {gone.what} "
+        "while it was in use; wait for the end of the snapfs processes before you use the image.",
         path=mount.mount_point,
     )
 

@@ -87,6 +87,7 @@ class Cuts:
     async def prepare(self, message: Message) -> Message:
         async with self._steps:
             self._check_image()
+            self._check_store()
             await self._drop_prepared()
             await self._drop_ended()
             self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
@@ -101,6 +102,14 @@ class Cuts:
                 f"{path} was cut short, so there is no whole image to take a cut of; unmount it and restore it.",
                 path=path,
             ) from error
+
+    def _check_store(self) -> None:
+        store = self._instance.store
+        if not store.can_hold_a_cut:
+            raise SnapfsError(
+                f"Files of the store {self._instance.store_path} were cut short, so it can hold no further cut; "
+                "unmount the image and mount it again."
+            )
 
     async def cut(self, message: Message) -> Message:
         async with self._steps:

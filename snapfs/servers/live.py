@@ -141,7 +141,9 @@ class LiveServer:
         except OSError as error:
             why = f"the store could not be closed as it should be ({error.strerror})"
         if why:
-            _LOG.warning("%s; the snapshot lasts until the machine restarts", why)
+            is_kept = self._instance.store.control.is_kept
+            what_of_it = "the snapshot lasts until the machine restarts" if is_kept else "the snapshot is lost"
+            _LOG.warning("%s; %s", why, what_of_it)
 
     # --- tasks -----------------------------------------------------------------------------------------------
 
@@ -186,6 +188,9 @@ class LiveServer:
             _LOG.warning("%s", self._why_waiting)
         elif event.kind is EventKind.LOST:
             self._note_lost(event)
+        elif event.kind is EventKind.CUT_SHORT:
+            self._last_error = "files of the store were cut short or cannot be read: the snapshot is lost"
+            _LOG.error("%s; the live view goes on", self._last_error)
         else:
             self._last_error = f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost"
             _LOG.error("%s; the live view goes on", self._last_error)
@@ -226,6 +231,7 @@ class LiveServer:
 
     async def _status(self, message: Message) -> Message:
         image_state = self._image_watch.look()
+        self.engine.look_at_store()
         return {"status": status_of(self._instance, self.engine, image_state, self._cuts.report(), self._error())}
 
     def _error(self) -> str | None:

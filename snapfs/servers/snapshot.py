@@ -41,6 +41,7 @@ class SnapshotServer:
     def __init__(self, instance: Instance, pipe_fd: int) -> None:
         self._instance, self._pipe_fd = instance, pipe_fd
         self._send, self._to_tell = trio.open_memory_channel[dict[str, Any]](_MAX_UNTOLD)
+        self._is_behind = False
 
     async def run(self) -> int:
         instance = self._instance
@@ -158,10 +159,14 @@ class SnapshotServer:
         try:
             self._send.send_nowait(message)
         except trio.WouldBlock:
-            _LOG.warning("the live server does not listen: %s is not told", message["op"])
+            # Once: who reads a damaged snapshot from end to end is told of each block by what he gets.
+            if not self._is_behind:
+                _LOG.warning("the live server is slow to listen: not all is told (%s)", message["op"])
+            self._is_behind = True
 
     async def _tell_live_server(self) -> None:
         async for message in self._to_tell:
+            self._is_behind &= self._to_tell.statistics().current_buffer_used > 0
             try:
                 await trio.to_thread.run_sync(partial(request, self._instance.store.path, **message))
             except SnapfsError as error:

@@ -20,14 +20,17 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
-from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
+from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError, StoreGoneError
 from snapfs.system.asking import Answer, ask_all, become
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, canonical_path, find_mount, snapfs_mounts
 from snapfs.system.stores import hold_store
 
 # Never listed in the views; kept in step with the views by a test.
 STORE_LINK = ".snapfs"
+# What the disk of a store answers when it has failed, was pulled out, or its filesystem gave up or died.
+DISK_ERRORS: Final = frozenset({errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EUCLEAN, errno.ENOTCONN})
 
 
 def believed_mounts() -> list[Mount]:
@@ -132,11 +135,23 @@ def _hold(mount: Mount, store: Path) -> Path:
     try:
         return hold_store(store, owner=mount.user_id)
     except NotMountedError as error:
-        raise NotMountedError(
-            f"The store {store} was removed under the views of {mount.source}, which go on but cannot be asked any "
-            f"more; end them (snapfs umount {mount.mount_point}).",
-            path=store,
-        ) from error
+        raise store_gone(mount, store) from error
+    except SnapfsError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno in DISK_ERRORS:
+            raise store_gone(mount, store, error.__cause__) from error
+        raise
+
+
+def store_gone(mount: Mount, store: Path, error: OSError | None = None) -> StoreGoneError:
+    """For the views of ``mount``, which leads to ``store``: ``error`` is what a disk answered that has failed."""
+    what = "was removed" if error is None else f"failed ({error.strerror})"
+    return StoreGoneError(
+        f"The store {store} {what} under the views of {mount.source}, which go on but cannot be asked any "
+        f"more; end them (snapfs umount {mount.mount_point}).",
+        path=store,
+        store=store,
+        what=what,
+    )
 
 
 def _silence(mount: Mount) -> SnapfsError:

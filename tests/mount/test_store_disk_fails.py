@@ -1,0 +1,59 @@
+"""The filesystem of the store gives up while it is in use: live data is whole, the snapshot is an error or right."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+import pytest
+from mounted import Ground, run, snapfs
+
+BLOCK_BYTES = 64 << 10
+OLD, NEW = os.urandom(8 << 20), os.urandom(8 << 20)
+# FS_IOC_SHUTDOWN and its flag NOLOGFLUSH, which ext4 and XFS share: from then on each answers with EIO.
+SHUT_DOWN, NO_LOG_FLUSH = 0x8004587D, 2
+
+
+def shut_down(point: Path) -> None:
+    fd = os.open(point, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, SHUT_DOWN, struct.pack("I", NO_LOG_FLUSH))
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.alone  # it asks about all instances
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_both_views_go_on_and_can_be_unmounted(ground: Ground, kind: str) -> None:
+    device = ground.image(400 << 20, "store.fs")
+    run(f"mkfs.{kind}", "-q", device)
+    point = ground.mount(device, "-o", "loop", name="other")
+    view = ground.mounted(ground.image(OLD), "--protect", "all", "--store", point / "store")
+    view.expect_log("Input/output error|cut short|could not be|started again|cannot be written")
+    with view.live_file.open("r+b", buffering=0) as file:
+        file.write(NEW[: 1 << 20])
+        os.fsync(file.fileno())
+        shut_down(point)
+        for at in range(1 << 19, len(NEW), BLOCK_BYTES):
+            os.pwrite(file.fileno(), NEW[at : at + BLOCK_BYTES], at)
+        os.fsync(file.fileno())
+    fd = os.open(view.snap_file, os.O_RDONLY)
+    for at in range(0, len(OLD), BLOCK_BYTES):
+        with pytest.raises(OSError, match="Input/output"):
+            os.pread(fd, BLOCK_BYTES, at)
+    os.close(fd)
+    assert view.live_file.read_bytes() == NEW
+    asked = snapfs("status")
+    assert asked.returncode in (0, 3, 4), asked.stderr
+    assert str(view.image) in asked.stdout + asked.stderr
+    done = snapfs("umount", view.live)
+    assert done.returncode == 4
+    assert done.stderr == (
+        f"snapfs: {view.live} is unmounted and the other view follows, but the store {view.store} failed "
+        "(Input/output error) while it was in use; wait for the end of the snapfs processes before you "
+        "use the image.\n"
+    )
+    view.await_end()
+    assert view.image.read_bytes() == NEW
