@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+
+import pytest
+
+CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 
 # Whoever runs the tests in the background has SIGINT ignored, and what they start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Of tests side by side, each process has mounts of its own: a program of one that starts in a copy of all mounts
+    would keep those of the others busy, and one that looks at every mount would meet their dead ones."""
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", b"none", MS_REC | MS_PRIVATE, None):
+            raise OSError(ctypes.get_errno(), "no mount namespace of its own")
