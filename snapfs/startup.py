@@ -19,6 +19,8 @@ import sys
 from contextlib import suppress
 
 _ENOUGH_FILES = 1024
+# `ExitCode.INTERRUPTED`, before that can be loaded.
+_INTERRUPTED = 130
 _TEXT_ERRORS = "snapfs-text"
 
 
@@ -27,6 +29,8 @@ def main() -> None:
     prepare()
     try:
         from snapfs.cli import main as run
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
     except (ImportError, MemoryError, OSError) as error:
         # A library that finds no memory is not found, as it says; one that is missing is.
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__

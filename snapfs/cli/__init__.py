@@ -66,9 +66,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(ExitCode.INTERRUPTED)
     except SystemExit as end:
-        # click ends with 1 when the output is a pipe that nobody reads any more.
-        is_pipe = isinstance(end.__context__, BrokenPipeError)
-        sys.exit(ExitCode.BROKEN_PIPE if is_pipe else end.code)
+        # Nobody here ends so, but click does, with 1, when the output is a pipe that nobody reads any more.
+        sys.exit(ExitCode.BROKEN_PIPE if end.code == 1 else end.code)
     except BrokenPipeError:
         sys.exit(ExitCode.BROKEN_PIPE)
     except OSError as error:

@@ -15,8 +15,8 @@ from snapfs.cli.types import PATH
 def umount_command(path: Path, force: bool) -> None:
     """Unmount both views, whichever is named, and end the snapshot. When somebody uses one, nothing changes.
 
-    Exit code 4: they are unmounted, but the image or its store was changed meanwhile, or not all could be written;
-    stderr says what.
+    Exit code 4: they are unmounted, but the image was changed, or its store removed, meanwhile, or not all could be
+    written; stderr says what.
     """
     from snapfs.commands.umount import umount
 

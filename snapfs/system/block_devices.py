@@ -98,7 +98,7 @@ def _loop_in(directory: Path) -> LoopDevice | None:
         device = block_device(directory.parent.name)
     except OSError:
         return None
-    identity = _identity(device.path, find_mount(backing))
+    identity = _identity(device.path, find_mount(backing) if os.path.lexists(backing) else None)
     return LoopDevice(device, Path(backing), *(identity or (None, None, None)))
 
 
@@ -135,10 +135,11 @@ def device_text(device: BlockDevice) -> str:
 
 
 def _identity(node: Path, mount: Mount | None) -> tuple[int, int, int] | None:
-    """The numbers of the backing file, as far as they can be had without waiting for a server that hangs."""
-    if mount is None or mount.user_id is None:
+    """The numbers of the backing file, as far as they can be had without waiting for a server that hangs: a file
+    that is not to be seen from here may be on anything."""
+    if mount is not None and mount.user_id is None:
         return loop_identity(node)
-    if mount.fstype == SNAPFS_TYPE:
+    if mount is not None and mount.fstype == SNAPFS_TYPE:
         return None
     return asked_loop_identity(node)
 
