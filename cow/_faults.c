@@ -2,14 +2,17 @@
 
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+#include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* A node is never freed, since a handler may be walking along the list in another thread; an unused one has no length. */
+/* A node is never freed, since a handler may be walking along the list in another thread; an unused one has no length.
+   The version is odd while start and length change, so that nobody takes one of each. */
 typedef struct Range {
+    _Atomic(unsigned) version;
     _Atomic(uintptr_t) start;
     _Atomic(size_t) length;
     _Atomic(uint64_t) missing;
@@ -19,13 +22,23 @@ typedef struct Range {
 static _Atomic(Range *) ranges;
 static _Atomic(uint64_t) missing_pages;
 static struct sigaction before;
+static _Atomic(int) was_passed_on;
 static uintptr_t page_bytes;
+
+static void set_range(Range *range, uintptr_t start, size_t length)
+{
+    atomic_fetch_add(&range->version, 1);
+    atomic_store(&range->start, start);
+    atomic_store(&range->length, length);
+    atomic_fetch_add(&range->version, 1);
+}
 
 /* From the page that is gone to the end of its mapping there is nothing any more: a file is cut short from behind. */
 static int replace_rest(Range *range, uintptr_t address)
 {
+    unsigned version = atomic_load(&range->version);
     uintptr_t start = atomic_load(&range->start), end = start + atomic_load(&range->length);
-    if (address < start || address >= end)
+    if (address < start || address >= end || version & 1 || version != atomic_load(&range->version))
         return 0;
     uintptr_t page = address & ~(page_bytes - 1);
     int flags = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -36,15 +49,28 @@ static int replace_rest(Range *range, uintptr_t address)
     return 1;
 }
 
+static int replace_any(uintptr_t address)
+{
+    for (Range *range = atomic_load(&ranges); range; range = range->next)
+        if (replace_rest(range, address))
+            return 1;
+    return 0;
+}
+
 static void on_bus_error(int signal_no, siginfo_t *info, void *context)
 {
     (void)context;
-    if (info->si_code == BUS_ADRERR)
-        for (Range *range = atomic_load(&ranges); range; range = range->next)
-            if (replace_rest(range, (uintptr_t)info->si_addr))
-                return;
-    /* None of ours: the access is made again, and is met by whoever was asked before. */
-    sigaction(signal_no, &before, NULL);
+    int saved_errno = errno;
+    if (info->si_code == BUS_ADRERR && replace_any((uintptr_t)info->si_addr)) {
+        errno = saved_errno;
+        return;
+    }
+    /* None of ours: it is met by whoever was asked before, who may ask us again; a second time it ends the process.
+       An access is made once more by itself, a signal that was sent is not. */
+    struct sigaction end = {.sa_handler = SIG_DFL};
+    sigaction(signal_no, atomic_exchange(&was_passed_on, 1) ? &end : &before, NULL);
+    if (info->si_code <= 0)
+        raise(signal_no);
 }
 
 /* At each guard: whoever asked for the signal meanwhile (faulthandler does) is asked after us. */
@@ -80,9 +106,8 @@ static PyObject *guard(PyObject *module, PyObject *memory)
         if (!range)
             return PyErr_NoMemory();
     }
-    atomic_store(&range->start, start);
     atomic_store(&range->missing, 0);
-    atomic_store(&range->length, length);
+    set_range(range, start, length);
     if (is_new) {
         range->next = atomic_load(&ranges);
         atomic_store(&ranges, range);
@@ -95,7 +120,7 @@ static PyObject *unguard(PyObject *module, PyObject *number)
     Range *range = PyLong_AsVoidPtr(number);
     if (!range)
         return PyErr_Occurred() ? NULL : PyErr_Format(PyExc_ValueError, "no such range");
-    atomic_store(&range->length, 0);
+    set_range(range, 0, 0);
     Py_RETURN_NONE;
 }
 

@@ -17,14 +17,15 @@ from cow.errors import CowError, Damaged, StoreDamaged, StoreError
 from cow.files import Files
 from cow.header import Header, read_header
 from cow.layout import (
-    CONTROL_BYTES,
     ENTRY_BYTES,
     KIND_MASK,
     LOST_ENTRY,
+    PAGE_OF_NUMBERS_BYTES,
     SEQ_MASK,
     STAGED,
     STORED,
     Counter,
+    CutCounter,
     Place,
     State,
     unpack_place,
@@ -36,6 +37,7 @@ from cow.store import (
     BITMAP_NAMES,
     CONTROL_NAME,
     INDEX_NAME,
+    NUMBERS_NAME,
     STAGING_NAME,
     Store,
     cut_path,
@@ -107,7 +109,8 @@ def _expected_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
     expected = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
     expected[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
     expected[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
-    expected[CONTROL_NAME] = path / CONTROL_NAME, CONTROL_BYTES
+    expected[CONTROL_NAME] = path / CONTROL_NAME, PAGE_OF_NUMBERS_BYTES
+    expected[NUMBERS_NAME] = cut / NUMBERS_NAME, PAGE_OF_NUMBERS_BYTES
     return expected
 
 
@@ -122,13 +125,13 @@ def _check_size(report: Report, name: str, file: Path, size_bytes: int) -> None:
 
 
 def _verify_open(report: Report, store: Store) -> None:
-    control, cut = store.control, store.cut
-    if control[Counter.STATE] not in State.__members__.values():
-        report.add(f"control: {control[Counter.STATE]} is no state")
-    if control.state is State.OVERFLOWED:
+    cut, numbers = store.cut, store.cut.numbers
+    if numbers[CutCounter.STATE] not in State.__members__.values():
+        report.add(f"numbers: {numbers[CutCounter.STATE]} is no state")
+    if numbers.state is State.OVERFLOWED:
         report.add("the snapshot has overflowed: nothing of it can be read")
         return
-    if control[Counter.UNREADABLE] or cut.is_unreadable:
+    if numbers[CutCounter.UNREADABLE] or cut.is_unreadable:
         report.add("nothing of the snapshot can be proven right")
     if free_is_noted(cut) and not free_is_proven(cut):
         report.add("free: not what was noted when the map became known")
@@ -138,7 +141,7 @@ def _verify_open(report: Report, store: Store) -> None:
             report.add(f"{name}: not what was sealed")
     report.records = sum(1 for _ in _records(store))
     _verify_blocks(report, store)
-    if control[Counter.GENERATION] != cut.generation:
+    if store.control[Counter.GENERATION] != cut.generation:
         report.problems.clear()
         report.add("a new cut was made while the store was looked at: look again")
 
@@ -217,7 +220,7 @@ def dump(path: Path, files: Files, max_entries: int | None = 64) -> Iterator[str
     yield from _dump_header(header)
     store = open_reader(path, files)
     try:
-        yield from _dump_control(store)
+        yield from _dump_numbers(store)
         for name, bitmap in zip(BITMAP_NAMES, store.cut.bitmaps, strict=True):
             yield from _bounded(f"{name}:", _bitmap_lines(bitmap), max_entries)
         yield from _bounded("index:", _index_lines(store), max_entries)
@@ -247,11 +250,12 @@ def _dump_header(header: Header) -> Iterator[str]:
         yield f"  {name} {getattr(value, 'name', value)}"
 
 
-def _dump_control(store: Store) -> Iterator[str]:
-    yield "control:"
-    for name, value in store.control.numbers().items():
-        if value:
-            yield f"  {name} {value}"
+def _dump_numbers(store: Store) -> Iterator[str]:
+    for page in (store.control, store.cut.numbers):
+        yield f"{page.file.path.name}:"
+        for name, value in page.by_name().items():
+            if value:
+                yield f"  {name} {value}"
 
 
 def _bitmap_lines(bitmap: Bitmap) -> Iterator[str]:

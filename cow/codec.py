@@ -16,11 +16,11 @@ import xxhash
 from cow.errors import Damaged
 from cow.files import Data
 from cow.layout import (
-    FORMAT_VERSION,
     RECORD,
     RECORD_ALIGN,
     RECORD_CHECKSUM_OFFSET,
     RECORD_MAGIC,
+    RECORD_VERSION,
     SEED_SHIFT,
     SEGMENT_BYTES,
     RecordFlag,
@@ -58,7 +58,7 @@ def encode(block_no: int, block_count: int, generation: int, raw: Data, accelera
         if len(packed) < len(raw):
             flag, payload = RecordFlag.LZ4, packed
     header = RECORD.pack(
-        RECORD_MAGIC, FORMAT_VERSION, flag, block_count, generation, block_no, len(raw), len(payload), 0
+        RECORD_MAGIC, RECORD_VERSION, flag, block_count, generation, block_no, len(raw), len(payload), 0
     )
     digest = xxhash.xxh3_64(header[:RECORD_CHECKSUM_OFFSET])
     digest.update(payload)
@@ -68,7 +68,7 @@ def encode(block_no: int, block_count: int, generation: int, raw: Data, accelera
 
 def encode_lost(block_no: int, block_count: int, generation: int) -> bytes:
     """A record that says that these blocks are lost; it has no payload."""
-    header = RECORD.pack(RECORD_MAGIC, FORMAT_VERSION, RecordFlag.LOST, block_count, generation, block_no, 0, 0, 0)
+    header = RECORD.pack(RECORD_MAGIC, RECORD_VERSION, RecordFlag.LOST, block_count, generation, block_no, 0, 0, 0)
     header = header[:RECORD_CHECKSUM_OFFSET]
     return b"".join((header, _CHECKSUM.pack(checksum(header)), bytes(-RECORD.size % RECORD_ALIGN)))
 
@@ -83,7 +83,7 @@ def parse_header(data: Data) -> RecordHeader:
     if len(data) < RECORD.size:
         raise Damaged("the record is cut short")
     magic, version, flag, count, generation, block_no, raw_bytes, payload_bytes, checksum = RECORD.unpack_from(data)
-    if magic != RECORD_MAGIC or version != FORMAT_VERSION or flag not in _FLAGS:
+    if magic != RECORD_MAGIC or version != RECORD_VERSION or flag not in _FLAGS:
         raise Damaged("there is no record where the index says")
     if not count or payload_bytes > raw_bytes or raw_bytes > SEGMENT_BYTES:
         raise Damaged("the record's header makes no sense")

@@ -16,11 +16,11 @@ from operator import eq
 
 from cow.codec import COMPRESS_WELL, STORE_RAW, slot_checksums, slot_seed
 from cow.direct import DirectWriter
-from cow.layout import KEPT_STATES, LOST_ENTRY, NO_GENERATION, STAGED, Counter, blocks_in_record
+from cow.layout import LOST_ENTRY, STAGED, Counter, CutCounter, blocks_in_record
 from cow.records import Encoder, RecordWriter
 from cow.runs import Piece, Run, find_neighbours, join
 from cow.squeeze import Squeezer
-from cow.store import Cut, Store, open_cut
+from cow.store import Cut, Store
 
 # Large enough to join neighbours that were written out of order, small enough to free slots steadily.
 _STEP_BYTES = 2 << 20
@@ -43,9 +43,7 @@ class Compactor:
     def __init__(self, store: Store) -> None:
         self._store, self._control, self._staging = store, store.control, store.staging
         self._encoder, self._direct = Encoder(), DirectWriter(store.files)
-        # After a restart of this process alone, the store's cut may be an older one than the present.
-        stored, raw = self._control[Counter.STORED_BYTES], self._control[Counter.STORED_RAW_BYTES]
-        self._enter(self._next_cut(store.cut) or store.cut, stored, raw)
+        self._enter(store.hold_cut())
         self._step_slots = max(1, _STEP_BYTES // store.header.block_bytes)
         self._buffer = memoryview(bytearray(self._step_slots * store.header.block_bytes))
 
@@ -70,44 +68,41 @@ class Compactor:
         """
         control = self._control
         self._follow_cut()
-        seq = max(control[Counter.FREED_SEQ], control[Counter.CUT_SEQ])
+        numbers = self._cut.numbers
+        seq = max(control[Counter.FREED_SEQ], numbers[CutCounter.FIRST_SEQ])
         control[Counter.FREED_SEQ] = seq
         count = min(control[Counter.COMMITTED_SEQ] - seq, self._step_slots)
         if count <= 0:
             return 0
-        if control.is_kept:
+        if numbers.is_kept:
             try:
                 self._move(seq, count)
             except OSError as error:
                 if control[Counter.GENERATION] != self._cut.generation:
                     return self.step()  # the segments of the cut before are gone
-                control[Counter.STORE_ERRNO] = error.errno or errno.EIO
+                numbers[CutCounter.STORE_ERRNO] = error.errno or errno.EIO
                 raise
-            control[Counter.STORE_ERRNO] = 0
+            numbers[CutCounter.STORE_ERRNO] = 0
         control[Counter.FREED_SEQ] = seq + count
         return count
 
     def tidy(self) -> None:
         """Give the space of a snapshot that nobody can read any more back to the disk that it filled."""
-        if self._control[Counter.STATE] not in KEPT_STATES:
+        if not self._cut.numbers.is_kept:
             self._records.remove_all()
 
     def _follow_cut(self) -> None:
-        cut = self._next_cut(self._cut)
-        if cut is not None:
+        generation = self._control[Counter.GENERATION]
+        # 0 is none's: the page is gone, and with it the snapshot.
+        if generation not in (0, self._cut.generation):
+            cut, before = self._store.open_cut(generation, writable=True), self._cut
             self._records.close()
             self._enter(cut)
+            before.let_go()
 
-    def _next_cut(self, cut: Cut) -> Cut | None:
-        """The present cut, opened, unless it is ``cut``."""
-        store, generation = self._store, self._control[Counter.GENERATION]
-        if generation in (cut.generation, NO_GENERATION):
-            return None
-        return open_cut(store.path, generation, store.geometry, store.files, writable=True)
-
-    def _enter(self, cut: Cut, stored_bytes: int = 0, stored_raw_bytes: int = 0) -> None:
+    def _enter(self, cut: Cut) -> None:
         self._cut = cut
-        self._records = RecordWriter(self._store, cut, self._encoder, self._direct, stored_bytes, stored_raw_bytes)
+        self._records = RecordWriter(self._store, cut, self._encoder, self._direct)
         self._squeezer = Squeezer(self._store, cut, self._records)
 
     def _move(self, seq: int, count: int) -> None:
@@ -175,3 +170,4 @@ class Compactor:
     def close(self) -> None:
         self._encoder.close()
         self._records.close()
+        self._cut.let_go()

@@ -14,15 +14,16 @@ from dataclasses import replace
 
 from cow.header import Header, write_header
 from cow.image import Image
-from cow.layout import NO_GENERATION, Counter, Durability, State
-from cow.store import Cut, Store, next_generation, open_cut, remove_cuts
+from cow.layout import Counter, CutCounter, Durability
+from cow.store import Cut, Store, open_cut
 
 
 def prepare_cut(store: Store) -> Cut:
     """The files of the cut after the present one: sparse and empty, so size does not matter."""
-    remove_cuts(store.path, keep=store.cut.generation)
-    generation = next_generation(store.path, store.cut.generation)
-    return open_cut(store.path, generation, store.geometry, store.files, writable=True, create=True)
+    generation = store.next_generation()
+    return open_cut(
+        store.path, generation, store.geometry, store.files, writable=True, create=True, pages=store.pages
+    )
 
 
 def next_header(store: Store, image: Image, cut: Cut) -> Header:
@@ -41,46 +42,27 @@ def next_header(store: Store, image: Image, cut: Cut) -> Header:
     )
 
 
-def enter_cut(store: Store, cut: Cut, header: Header) -> None:
-    """Make ``cut`` the store's present one. Nobody may be writing. OSError: the old one still is."""
+def enter_cut(store: Store, cut: Cut, header: Header) -> Cut:
+    """Make ``cut`` the store's present one. Nobody may be writing. The one before is the caller's to let go.
+
+    OSError: the old one still is.
+    """
     is_power = header.durability is Durability.POWER
+    control = store.control
+    cut.numbers[CutCounter.FIRST_SEQ] = control[Counter.RESERVED_SEQ]
     try:
         write_header(store.path, header, store.files, durable=is_power)
     except OSError:
         # The new name may be in place already; the writes to come are preserved for the old cut only.
         write_header(store.path, store.header, store.files, durable=False)
         raise
-    control = store.control
-    # First of all: readers of the old cut look at this last, and fail from here on. No cut has this number, so
-    # whoever opens the store after a kill before the last line knows that the numbers belong to no cut.
-    control[Counter.GENERATION] = NO_GENERATION
-    control[Counter.CUT_SEQ] = control[Counter.RESERVED_SEQ]
-    for counter in _FRESH_COUNTERS:
-        control[counter] = 0
-    control[Counter.STATE] = State.ACTIVE
+    # Readers of the old cut look at this last, and fail from here on.
     control[Counter.GENERATION] = cut.generation
-    store.cut, store.header = cut, header
+    store.end_cut(store.cut.generation)
+    return store.enter(cut, header)
 
 
-_FRESH_COUNTERS = (
-    Counter.STORED_BYTES,
-    Counter.STORED_RAW_BYTES,
-    Counter.PRESERVED_BLOCKS,
-    Counter.SETTLED_BLOCKS,
-    Counter.CHANGED_BLOCKS,
-    Counter.RELEASED_BLOCKS,
-    Counter.FREE_BLOCKS,
-    Counter.RETURNED_BYTES,
-    Counter.OVERFLOW_ERRNO,
-    Counter.DAMAGED_READS,
-    Counter.UNREADABLE,
-    Counter.LOST_BLOCKS,
-    Counter.MISSING_BYTES,
-)
-
-
-def discard_cut(store: Store, cut: Cut) -> None:
-    """Remove a cut that was prepared and not entered, or one that has ended."""
-    cut.close()
-    if cut.generation != store.cut.generation:
-        remove_cuts(store.path, keep=store.cut.generation)
+def discard_cut(cut: Cut) -> None:
+    """Let go of a cut that was prepared and is not entered."""
+    cut.is_over = True
+    cut.let_go()

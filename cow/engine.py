@@ -30,7 +30,7 @@ from cow.files import Data
 from cow.header import Header
 from cow.heartbeat import Heartbeat
 from cow.image import Image
-from cow.layout import Counter, Durability, State, pack_missing, unpack_missing
+from cow.layout import Counter, CutCounter, Durability, State, pack_missing, unpack_missing
 from cow.losses import mark_lost
 from cow.overflow import Event, OverflowPolicy
 from cow.pace import Pace
@@ -54,9 +54,9 @@ from cow.traffic import Claims, Gate
 _RING_SHARE = 4
 
 # Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
-_PRESERVED_BLOCKS: Final = Counter.PRESERVED_BLOCKS.value
-_SETTLED_BLOCKS: Final = Counter.SETTLED_BLOCKS.value
-_CHANGED_BLOCKS: Final = Counter.CHANGED_BLOCKS.value
+_PRESERVED_BLOCKS: Final = CutCounter.PRESERVED_BLOCKS.value
+_SETTLED_BLOCKS: Final = CutCounter.SETTLED_BLOCKS.value
+_CHANGED_BLOCKS: Final = CutCounter.CHANGED_BLOCKS.value
 _COMPACTOR_IDLE: Final = Counter.COMPACTOR_IDLE.value
 _LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
 
@@ -88,13 +88,13 @@ class LiveEngine:
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
         self._on_beat, self._missed_pages = on_beat, missing_pages[0]
         self._syncer = Syncer(image)
-        image.shortest_bytes = image.size_bytes - unpack_missing(store.control[Counter.MISSING_BYTES])
+        image.shortest_bytes = image.size_bytes - unpack_missing(store.cut.numbers[CutCounter.MISSING_BYTES])
         image.on_short = self._note_short
-        self._closed = False
+        self._closed = self._ring_rests = False
         self._is_power = store.header.durability is Durability.POWER
         self.room = Room(store, policy, self._changed, self._gate, self._discard, wake_compactor, on_event)
         self._preserver = self._new_preserver()
-        self._relief = Relief(store, self._lock, self._claims)
+        self._relief = Relief(store, store.cut, self._lock, self._claims)
         self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
 
     # --- reading ---------------------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class LiveEngine:
     def _owes(self, first: int, end: int) -> bool:
         """Whether a write to these blocks has anything to note before the image may change."""
         cut = self._cut
-        return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._control.is_kept
+        return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._cut.numbers.is_kept
 
     def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
         self._heartbeat.beat(now_ns)
@@ -203,17 +203,25 @@ class LiveEngine:
     def _empty_ring(self) -> bool:
         staging = self._store.staging
         with self._lock:
-            if self.room.staged_bytes():
+            if not self.room.ring_is_empty:
                 return False
             if not staging.takes_space:
                 return True
+            self._ring_rests = True
+        try:
             staging.give_back()
+        finally:
+            with self._changed:
+                self._ring_rests = False
+                self._changed.notify_all()
         staging.warm()
         return True
 
     def _note_short(self) -> None:
         """Readers of the snapshot look at this after they have read a block that is owed."""
-        self._control[Counter.MISSING_BYTES] = pack_missing(self._image.size_bytes - self._image.shortest_bytes)
+        self._cut.numbers[CutCounter.MISSING_BYTES] = pack_missing(
+            self._image.size_bytes - self._image.shortest_bytes
+        )
 
     def note_times(self, mtime_ns: int) -> None:
         """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
@@ -226,7 +234,7 @@ class LiveEngine:
         if self._is_power or self.room.pressing or end - first > self._max_blocks:
             return False
         with self._lock:
-            if self._claims.touch(first, end):
+            if self._ring_rests or self._claims.touch(first, end):
                 return False
             ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
             try:
@@ -283,9 +291,9 @@ class LiveEngine:
             while True:
                 if self._closed:
                     raise EngineClosed("the live view is being closed")
-                if not self._control.is_kept:
+                if not self._cut.numbers.is_kept:
                     return None
-                if not self._claims.touch(first, end):
+                if not self._ring_rests and not self._claims.touch(first, end):
                     ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
                     try:
                         self._begin(ticket)
@@ -319,7 +327,7 @@ class LiveEngine:
 
         OSError: where maps are written, the disk may still refuse. What is settled by then has its copy.
         """
-        control, cut = self._control, self._cut
+        control, cut, numbers = self._control, self._cut, self._cut.numbers
         if ticket.runs:
             self._preserver.publish(ticket)
             if ticket.lost:
@@ -327,8 +335,8 @@ class LiveEngine:
             for first, end in ticket.runs:
                 cut.settled.set_allocated(first, end)
             count = ticket.count
-            control[_PRESERVED_BLOCKS] += count
-            control[_SETTLED_BLOCKS] += count
+            numbers[_PRESERVED_BLOCKS] += count
+            numbers[_SETTLED_BLOCKS] += count
             if control[_COMPACTOR_IDLE]:
                 self._wake_compactor()
             if control[_LIMIT_BYTES]:
@@ -337,46 +345,51 @@ class LiveEngine:
         unchanged = end - first - cut.changed.count_set(first, end)
         if unchanged:
             cut.changed.set_allocated(first, end)
-            control[_CHANGED_BLOCKS] += unchanged
+            numbers[_CHANGED_BLOCKS] += unchanged
 
     def _lose(self, ticket: Ticket) -> None:
-        self._control[Counter.LOST_BLOCKS] += mark_lost(self._cut, ticket.lost)
+        self._cut.numbers[CutCounter.LOST_BLOCKS] += mark_lost(self._cut, ticket.lost)
         self.room.tell_lost(ticket.lost_errno, ticket.lost)
 
     # --- the next cut ----------------------------------------------------------------------------------------
 
     def _new_preserver(self) -> Preserver:
         kind = DurablePreserver if self._is_power else StagedPreserver
-        return kind(self._store, self._image, self.room.may_lose)
+        return kind(self._store, self._store.cut, self._image, self.room.may_lose)
 
     def _discard(self) -> None:
         self._preserver.discard()
 
-    def begin_cut(self, cut: Cut, header: Header) -> None:
-        """From here on ``cut`` (prepared and empty) is the snapshot; the one before has ended for its readers.
+    def begin_cut(self, cut: Cut, header: Header) -> Cut:
+        """From here on ``cut`` (prepared and empty) is the snapshot. The one before has ended for its readers; the
+        caller lets go of it when nobody waits for him.
 
         Waits for the writes under way; its own work takes the same time whatever the size of the image.
+        OSError: the one before still is the snapshot.
         """
         with self._changed:
             try:
                 self._gate.close()
                 if self._is_power:
                     # What the new snapshot shows must not be undone by a power loss.
-                    self._image.sync()
+                    self._syncer.sync_unasked()
                 self._image.check_whole()
-                enter_cut(self._store, cut, header)
+                before = enter_cut(self._store, cut, header)
+                ended, self._cut = self._preserver, cut
+                self._preserver = self._new_preserver()
+                self._relief = Relief(self._store, cut, self._lock, self._claims)
                 self._image.forget()
-                self._preserver.close()
-                self._cut, self._preserver = cut, self._new_preserver()
-                self._relief = Relief(self._store, self._lock, self._claims)
                 self.room.begin_cut()
             finally:
                 self._gate.open()
+        ended.close()
         self._wake_compactor()
+        return before
 
-    def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut | None = None) -> int:
-        """The map of ``cut`` (the present one) is known: see ``Relief.settle_free``."""
-        return self._relief.settle_free(free_runs) if cut in (None, self._cut) else 0
+    def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut) -> int:
+        """The map of ``cut`` is known: see ``Relief.settle_free``. Of one that is over nothing is done."""
+        relief = self._relief
+        return relief.settle_free(free_runs) if relief.cut is cut else 0
 
     def release(self, first: int, end: int) -> int:
         """The imager has these blocks: see ``Relief.release``."""
@@ -388,9 +401,10 @@ class LiveEngine:
         """A reader found something in the store that is not what was written."""
         with self._lock:
             self.room.look_at_store()
-            self._control[Counter.DAMAGED_READS] += 1
-            if self._control.state is State.ACTIVE:
-                self._control[Counter.STATE] = State.DAMAGED
+            numbers = self._cut.numbers
+            numbers[CutCounter.DAMAGED_READS] += 1
+            if numbers.state is State.ACTIVE:
+                numbers[CutCounter.STATE] = State.DAMAGED
 
     def sync(self) -> None:
         """Make all live writes durable, as fsync of the image does; waits for the disk."""
@@ -402,7 +416,11 @@ class LiveEngine:
 
     def trim(self) -> None:
         """Give back the resident memory of the mappings."""
-        self._cut.trim()
+        cut = self._store.hold_cut()
+        try:
+            cut.trim()
+        finally:
+            cut.let_go()
 
     def close(self) -> None:
         """Writes that wait fail with EngineClosed; the image is synced. The store stays as it is."""

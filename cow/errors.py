@@ -23,6 +23,10 @@ class StoreError(CowError):
         self.path, self.reason = path, reason
 
 
+class NotAStore(StoreError):
+    """The directory holds files of somebody's, which are not to be removed: another one is the way on."""
+
+
 class StoreDamaged(StoreError):
     """The store is one, but what says so is damaged or lost. Its snapshot is lost; a new store is the way on."""
 
@@ -52,7 +56,7 @@ class SnapshotLost(CowError):
 
 
 class SnapshotEnded(CowError):
-    """A newer cut replaced the snapshot this reader shows: ESTALE."""
+    """A newer cut replaced the one that is read or worked on: ESTALE; what was to be done for it is not done."""
 
 
 class BlockReleased(CowError):

@@ -220,9 +220,11 @@ class MappedFile:
         self.fd = open_plain(path, flags | (os.O_CREAT | os.O_EXCL if create else 0))
         if create:
             os.ftruncate(self.fd, size_bytes)
-        storing = storing_on(self.fd)
-        self.is_written = storing is Storing.WRITTEN and writable
-        self._has_no_holes = storing is Storing.RESERVED and writable and not is_ring
+        elif not self.has_its_size:
+            raise OSError(errno.EIO, "the file was cut short", os.fspath(path))
+        self.storing = storing_on(self.fd)
+        self.is_written = self.storing is Storing.WRITTEN and writable
+        self._has_no_holes = self.storing is Storing.RESERVED and writable and not is_ring
         if self._has_no_holes:
             self._files.allocate(self.fd, 0, size_bytes)
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable and not self.is_written else 0)
@@ -245,18 +247,14 @@ class MappedFile:
         while page >= 0:
             start = page * PAGE_BYTES
             count = min(PAGE_BYTES, self.size_bytes - start)
+            # To write behind the end would make the file whole again, with zeros for what it held.
+            if not self.has_its_size:
+                raise OSError(errno.EIO, "the file was cut short", os.fspath(self.path))
             # A page that holds anything has been allocated before, by the process that this one carries on.
-            if self._is_new or not any(self._page(start, count)):
+            if self._is_new or not any(self._files.pread(self.fd, count, start)):
                 self._files.pwrite(self.fd, _ZEROS[:count], start)
             self._allocated[page] = 1
             page = self._allocated.find(b"\0", page + 1, end)
-
-    def _page(self, offset: int, count: int) -> bytes:
-        page = self._files.pread(self.fd, count, offset)
-        if len(page) < count:
-            # To write here would make the file whole again, with zeros for what it held.
-            raise OSError(errno.EIO, "the file was cut short", os.fspath(self.path))
-        return page
 
     def store(self, offset: int, data: Data) -> None:
         """Change what the mapping shows, where that may not be done through it; OSError: the disk refused."""
@@ -270,6 +268,14 @@ class MappedFile:
         except OSError:
             return False
 
+    @property
+    def has_its_size(self) -> bool:
+        """Whether it is as long as it should be now; as quick as can be."""
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_END) >= self.size_bytes
+        except OSError:
+            return False
+
     def reserve(self) -> None:
         """Allocate the whole file, whatever it holds: for one that will be used as a whole."""
         if self._allocated[0]:
@@ -277,17 +283,18 @@ class MappedFile:
         self._files.allocate(self.fd, 0, self.size_bytes)
         self._allocated[0] = 1
 
-    def data_ranges(self) -> Iterator[tuple[int, int]]:
-        """The ``offset, length`` of everything that is not a hole, in order."""
-        offset = 0
-        while offset < self.size_bytes:
+    def data_ranges(self, offset: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
+        """The ``offset, length`` of everything between ``offset`` and ``stop`` (the end) that is not a hole, in
+        order."""
+        stop = self.size_bytes if stop is None else stop
+        while offset < stop:
             try:
                 start = os.lseek(self.fd, offset, os.SEEK_DATA)
             except OSError as error:
                 if error.errno == errno.ENXIO:
                     return
                 raise
-            offset = min(os.lseek(self.fd, start, os.SEEK_HOLE), self.size_bytes)
+            offset = min(os.lseek(self.fd, start, os.SEEK_HOLE), stop)
             if start < offset:
                 yield start, offset - start
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections import Counter
 from collections.abc import Iterator
 
 from cow.codec import RecordHeader, parse_header
 from cow.errors import Damaged
 from cow.files import PAGE_BYTES, Files, open_plain
 from cow.layout import KIND_MASK, LOST_ENTRY, RECORD, STORED, Place, unpack_place
-from cow.segments import segment_numbers, segment_path
+from cow.segments import ScanProblem, scan_segment, segment_numbers, segment_path
 from cow.store import Cut
 
-_ENTRIES_AT_ONCE = 1 << 16
+_SECTOR_BYTES = 512
+# A segment of which no more than this share, or this much, is left on the disk is looked through.
+_WORTH_A_LOOK, _LITTLE_BYTES = 4, 1 << 20
 
 
 class GiveBack:
@@ -26,7 +27,6 @@ class GiveBack:
 
     def __init__(self, cut: Cut, files: Files) -> None:
         self._cut, self._files = cut, files
-        self._freed_bytes: Counter[int] = Counter()
 
     def give_back(self, first: int, end: int) -> int:
         """Free the records of the released blocks ``first`` to ``end``; the payload bytes they had.
@@ -34,19 +34,22 @@ class GiveBack:
         What the disk does not take back stays taken until the snapshot ends, and nothing else is wrong.
         """
         payload_bytes = 0
-        places: dict[int, list[Place]] = {}
+        # By offset: a record whose blocks come in two pieces of the range is found twice.
+        places: dict[int, dict[int, Place]] = {}
         for place, header in self._released_records(first, end):
-            places.setdefault(place.segment_no, []).append(Place(place.segment_no, place.offset, header.length))
-            payload_bytes += header.payload_bytes
+            freed = places.setdefault(place.segment_no, {})
+            if place.offset not in freed:
+                freed[place.offset] = Place(place.segment_no, place.offset, header.length)
+                payload_bytes += header.payload_bytes
         for segment_no, freed in places.items():
             with contextlib.suppress(OSError):
-                self._free(segment_no, sorted(freed, key=lambda place: place.offset))
+                self._free(segment_no, [freed[offset] for offset in sorted(freed)])
         return payload_bytes
 
     def _released_records(self, first: int, end: int) -> Iterator[tuple[Place, RecordHeader]]:
         cut = self._cut
-        for low in range(first, end, _ENTRIES_AT_ONCE):
-            for entry in sorted(set(cut.index.get_range(low, min(low + _ENTRIES_AT_ONCE, end)))):
+        for _, entries in cut.index.filled_runs(first, end):
+            for entry in sorted(set(entries)):
                 if entry & KIND_MASK != STORED or entry == LOST_ENTRY:
                     continue
                 place = unpack_place(entry)
@@ -78,17 +81,24 @@ class GiveBack:
             for place in places:
                 # A second call must not find the record again, also where it shares its pages with others.
                 self._files.pwrite(fd, bytes(RECORD.size), place.offset)
-                self._freed_bytes[segment_no] += place.length
             for start, stop in _joined(places):
                 low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
                 if low < high:
                     self._files.punch(fd, low, high - low)
-            is_empty = self._freed_bytes[segment_no] >= os.fstat(fd).st_size
         finally:
             os.close(fd)
         # The latest one is still appended to.
-        if is_empty and segment_no != max(segment_numbers(self._cut.segments), default=0):
+        if segment_no != max(segment_numbers(self._cut.segments), default=0) and self._is_empty(segment_no):
             path.unlink(missing_ok=True)
+
+    def _is_empty(self, segment_no: int) -> bool:
+        """Whether no record is left in it: what is between them is not counted, and an earlier process may have
+        freed some. Looked for once most of it is a hole."""
+        info = os.stat(segment_path(self._cut.segments, segment_no))
+        if info.st_blocks * _SECTOR_BYTES > max(info.st_size // _WORTH_A_LOOK, _LITTLE_BYTES):
+            return False
+        found = scan_segment(self._cut.segments, segment_no, self._files, verify=True)
+        return all(isinstance(one, ScanProblem) for one in found)
 
 
 def _joined(places: list[Place]) -> Iterator[tuple[int, int]]:

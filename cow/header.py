@@ -93,6 +93,12 @@ def decode_header(data: bytes, store: str) -> Header:
     _magic, version, *facts, device_id_bytes, path_bytes, store_id, boot_id, snapshot_id = HEADER.unpack_from(data)
     if version > FORMAT_VERSION:
         raise StoreError(store, f"was written by a newer snapfs (format {version}, this one knows {FORMAT_VERSION})")
+    if version < FORMAT_VERSION:
+        raise StoreError(
+            store,
+            f"was written by an older snapfs (format {version}, this one knows {FORMAT_VERSION}), which alone can "
+            "read its snapshot",
+        )
     path_end = HEADER.size + path_bytes
     end = path_end + device_id_bytes
     if path_bytes > MAX_PATH_BYTES or len(data) != end + HEADER_CHECKSUM.size:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from cow.control import Control
 from cow.image import Image
 from cow.layout import Counter
+from cow.numbers import Control
 
 _BEAT_NS = 20_000_000
 

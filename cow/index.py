@@ -62,12 +62,14 @@ class Index:
             if entries[block_no] == old:
                 self._store(block_no, array("Q", [entry]))
 
-    def filled_runs(self) -> Iterator[tuple[int, list[int]]]:
-        """``(first block, entries)`` for the parts of the file that exist, in pieces of bounded size."""
-        for offset, length in self.file.data_ranges():
-            first, end = offset // ENTRY_BYTES, (offset + length) // ENTRY_BYTES
-            for start in range(first, end, 1 << 16):
-                yield start, self.get_range(start, min(start + (1 << 16), end))
+    def filled_runs(self, first: int = 0, end: int | None = None) -> Iterator[tuple[int, list[int]]]:
+        """``(first block, entries)`` for the parts of the file between blocks ``first`` and ``end`` (all of it) that
+        exist, in pieces of bounded size."""
+        stop_bytes = None if end is None else end * ENTRY_BYTES
+        for offset, length in self.file.data_ranges(first * ENTRY_BYTES, stop_bytes):
+            low, high = offset // ENTRY_BYTES, (offset + length) // ENTRY_BYTES
+            for start in range(low, high, 1 << 16):
+                yield start, self.get_range(start, min(start + (1 << 16), high))
 
     def close(self) -> None:
         self._entries.release()

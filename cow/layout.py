@@ -1,4 +1,4 @@
-"""Every byte of the store: constants and structs of format version 1. Described in FORMAT.md.
+"""Every byte of the store: constants and structs of format version 2. Described in FORMAT.md.
 
 All integers are little-endian. Nothing here reads, writes or decides anything.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
+from typing import Self
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # --- header -------------------------------------------------------------------------------------------------
 
@@ -38,43 +39,86 @@ class Protect(IntEnum):
     USED = 1
 
 
-# --- control page: one u64 each, mapped by all processes -----------------------------------------------------
+# --- numbers: one u64 each, in pages that are mapped by all processes ----------------------------------------
 
-CONTROL_BYTES = 4096
+PAGE_OF_NUMBERS_BYTES = 4096
 
 
-class Counter(IntEnum):
-    """Place of each number in the control page. The comment says which process stores it."""
+class Owner(Enum):
+    """The one process that stores a number."""
 
-    MAGIC = 0  # live
-    GENERATION = 1  # live
-    STATE = 2  # live: a State
-    CUT_SEQ = 3  # live: staged slots below belong to an earlier cut
-    RESERVED_SEQ = 4  # live: slots below may hold data
-    COMMITTED_SEQ = 5  # live: slots below are indexed, the compactor may move them
-    FREED_SEQ = 6  # compactor: slots below are moved, the live server may use them again
-    STORED_BYTES = 7  # who writes segments: payload bytes of all records
-    STORED_RAW_BYTES = 8  # who writes segments: the same before compression
-    STORE_ERRNO = 9  # compactor: why nothing can be written to segments, 0 when it can
-    PRESERVED_BLOCKS = 10  # live: lost ones included
-    SETTLED_BLOCKS = 11  # live
-    CHANGED_BLOCKS = 12  # live
-    RELEASED_BLOCKS = 13  # live
-    LIMIT_BYTES = 14  # live: 0 is no limit
-    HEARTBEAT_NS = 15  # live: wall clock of the last write, at most 20 ms late
-    IMAGE_MTIME_NS = 16  # live: modification time of the image when no write was under way
-    WRITING = 17  # live: 1 when IMAGE_MTIME_NS may be behind
-    OVERFLOW_ERRNO = 18  # live: what the side buffer failed with
-    PRESSED = 19  # live: 1 while writes wait for room
-    DAMAGED_READS = 20  # live: reads answered with EIO because of damage
-    COMPACTOR_IDLE = 21  # compactor: 1 while it waits to be woken
-    SHOWN_GENERATION = 23  # snapshot server: the cut its view shows
-    FREE_BLOCKS = 24  # live: blocks settled because nothing is in them
-    RETURNED_BYTES = 25  # live: payload bytes of records that were given back
-    UNREADABLE = 22  # live: 1 when nothing of the snapshot can be proven right
-    LOST_BLOCKS = 26  # live: blocks whose old content is gone, free and released ones aside
-    MISSING_BYTES = 27  # live: how much shorter than it should be the image was at some time
-    UNSEEN = 28  # who mounts: its mark until both views have answered; killed before, nobody has seen the snapshot
+    LIVE = "live server"
+    COMPACTOR = "compactor"
+    APPENDER = "whoever appends to segments: the compactor; durability power: the live server"
+    SNAPSHOT = "snapshot server"
+    MOUNT = "whoever mounts"
+
+
+class Trait(Enum):
+    """What becomes of a number when the processes that stored it are gone."""
+
+    SEALED = "a clean end notes it in the seal, and the next process takes it from there"
+    RECOUNTED = "the next process counts it again from the maps"
+    PASSING = "it means nothing then, and begins at 0"
+
+
+class Number(IntEnum):
+    """A place in a page. None but its ``owner`` stores it."""
+
+    owner: Owner
+    traits: frozenset[Trait]
+
+    def __new__(cls, place: int, owner: Owner, *traits: Trait) -> Self:
+        number = int.__new__(cls, place)
+        number._value_ = place
+        number.owner, number.traits = owner, frozenset(traits)
+        return number
+
+
+class Counter(Number):
+    """What concerns all cuts of a store: the file ``control``."""
+
+    MAGIC = 0, Owner.LIVE
+    # Of the present cut. At the end of the page: whoever cuts the file short takes this away first.
+    GENERATION = 511, Owner.LIVE
+    RESERVED_SEQ = 2, Owner.LIVE, Trait.SEALED  # slots below may hold data
+    COMMITTED_SEQ = 3, Owner.LIVE  # slots below are indexed, the compactor may move them
+    FREED_SEQ = 4, Owner.COMPACTOR  # slots below are moved, the live server may use them again
+    LIMIT_BYTES = 5, Owner.LIVE, Trait.PASSING  # 0 is no limit
+    HEARTBEAT_NS = 6, Owner.LIVE  # wall clock of the last write, at most 20 ms late
+    IMAGE_MTIME_NS = 7, Owner.LIVE  # modification time of the image when no write was under way
+    WRITING = 8, Owner.LIVE  # 1 when IMAGE_MTIME_NS may be behind
+    PRESSED = 9, Owner.LIVE, Trait.PASSING  # 1 while writes wait for room
+    COMPACTOR_IDLE = 10, Owner.COMPACTOR, Trait.PASSING  # 1 while it waits to be woken
+    SHOWN_GENERATION = 11, Owner.SNAPSHOT, Trait.PASSING  # the cut that its view shows
+    UNSEEN = 12, Owner.MOUNT  # its mark until both views have answered; killed before, nobody has seen the snapshot
+
+
+class CutCounter(Number):
+    """What concerns one cut: the file ``numbers`` beside its maps. A new cut begins with a page of its own."""
+
+    MAGIC = 0, Owner.LIVE
+    STATE = 511, Owner.LIVE, Trait.SEALED  # a State; at the end of the page, as GENERATION is
+    UNREADABLE = 2, Owner.LIVE, Trait.SEALED  # 1 when nothing of the snapshot can be proven right
+    FIRST_SEQ = 3, Owner.LIVE, Trait.PASSING  # staged slots below belong to an earlier cut
+    STORED_BYTES = 4, Owner.APPENDER, Trait.SEALED  # payload bytes of all records
+    STORED_RAW_BYTES = 5, Owner.APPENDER, Trait.SEALED  # the same before compression
+    RETURNED_BYTES = 6, Owner.LIVE, Trait.SEALED  # payload bytes of records that were given back
+    STORE_ERRNO = 7, Owner.COMPACTOR, Trait.PASSING  # why nothing can be written to segments, 0 when it can
+    PRESERVED_BLOCKS = 8, Owner.LIVE, Trait.SEALED, Trait.RECOUNTED  # lost ones included
+    SETTLED_BLOCKS = 9, Owner.LIVE, Trait.RECOUNTED
+    CHANGED_BLOCKS = 10, Owner.LIVE, Trait.RECOUNTED
+    RELEASED_BLOCKS = 11, Owner.LIVE, Trait.RECOUNTED
+    FREE_BLOCKS = 12, Owner.LIVE, Trait.RECOUNTED  # settled because nothing is in them
+    LOST_BLOCKS = 13, Owner.LIVE, Trait.SEALED  # whose old content is gone, free and released ones aside
+    MISSING_BYTES = 14, Owner.LIVE, Trait.SEALED  # how much shorter than it should be the image was at some time
+    OVERFLOW_ERRNO = 15, Owner.LIVE  # what the side buffer failed with
+    DAMAGED_READS = 16, Owner.LIVE  # answered with EIO because of damage
+
+
+def numbers_with(trait: Trait) -> list[Counter | CutCounter]:
+    """All numbers of both pages that have it, in order."""
+    return [number for number in (*Counter, *CutCounter) if trait in number.traits]
 
 
 # As many as the largest image needs.
@@ -92,13 +136,11 @@ def unpack_missing(number: int) -> int:
     return missing_bytes if pack_missing(missing_bytes) == number else 0
 
 
-# The generation while a cut is made: none.
-NO_GENERATION = 0
-
 # In UNSEEN. Only the whole of it counts: a damaged number must not give up a snapshot.
 UNSEEN_MARK = int.from_bytes(b"snapfsUS", "little")
 
-CONTROL_MAGIC = int.from_bytes(b"snapfsC1", "little")
+CONTROL_MAGIC = int.from_bytes(b"snapfsC2", "little")
+NUMBERS_MAGIC = int.from_bytes(b"snapfsN2", "little")
 
 
 class State(IntEnum):
@@ -160,6 +202,7 @@ def unpack_place(entry: int) -> Place:
 # --- segments ------------------------------------------------------------------------------------------------
 
 RECORD_MAGIC = 0x52_46_53_31  # "1SFR"
+RECORD_VERSION = 1
 # magic, version, flags, block_count, generation, block_no, raw_bytes, payload_bytes, checksum
 RECORD = struct.Struct("<IBBHIQIIxxxxQ")
 RECORD_CHECKSUM_OFFSET = RECORD.size - 8

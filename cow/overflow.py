@@ -28,6 +28,8 @@ class EventKind(Enum):
 class Event:
     """``value``: percent of the limit in use, or the errno of an overflow or of the image; 0 of CUT_SHORT.
 
+    ``is_on_disk``: of OVERFLOW and CUT_SHORT, whether the store says so too.
+
     ``offset`` and ``length`` in bytes of the image: what it could not give, of LOST.
     """
 
@@ -35,3 +37,4 @@ class Event:
     value: int
     offset: int = 0
     length: int = 0
+    is_on_disk: bool = True

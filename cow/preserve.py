@@ -21,17 +21,21 @@ from typing import Final, Protocol
 from cow.codec import encode, encode_lost, payload_bytes
 from cow.errors import CowError
 from cow.image import Image
-from cow.layout import Counter, Place, blocks_in_record, pack_place
+from cow.layout import Counter, CutCounter, Place, blocks_in_record, pack_place
 from cow.losses import Runs, read_or_lose, without
+from cow.numbers import Control
 from cow.segments import SegmentWriter, remove_segments
-from cow.store import Store
+from cow.store import Cut, Store
 
 # Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _RESERVED_SEQ: Final = Counter.RESERVED_SEQ.value
 _COMMITTED_SEQ: Final = Counter.COMMITTED_SEQ.value
 _FREED_SEQ: Final = Counter.FREED_SEQ.value
-_STORE_ERRNO: Final = Counter.STORE_ERRNO.value
+_STORE_ERRNO: Final = CutCounter.STORE_ERRNO.value
 _LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
+_FIRST_SEQ: Final = CutCounter.FIRST_SEQ.value
+_STORED_BYTES: Final = CutCounter.STORED_BYTES.value
+_RETURNED_BYTES: Final = CutCounter.RETURNED_BYTES.value
 
 
 class StoreRefused(CowError):
@@ -110,17 +114,15 @@ def store_errors() -> Iterator[None]:
         raise StoreRefused(error.errno or errno.EIO) from error
 
 
-def _over_limit(store: Store, staged_bytes: int, more_bytes: int) -> bool:
-    control = store.control
-    limit = control[_LIMIT_BYTES]
+def _over_limit(control: Control, cut: Cut, staged_bytes: int, more_bytes: int) -> bool:
+    limit, numbers = control[_LIMIT_BYTES], cut.numbers
     if not limit:
         return False
-    return control[Counter.STORED_BYTES] - control[Counter.RETURNED_BYTES] + staged_bytes + more_bytes > limit
+    return numbers[_STORED_BYTES] - numbers[_RETURNED_BYTES] + staged_bytes + more_bytes > limit
 
 
-def _allocate(store: Store, ticket: Ticket) -> None:
+def _allocate(cut: Cut, ticket: Ticket) -> None:
     """After this no store into the maps of these blocks can meet a full disk."""
-    cut = store.cut
     for first, end in ticket.runs:
         cut.index.allocate(first, end)
     cut.settled.allocate(ticket.first, ticket.end)
@@ -130,8 +132,8 @@ def _allocate(store: Store, ticket: Ticket) -> None:
 class StagedPreserver:
     """Into the ring. Slots are committed in order: those behind a ticket that is not filled yet must wait."""
 
-    def __init__(self, store: Store, image: Image, may_lose: Callable[[], bool]) -> None:
-        self._store, self._image, self._may_lose = store, image, may_lose
+    def __init__(self, store: Store, cut: Cut, image: Image, may_lose: Callable[[], bool]) -> None:
+        self._cut, self._image, self._may_lose = cut, image, may_lose
         self._staging, self._control, self._geometry = store.staging, store.control, store.geometry
         self._open: list[Ticket] = []
 
@@ -141,9 +143,11 @@ class StagedPreserver:
         reserved = control[_RESERVED_SEQ]
         # Freed before stored (in _over_limit): a step that ends in between is counted twice, not missed.
         waiting = reserved - control[_FREED_SEQ]
-        failed = control[_STORE_ERRNO]
-        size = self._geometry.block_bytes
-        if _over_limit(self._store, waiting * size, count * size):
+        numbers = self._cut.numbers
+        failed, size = numbers[_STORE_ERRNO], self._geometry.block_bytes
+        # Those of the cut before are about to be forgotten.
+        own = min(waiting, reserved - numbers[_FIRST_SEQ])
+        if _over_limit(control, self._cut, own * size, count * size):
             # Staged blocks count with their raw size until it is known how small they get.
             if waiting and not failed:
                 raise WaitForCompactor
@@ -154,7 +158,7 @@ class StagedPreserver:
             raise WaitForCompactor
         try:
             staging.allocate()
-            _allocate(self._store, ticket)
+            _allocate(self._cut, ticket)
         except OSError as error:
             raise StoreRefused(error.errno or errno.EIO) from error
         ticket.seq, ticket.count = reserved, count
@@ -167,7 +171,7 @@ class StagedPreserver:
             views = self._staging.views(seq, end - first)
             if not self._image.try_read_into(views, self._geometry.extent(first, end)[0]):
                 return False
-            self._staging.fill(self._store.cut.generation, seq, first, end)
+            self._staging.fill(self._cut.generation, seq, first, end)
             seq += end - first
         return True
 
@@ -191,7 +195,7 @@ class StagedPreserver:
             raise StoreRefused(errno.EIO) from error
         with store_errors():
             for low, high in without((first, end), lost):
-                staging.fill(self._store.cut.generation, base + low, low, high)
+                staging.fill(self._cut.generation, base + low, low, high)
         for low, high in lost:
             staging.void(base + low, high - low)
         ticket.lose(lost, code)
@@ -200,7 +204,7 @@ class StagedPreserver:
         seq = ticket.seq
         try:
             for first, end in ticket.runs:
-                self._store.cut.index.set_staged(first, end, seq)
+                self._cut.index.set_staged(first, end, seq)
                 seq += end - first
         finally:
             # Slots that got no entry are dead, the others may be settled.
@@ -272,10 +276,10 @@ class GroupFlush:
 class DurablePreserver:
     """Into segments, compressed, flushed before the image is touched. The ring is not used."""
 
-    def __init__(self, store: Store, image: Image, may_lose: Callable[[], bool]) -> None:
-        self._store, self._image, self._may_lose = store, image, may_lose
-        self._control, self._geometry = store.control, store.geometry
-        self._writer = SegmentWriter(store.cut.segments, store.files, durable=True)
+    def __init__(self, store: Store, cut: Cut, image: Image, may_lose: Callable[[], bool]) -> None:
+        self._cut, self._image, self._may_lose = cut, image, may_lose
+        self._control, self._geometry, self._files = store.control, store.geometry, store.files
+        self._writer = SegmentWriter(cut.segments, store.files, durable=True)
         self._write_lock = threading.Lock()
         self._flush = GroupFlush(self._sync)
         self._promised_bytes = 0
@@ -284,10 +288,10 @@ class DurablePreserver:
     def begin(self, ticket: Ticket) -> None:
         ticket.count = ticket.count_owed()
         size_bytes = ticket.count * self._geometry.block_bytes
-        if _over_limit(self._store, self._promised_bytes, size_bytes):
+        if _over_limit(self._control, self._cut, self._promised_bytes, size_bytes):
             raise WaitForCompactor if self._promised_bytes else StoreRefused(errno.ENOSPC)
         with store_errors():
-            _allocate(self._store, ticket)
+            _allocate(self._cut, ticket)
         self._promised_bytes += size_bytes
 
     def try_fill(self, ticket: Ticket) -> bool:
@@ -303,13 +307,13 @@ class DurablePreserver:
                     records.append(record)
                     raw_bytes += (part[1] - part[0]) * self._geometry.block_bytes
         # Behind the others; they are as durable, and no entry names them.
-        generation = self._store.cut.generation
+        generation = self._cut.generation
         lost = [encode_lost(first, end - first, generation) for first, end in self._lost_parts(ticket)]
         places = self._append(records + lost)
         ticket.entries = [(*part, pack_place(place)) for part, place in zip(parts, places, strict=False)]
         with self._write_lock:
-            self._control[Counter.STORED_BYTES] += sum(map(payload_bytes, records))
-            self._control[Counter.STORED_RAW_BYTES] += raw_bytes
+            self._cut.numbers[CutCounter.STORED_BYTES] += sum(map(payload_bytes, records))
+            self._cut.numbers[CutCounter.STORED_RAW_BYTES] += raw_bytes
 
     def _records_of(self, ticket: Ticket, first: int, end: int) -> Iterator[tuple[tuple[int, int], bytes]]:
         """The blocks of a record and the record, for what can be read of these blocks."""
@@ -324,7 +328,7 @@ class DurablePreserver:
         )
         ticket.lose(lost, code)
         for low, high in without((first, end), lost):
-            yield (low, high), encode(low, high - low, self._store.cut.generation, place(low, high))
+            yield (low, high), encode(low, high - low, self._cut.generation, place(low, high))
 
     def _lost_parts(self, ticket: Ticket) -> Iterator[tuple[int, int]]:
         """The lost blocks of the ticket, no more at once than a record may hold."""
@@ -350,7 +354,7 @@ class DurablePreserver:
             # A descriptor of its own: the writer may go on to the next segment and close this one meanwhile.
             writer, fd = self._writer, os.dup(self._writer.fd)
         try:
-            self._store.files.sync_data(fd)
+            self._files.sync_data(fd)
         except OSError:
             with self._write_lock:
                 writer.distrust()
@@ -361,7 +365,7 @@ class DurablePreserver:
     def publish(self, ticket: Ticket) -> None:
         self._promised_bytes -= ticket.count * self._geometry.block_bytes
         for first, end, entry in ticket.entries:
-            self._store.cut.index.set_stored(first, end, entry)
+            self._cut.index.set_stored(first, end, entry)
 
     def abandon(self, ticket: Ticket) -> None:
         self._promised_bytes -= ticket.count * self._geometry.block_bytes
@@ -369,8 +373,8 @@ class DurablePreserver:
     def discard(self) -> None:
         with self._write_lock:
             self._writer.close()
-            remove_segments(self._store.cut.segments)
-            self._writer = SegmentWriter(self._store.cut.segments, self._store.files, durable=True)
+            remove_segments(self._cut.segments)
+            self._writer = SegmentWriter(self._cut.segments, self._files, durable=True)
 
     def close(self) -> None:
         with self._write_lock:

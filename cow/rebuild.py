@@ -26,6 +26,7 @@ from cow.layout import (
     STAGED,
     STORED,
     Counter,
+    CutCounter,
     RecordFlag,
     State,
     pack_place,
@@ -204,32 +205,33 @@ def assume_changed(store: Store) -> None:
 
 def recount(store: Store, *, records: bool) -> None:
     """Take the numbers of status from the maps, and with ``records`` from the segments themselves."""
-    cut, control = store.cut, store.control
-    control[Counter.SETTLED_BLOCKS] = cut.settled.count()
-    control[Counter.CHANGED_BLOCKS] = cut.changed.count()
-    control[Counter.RELEASED_BLOCKS] = cut.released.count()
-    control[Counter.FREE_BLOCKS] = cut.free.count()
-    control[Counter.PRESERVED_BLOCKS] = count_preserved(store)
+    cut, numbers = store.cut, store.cut.numbers
+    numbers[CutCounter.SETTLED_BLOCKS] = cut.settled.count()
+    numbers[CutCounter.CHANGED_BLOCKS] = cut.changed.count()
+    numbers[CutCounter.RELEASED_BLOCKS] = cut.released.count()
+    numbers[CutCounter.FREE_BLOCKS] = cut.free.count()
+    numbers[CutCounter.PRESERVED_BLOCKS] = count_preserved(store)
     if not records:
         return
-    control[Counter.RETURNED_BYTES] = 0
+    numbers[CutCounter.RETURNED_BYTES] = 0
     stored = raw = 0
     for number in segment_numbers(cut.segments):
         for found in scan_segment(cut.segments, number, store.files):
             if not isinstance(found, ScanProblem):
                 stored += found[1].payload_bytes
                 raw += found[1].raw_bytes
-    control[Counter.STORED_BYTES], control[Counter.STORED_RAW_BYTES] = stored, raw
+    numbers[CutCounter.STORED_BYTES], numbers[CutCounter.STORED_RAW_BYTES] = stored, raw
 
 
 def mark_damaged(store: Store) -> None:
     """The snapshot goes on for what is provably right."""
-    if store.control.state is State.ACTIVE:
-        store.control[Counter.STATE] = State.DAMAGED
+    numbers = store.cut.numbers
+    if numbers.state is State.ACTIVE:
+        numbers[CutCounter.STATE] = State.DAMAGED
 
 
 def mark_unreadable(store: Store) -> None:
     """Nothing of the snapshot can be proven right; said on the disk too, or a power loss would undo it."""
     mark_damaged(store)
-    store.control[Counter.UNREADABLE] = 1
+    store.cut.numbers[CutCounter.UNREADABLE] = 1
     store.cut.note_unreadable(store.files)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cow.codec import STORE_RAW, RecordHeader, encode, payload_bytes
 from cow.direct import DirectWriter
-from cow.layout import Counter, pack_place
+from cow.layout import CutCounter, pack_place
 from cow.runs import Run
 from cow.segments import SegmentWriter, remove_segments
 from cow.store import Cut, Store
@@ -38,23 +38,13 @@ def _encode(runs: list[Run], generation: int, acceleration: int) -> list[bytes]:
 
 
 class RecordWriter:
-    """The records of one cut; used by the compactor's thread only.
+    """The records of one cut; used by the compactor's thread only."""
 
-    ``stored_bytes`` and ``stored_raw_bytes``: what the records of this cut hold already, compressed and raw.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        cut: Cut,
-        encoder: Encoder,
-        direct: DirectWriter,
-        stored_bytes: int,
-        stored_raw_bytes: int,
-    ) -> None:
-        self._control, self._files, self._cut = store.control, store.files, cut
+    def __init__(self, store: Store, cut: Cut, encoder: Encoder, direct: DirectWriter) -> None:
+        self._numbers, self._files, self._cut = cut.numbers, store.files, cut
         self._encoder, self._direct = encoder, direct
-        self._stored_bytes, self._stored_raw_bytes = stored_bytes, stored_raw_bytes
+        self._stored_bytes = cut.numbers[CutCounter.STORED_BYTES]
+        self._stored_raw_bytes = cut.numbers[CutCounter.STORED_RAW_BYTES]
         self._writer = self._new_writer()
 
     def _new_writer(self) -> SegmentWriter:
@@ -79,12 +69,9 @@ class RecordWriter:
         self._stored_bytes -= header.payload_bytes
 
     def publish_sums(self) -> None:
-        """Sums of our own, not additions: what a cut reset meanwhile must not get the old cut's numbers for long.
-
-        Before slots are freed: a reader of both numbers may count a block twice, never miss one.
-        """
-        self._control[Counter.STORED_RAW_BYTES] = self._stored_raw_bytes
-        self._control[Counter.STORED_BYTES] = self._stored_bytes
+        """Before slots are freed: a reader of both numbers may count a block twice, never miss one."""
+        self._numbers[CutCounter.STORED_RAW_BYTES] = self._stored_raw_bytes
+        self._numbers[CutCounter.STORED_BYTES] = self._stored_bytes
 
     @property
     def segment_no(self) -> int:

@@ -20,18 +20,19 @@ import os
 import stat
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
-from cow.control import Control
-from cow.errors import ImageChanged, StoreDamaged, StoreError
+from cow.errors import ImageChanged, NotAStore, StoreDamaged, StoreError
 from cow.files import Files
 from cow.filesystems import forbid_copying
 from cow.geometry import Geometry
 from cow.header import Header, read_header, write_header
 from cow.image import Image
-from cow.layout import STAGING_BYTES, Counter, Durability, Protect, State
+from cow.layout import STAGING_BYTES, Counter, Durability, Protect
+from cow.numbers import Control, SharedPages
 from cow.repair import End, is_control, repair, replace_unusable
 from cow.seal import break_seal, read_seal
 from cow.staging import Staging, slot_count
@@ -68,6 +69,8 @@ class Request:
     device_id_lasts: bool = False
     # When this boot began, in ns since 1970; 0 when nobody knows.
     booted_ns: int = 0
+    # Whether the snapshot with this id is known to be lost though its store, whose disk had failed, cannot tell.
+    is_lost: Callable[[bytes], bool] = lambda snapshot_id: False
 
 
 class Outcome(Enum):
@@ -129,10 +132,10 @@ def _make_directory(path: Path, files: Files) -> bool:
         files.sync_directory(path.parent)
     except FileExistsError:
         if not path.is_dir():
-            raise StoreError(str(path), "is not a directory") from None
+            raise NotAStore(str(path), "is not a directory") from None
         foreign = foreign_names(path)
         if foreign:
-            raise StoreError(str(path), f"holds other files ({foreign[0]}), so it is no snapfs store") from None
+            raise NotAStore(str(path), f"holds other files ({foreign[0]}), so it is no snapfs store") from None
         return False
     return True
 
@@ -146,17 +149,17 @@ def _begin(path: Path, image: Image, request: Request, files: Files, lock_fd: in
         (path / name).unlink(missing_ok=True)
     remove_cuts(path)
     header = _new_header(image, request)
-    control = Control(path / CONTROL_NAME, files, writable=True, create=True)
+    pages = SharedPages()
+    control = Control(path / CONTROL_NAME, files, writable=True, create=True, shared=pages.control)
     staging = Staging(
         path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=True, create=True
     )
-    cut = open_cut(path, header.generation, header.geometry, files, writable=True, create=True)
-    store = Store(path, header, control, staging, cut, files, lock_fd)
+    cut = open_cut(path, header.generation, header.geometry, files, writable=True, create=True, pages=pages)
+    store = Store(path, header, control, staging, cut, files, lock_fd, pages)
     # What the image holds now must not be undone by a power loss: it is what the snapshot shows.
     image.sync()
     control[Counter.GENERATION] = header.generation
     control[Counter.IMAGE_MTIME_NS] = image.identity().mtime_ns
-    control[Counter.STATE] = State.ACTIVE
     write_header(path, header, files)
     return store
 
@@ -193,6 +196,9 @@ def _new_header(image: Image, request: Request, generation: int = 1) -> Header:
 
 def _carry_on(path: Path, header: Header, image: Image, request: Request, files: Files, lock_fd: int) -> Opened:
     _check_image(path, header, image, request)
+    if request.is_lost(header.snapshot_id):
+        store = _begin(path, image, request, files, lock_fd)
+        return Opened(store, Outcome.LOST, ["the store's disk failed while it was in use, and the snapshot was lost"])
     seal = read_seal(path, header.generation)
     end = End.SEALED if seal else End.KILLED if header.boot_id == request.boot_id else End.POWER_LOST
     if end is End.POWER_LOST and header.durability is Durability.PROCESS:

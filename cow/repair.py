@@ -19,11 +19,21 @@ from enum import Enum
 from pathlib import Path
 
 from cow.bitmaps import bitmap_bytes
-from cow.control import Control
 from cow.errors import CowError
 from cow.files import Files, MappedFile, check_directory, is_plain
 from cow.header import Header
-from cow.layout import CONTROL_BYTES, ENTRY_BYTES, KEPT_STATES, Counter, Durability, State
+from cow.layout import (
+    ENTRY_BYTES,
+    KEPT_STATES,
+    PAGE_OF_NUMBERS_BYTES,
+    Counter,
+    CutCounter,
+    Durability,
+    State,
+    Trait,
+    numbers_with,
+)
+from cow.numbers import Control, CutNumbers, Page
 from cow.rebuild import (
     adopt_staging,
     assume_changed,
@@ -38,16 +48,18 @@ from cow.rebuild import (
 )
 from cow.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
 from cow.staging import file_bytes
-from cow.store import BITMAP_NAMES, CONTROL_NAME, INDEX_NAME, SEGMENTS_NAME, STAGING_NAME, Store, cut_path
-
-# Numbers that mean something only while the processes that stored them live.
-_PASSING_COUNTERS = (
-    Counter.CUT_SEQ,
-    Counter.STORE_ERRNO,
-    Counter.LIMIT_BYTES,
-    Counter.PRESSED,
-    Counter.COMPACTOR_IDLE,
+from cow.store import (
+    BITMAP_NAMES,
+    CONTROL_NAME,
+    INDEX_NAME,
+    NUMBERS_NAME,
+    SEGMENTS_NAME,
+    STAGING_NAME,
+    Store,
+    cut_path,
 )
+
+_PAGES: dict[str, type[Page]] = {CONTROL_NAME: Control, NUMBERS_NAME: CutNumbers}
 
 
 class End(Enum):
@@ -66,11 +78,12 @@ def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
         check_directory(directory)
     replaced = set()
     for name, (file, size_bytes) in _wanted_files(path, header).items():
-        if is_plain(file, size_bytes) and (name != CONTROL_NAME or is_control(path, files)):
+        page = _PAGES.get(name)
+        if is_plain(file, size_bytes) and (page is None or _is_page(page, file, files)):
             continue
         file.unlink(missing_ok=True)
-        if name == CONTROL_NAME:
-            Control(file, files, writable=True, create=True).close()
+        if page is not None:
+            page(file, files, writable=True, create=True).close()
         else:
             MappedFile(file, size_bytes, files, writable=True, create=True).close()
         replaced.add(name)
@@ -82,14 +95,19 @@ def _wanted_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
     wanted = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
     wanted[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
     wanted[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
-    wanted[CONTROL_NAME] = path / CONTROL_NAME, CONTROL_BYTES
+    wanted[CONTROL_NAME] = path / CONTROL_NAME, PAGE_OF_NUMBERS_BYTES
+    wanted[NUMBERS_NAME] = cut / NUMBERS_NAME, PAGE_OF_NUMBERS_BYTES
     return wanted
 
 
 def is_control(path: Path, files: Files) -> bool:
     """Whether the store has a control page that can be read."""
+    return _is_page(Control, path / CONTROL_NAME, files)
+
+
+def _is_page(kind: type[Page], path: Path, files: Files) -> bool:
     try:
-        Control(path / CONTROL_NAME, files).close()
+        kind(path, files).close()
     except (OSError, ValueError, CowError):
         return False
     return True
@@ -97,21 +115,21 @@ def is_control(path: Path, files: Files) -> bool:
 
 def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> list[str]:
     """Make the store's maps agree with what it holds; sentences on what is lost."""
-    control = store.control
-    _restore_numbers(store, seal, numbers_are_known=end is End.KILLED and CONTROL_NAME not in replaced)
-    if control[Counter.STATE] not in KEPT_STATES:
+    numbers, pages = store.cut.numbers, {CONTROL_NAME, NUMBERS_NAME}
+    _restore_numbers(store, seal, are_known=end is End.KILLED and not replaced & pages)
+    if numbers[CutCounter.STATE] not in KEPT_STATES:
         # Nobody can read it any more, and its records may be gone already.
         forget_staging(store)
         return []
     broken = (replaced | _broken_maps(store, seal)) - {STAGING_NAME}
-    if end is End.KILLED and CONTROL_NAME in broken:
+    if end is End.KILLED and broken & pages:
         mark_unreadable(store)
-        return ["the snapshot cannot be read any more: the store lost its control page"]
+        return ["the snapshot cannot be read any more: the store lost its numbers"]
     staged = adopt_staging(store) if end is End.KILLED else forget_staging(store)
-    broken.discard(CONTROL_NAME)
+    broken -= pages
     notes = _mend(store, end, broken, staged) if end is not End.SEALED or broken else []
-    lost_blocks = control[Counter.LOST_BLOCKS]
-    if lost_blocks and not control[Counter.UNREADABLE]:
+    lost_blocks = numbers[CutCounter.LOST_BLOCKS]
+    if lost_blocks and not numbers[CutCounter.UNREADABLE]:
         notes.append(f"blocks of the snapshot that are lost and read as errors: {lost_blocks}")
     recount(store, records=end is End.POWER_LOST)
     if end is End.KILLED and store.header.durability is Durability.POWER:
@@ -120,26 +138,22 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
     return notes
 
 
-def _restore_numbers(store: Store, seal: Seal | None, *, numbers_are_known: bool) -> None:
-    control, cut = store.control, store.cut
-    if control[Counter.GENERATION] != cut.generation:
-        # Killed between the new cut's header and its first number: the numbers are those of the cut before.
-        numbers_are_known = False
-        control[Counter.UNREADABLE] = 0
-    control[Counter.GENERATION] = cut.generation
-    for counter in _PASSING_COUNTERS:
-        control[counter] = 0
+def _restore_numbers(store: Store, seal: Seal | None, *, are_known: bool) -> None:
+    cut, numbers = store.cut, store.cut.numbers
+    store.control[Counter.GENERATION] = cut.generation
+    for number in numbers_with(Trait.PASSING):
+        store.page_of(number)[number] = 0
     if seal:
-        seal.restore(control)
-    elif not numbers_are_known:
-        control[Counter.STATE] = State.ACTIVE
-    elif control[Counter.STATE] not in State.__members__.values():
-        control[Counter.STATE] = State.DAMAGED
+        seal.restore(store)
+    elif not are_known:
+        numbers[CutCounter.STATE] = State.ACTIVE
+    elif numbers[CutCounter.STATE] not in State.__members__.values():
+        numbers[CutCounter.STATE] = State.DAMAGED
         mark_unreadable(store)
     if not cut.is_intact:
         # What was said on the disk holds, whatever the page says.
-        control[Counter.STATE] = State.DAMAGED if cut.is_unreadable else State.OVERFLOWED
-        control[Counter.UNREADABLE] = int(cut.is_unreadable)
+        numbers[CutCounter.STATE] = State.DAMAGED if cut.is_unreadable else State.OVERFLOWED
+        numbers[CutCounter.UNREADABLE] = int(cut.is_unreadable)
 
 
 def _broken_maps(store: Store, seal: Seal | None) -> set[str]:
@@ -154,7 +168,7 @@ def _broken_maps(store: Store, seal: Seal | None) -> set[str]:
 
 def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> list[str]:
     power_lost = end is End.POWER_LOST
-    preserved = store.control[Counter.PRESERVED_BLOCKS]
+    preserved = store.cut.numbers[CutCounter.PRESERVED_BLOCKS]
     maps = map_files(store)
     for name in broken | ({INDEX_NAME} if power_lost else set()):
         maps[name].clear()
@@ -168,7 +182,7 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     if not power_lost and _may_pass_for_owed(store, end, broken, preserved):
         mark_unreadable(store)
         return [f"the snapshot cannot be read any more: the store is damaged ({named})"]
-    lost_blocks = store.control[Counter.LOST_BLOCKS] = count_lost(store)
+    lost_blocks = store.cut.numbers[CutCounter.LOST_BLOCKS] = count_lost(store)
     if lost_blocks or not broken or power_lost:
         return []  # after a power loss, maps are as old as the disk left them
     return [f"the store was damaged ({named}) and has been made whole again"]

@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from cow.errors import BufferFull, EngineClosed
-from cow.layout import KEPT_STATES, Counter, State
+from cow.files import Files
+from cow.layout import KEPT_STATES, Counter, CutCounter, State
 from cow.overflow import Event, EventKind, OverflowPolicy
 from cow.store import Store
 from cow.traffic import Gate
@@ -74,15 +75,21 @@ class Room:
         return self._policy is not OverflowPolicy.BREAK_WRITE
 
     def staged_bytes(self) -> int:
-        """Raw bytes in the ring that are not in a segment yet."""
-        slots = self._control[Counter.RESERVED_SEQ] - self._control[Counter.FREED_SEQ]
+        """Raw bytes in the ring that are not in a segment yet, those of the present cut."""
+        control, first = self._control, self._store.cut.numbers[CutCounter.FIRST_SEQ]
+        slots = control[Counter.RESERVED_SEQ] - max(control[Counter.FREED_SEQ], first)
         return slots * self._store.geometry.block_bytes
+
+    @property
+    def ring_is_empty(self) -> bool:
+        return self._control[Counter.RESERVED_SEQ] == self._control[Counter.FREED_SEQ]
 
     def taken_bytes(self) -> int:
         """Size of the side buffer, with staged blocks as large as they will be if they compress as others did."""
-        stored, raw = self._control[Counter.STORED_BYTES], self._control[Counter.STORED_RAW_BYTES]
+        numbers = self._store.cut.numbers
+        stored, raw = numbers[CutCounter.STORED_BYTES], numbers[CutCounter.STORED_RAW_BYTES]
         staged = self.staged_bytes()
-        return stored - self._control[Counter.RETURNED_BYTES] + (staged * stored // raw if raw else staged)
+        return stored - numbers[CutCounter.RETURNED_BYTES] + (staged * stored // raw if raw else staged)
 
     # --- called by the engine with the lock held -------------------------------------------------------------
 
@@ -101,20 +108,28 @@ class Room:
     def look_at_store(self) -> None:
         """End the snapshot if files of the store were cut short: nothing in it can be proven right then.
 
-        Before the image is written: readers look at this last. The numbers may be zeros in memory of this process
-        alone by now; then readers miss the same page.
+        Before the image is written: readers look at this last. The numbers may be in memory of this process alone by
+        now, so it is said where all look first of all.
         """
         if self._is_cut_short or self._store.is_whole:
             return
         self._is_cut_short = True
-        control = self._control
-        if control[Counter.STATE] != State.OVERFLOWED:
-            control[Counter.STATE] = State.DAMAGED
-        control[Counter.UNREADABLE] = 1
-        with contextlib.suppress(OSError):
-            self._store.cut.note_unreadable(self._store.files)
+        numbers = self._store.cut.numbers
+        self._store.end_cut(self._store.cut.generation)
+        if numbers[CutCounter.STATE] != State.OVERFLOWED:
+            numbers[CutCounter.STATE] = State.DAMAGED
+        numbers[CutCounter.UNREADABLE] = 1
+        is_on_disk = self._note(self._store.cut.note_unreadable)
         self._changed.notify_all()
-        self._on_event(Event(EventKind.CUT_SHORT, 0))
+        self._on_event(Event(EventKind.CUT_SHORT, 0, is_on_disk=is_on_disk))
+
+    def _note(self, note: Callable[[Files], None]) -> bool:
+        """Whether the end of the snapshot could be told to the disk."""
+        try:
+            note(self._store.files)
+        except OSError:
+            return False
+        return True
 
     def await_compactor(self) -> None:
         """There is no room until the compactor has made some."""
@@ -167,16 +182,16 @@ class Room:
         self._gate.wait_outside()
 
     def _break_snapshot(self, code: int) -> None:
-        control = self._control
-        if control[Counter.STATE] not in KEPT_STATES:
+        numbers = self._store.cut.numbers
+        if numbers[CutCounter.STATE] not in KEPT_STATES:
             return
-        control[Counter.OVERFLOW_ERRNO] = code
+        numbers[CutCounter.OVERFLOW_ERRNO] = code
         # Before the first block is overwritten that nobody preserved: readers look at this last.
-        control[Counter.STATE] = State.OVERFLOWED
-        with contextlib.suppress(OSError):
-            self._store.cut.note_overflow(self._store.files)
+        self._store.end_cut(self._store.cut.generation)
+        numbers[CutCounter.STATE] = State.OVERFLOWED
+        is_on_disk = self._note(self._store.cut.note_overflow)
         with contextlib.suppress(OSError):
             self._discard()
         self._wake_compactor()
         self._changed.notify_all()
-        self._on_event(Event(EventKind.OVERFLOW, code))
+        self._on_event(Event(EventKind.OVERFLOW, code, is_on_disk=is_on_disk))

@@ -13,29 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cow.codec import checksum, checksum_stream
-from cow.control import Control
 from cow.files import Files, MappedFile, open_plain, read_plain
-from cow.layout import Counter
+from cow.layout import Trait, numbers_with
 from cow.segments import segment_numbers, segment_path
 from cow.store import BITMAP_NAMES, FREE_SEAL_NAME, INDEX_NAME, SEAL_NAME, Cut, Store, cut_path
 
 MAP_NAMES = (*BITMAP_NAMES, INDEX_NAME)
 _PIECE_BYTES = 1 << 20
 
-# Numbers of the control page that the next process takes from here instead.
-_COUNTERS = (
-    Counter.STATE,
-    Counter.UNREADABLE,
-    Counter.STORED_BYTES,
-    Counter.STORED_RAW_BYTES,
-    Counter.RETURNED_BYTES,
-    Counter.RESERVED_SEQ,
-    Counter.PRESERVED_BLOCKS,
-    Counter.LOST_BLOCKS,
-    Counter.MISSING_BYTES,
-)
-# A seal without these is an older one, of a store that had none of what they count.
-_LATER_COUNTERS = frozenset({Counter.LOST_BLOCKS, Counter.MISSING_BYTES})
 _MTIME = "image_mtime_ns"
 
 
@@ -50,10 +35,10 @@ class Seal:
     def image_mtime_ns(self) -> int:
         return self.numbers[_MTIME]
 
-    def restore(self, control: Control) -> None:
-        """Store the sealed numbers in the control page."""
-        for counter in _COUNTERS:
-            control[counter] = self.numbers.get(counter.name.lower(), 0)
+    def restore(self, store: Store) -> None:
+        """Store the sealed numbers in their pages."""
+        for number in numbers_with(Trait.SEALED):
+            store.page_of(number)[number] = self.numbers[number.name.lower()]
 
 
 def digest_of(file: MappedFile) -> str:
@@ -85,7 +70,9 @@ def write_seal(store: Store, image_mtime_ns: int) -> None:
         files.sync(file.fd)
         lines.append(f"map {name} {digest_of(file)}")
     sync_segments(store)
-    lines += [f"number {counter.name.lower()} {store.control[counter]}" for counter in _COUNTERS]
+    lines += [
+        f"number {number.name.lower()} {store.page_of(number)[number]}" for number in numbers_with(Trait.SEALED)
+    ]
     lines.append(f"number {_MTIME} {image_mtime_ns}")
     text = "\n".join(lines) + "\n"
     files.write_whole(cut.path / SEAL_NAME, f"{text}checksum {checksum(text.encode()):016x}\n".encode())
@@ -144,7 +131,7 @@ def read_seal(store: Path, generation: int) -> Seal | None:
 
 
 def _names() -> set[str]:
-    return {counter.name.lower() for counter in _COUNTERS if counter not in _LATER_COUNTERS}
+    return {number.name.lower() for number in numbers_with(Trait.SEALED)}
 
 
 def broken_maps(store: Store, seal: Seal) -> list[str]:

@@ -40,8 +40,12 @@ def segment_path(directory: Path, segment_no: int) -> Path:
 
 
 def segment_numbers(directory: Path) -> list[int]:
-    """The numbers of all segments present, ascending."""
-    return sorted(int(name) for name in os.listdir(directory) if name.isdecimal())
+    """The numbers of all segments present, ascending; none when the cut is over and its directory gone."""
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def remove_segments(directory: Path) -> None:

@@ -25,14 +25,14 @@ from cow.codec import slot_checksums, slot_seed
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.faults import missing_pages
 from cow.image import Image
-from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, unpack_missing
+from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, CutCounter, unpack_missing
 from cow.segments import SegmentReader
 from cow.store import Store
 
 # Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _GENERATION: Final = Counter.GENERATION.value
-_STATE: Final = Counter.STATE.value
-_UNREADABLE: Final = Counter.UNREADABLE.value
+_STATE: Final = CutCounter.STATE.value
+_UNREADABLE: Final = CutCounter.UNREADABLE.value
 # Neighbouring requests often end and begin inside one record; it is decompressed once.
 _CACHED_RECORDS = 16
 # As long as the largest request of a view.
@@ -44,7 +44,7 @@ class SnapshotReader:
 
     def __init__(self, store: Store, image: Image) -> None:
         self._store, self._image, self._cut = store, image, store.cut
-        self._control, self._staging = store.control, store.staging
+        self._control, self._numbers, self._staging = store.control, store.cut.numbers, store.staging
         self.geometry = store.geometry
         self._segments = SegmentReader(store.cut.segments, store.files)
         self._records: OrderedDict[int, tuple[int, int, memoryview]] = OrderedDict()
@@ -53,16 +53,18 @@ class SnapshotReader:
 
     def check(self) -> None:
         """Raise what a read now would raise for the snapshot as a whole."""
-        control = self._control
-        generation, state, is_unreadable = control[_GENERATION], control[_STATE], control[_UNREADABLE]
-        # After all of it was looked at, here and by the read: any of it may have been zeros in the place of a page.
-        if missing_pages[0] and not is_unreadable and not self._store.is_whole:
+        numbers = self._numbers
+        generation, state, is_unreadable = self._control[_GENERATION], numbers[_STATE], numbers[_UNREADABLE]
+        # After all of it was looked at, here and by the read: any of it may have been zeros in the place of what is
+        # gone. What follows from all other maps is an error then; from this one, that the image is read.
+        is_short = not self._cut.settled.file.has_its_size
+        if is_short or (missing_pages[0] and not is_unreadable and not self._store.is_whole):
             raise Damaged("files of it were cut short or cannot be read")
         if generation != self._cut.generation:
             raise SnapshotEnded("a newer cut replaced this snapshot")
         if state not in KEPT_STATES:
-            raise SnapshotLost(f"the snapshot is {control.state.name.lower()}")
-        if is_unreadable:
+            raise SnapshotLost(f"the snapshot is {numbers.state.name.lower()}")
+        if is_unreadable or self._store.has_ended(self._cut.generation):
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 
     def try_read(self, view: memoryview, offset: int) -> bool:
@@ -131,7 +133,7 @@ class SnapshotReader:
 
     def _check_there(self, first: int, end: int) -> None:
         """What the image lost when it was cut short may read as zeros now."""
-        missing_bytes = unpack_missing(self._control[Counter.MISSING_BYTES])
+        missing_bytes = unpack_missing(self._numbers[CutCounter.MISSING_BYTES])
         if missing_bytes:
             start, length = self.geometry.extent(first, end)
             if start + length > self.geometry.image_bytes - missing_bytes:

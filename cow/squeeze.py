@@ -13,7 +13,7 @@ from itertools import islice
 from cow.codec import COMPRESS_WELL, RecordHeader, decode
 from cow.errors import Damaged
 from cow.files import open_plain
-from cow.layout import KEPT_STATES, RECORD_RAW_BYTES, Counter, Place, blocks_in_record, pack_place
+from cow.layout import RECORD_RAW_BYTES, Counter, CutCounter, Place, blocks_in_record, pack_place
 from cow.records import RecordWriter
 from cow.runs import Piece, join
 from cow.segments import ScanProblem, scan_segment, segment_path
@@ -28,6 +28,7 @@ class Squeezer:
 
     def __init__(self, store: Store, cut: Cut, records: RecordWriter) -> None:
         self._control, self._files, self._cut, self._records = store.control, store.files, cut, records
+        self._numbers = cut.numbers
         self._block_bytes = store.header.block_bytes
         self._records_at_once = max(1, _BYTES_AT_ONCE // max(self._block_bytes, RECORD_RAW_BYTES))
         # Segments with records that were not compressed well, and where in the first of them squeezing is.
@@ -44,9 +45,9 @@ class Squeezer:
 
         To be called while nothing waits in the ring. OSError: the store takes no more; what is left stays as it is.
         """
-        if not self._hasty or self._control[Counter.STATE] not in KEPT_STATES:
+        if not self._hasty or not self._numbers.is_kept:
             return False
-        if self._scan is None and self._control[Counter.RELEASED_BLOCKS]:
+        if self._scan is None and self._numbers[CutCounter.RELEASED_BLOCKS]:
             # Soon all of it is given back; a record that is made while its blocks are released would stay.
             return False
         try:

@@ -4,8 +4,8 @@
     control         the numbers the processes share
     staging         the ring
     lock            held with flock while the store is in use; the holder's process number in it
-    cut-00000001/   settled, changed, released, free, index, segments/; free.seal once the map of free blocks is
-                    known; intact, which the end of the snapshot renames; and seal after a clean end
+    cut-00000001/   settled, changed, released, free, index, numbers, segments/; free.seal once the map of free
+                    blocks is known; intact, which the end of the snapshot renames; and seal after a clean end
 
 Only these names are ever removed: whatever else a user put there stays, and the directory with it.
 """
@@ -16,16 +16,19 @@ import contextlib
 import fcntl
 import os
 import shutil
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cow.bitmaps import Bitmap
-from cow.control import Control
-from cow.errors import StoreBusy, StoreError
+from cow.errors import SnapshotEnded, StoreBusy, StoreDamaged, StoreError
 from cow.files import Files, MappedFile, check_directory, open_plain
 from cow.geometry import Geometry
 from cow.header import HEADER_NAME, Header, read_header
 from cow.index import Index
+from cow.layout import Counter, CutCounter, State
+from cow.numbers import Control, CutNumbers, Page, SharedPages
 from cow.staging import Staging
 
 CONTROL_NAME, STAGING_NAME, LOCK_NAME, SEAL_NAME = "control", "staging", "lock", "seal"
@@ -36,7 +39,7 @@ _CUT_PREFIX = "cut-"
 # What FUSE and NFS rename a file to that is removed while it is open, until it is closed.
 _STAND_INS = (".fuse_hidden", ".nfs")
 BITMAP_NAMES = ("settled", "changed", "released", "free")
-INDEX_NAME, SEGMENTS_NAME = "index", "segments"
+INDEX_NAME, NUMBERS_NAME, SEGMENTS_NAME = "index", "numbers", "segments"
 FREE_SEAL_NAME = "free.seal"
 # An empty file under one of these names says what the disk knows of the snapshot's end; no name: overflowed.
 INTACT_NAME, OVERFLOWED_NAME, UNREADABLE_NAME = "intact", "overflowed", "unreadable"
@@ -48,7 +51,10 @@ def cut_path(store: Path, generation: int) -> Path:
 
 @dataclass(slots=True)
 class Cut:
-    """The open files of one cut."""
+    """The open files of one cut in this process, for as long as somebody holds it: whoever opened it does, and
+    whoever works on it beside others (``held``). The last one to let go closes them; of a cut that is over in the
+    process that owns the store, he removes the directory too.
+    """
 
     generation: int
     path: Path
@@ -57,6 +63,41 @@ class Cut:
     released: Bitmap
     free: Bitmap
     index: Index
+    numbers: CutNumbers
+    is_over: bool = False
+    _holders: int = 1
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Cut]:
+        """Within this the files stay open, whatever becomes of the cut. SnapshotEnded: they are closed already."""
+        self.hold()
+        try:
+            yield self
+        finally:
+            self.let_go()
+
+    def hold(self) -> Cut:
+        """The same until ``let_go``."""
+        with self._lock:
+            if not self._holders:
+                raise SnapshotEnded(f"cut {self.generation} has ended")
+            self._holders += 1
+        return self
+
+    def let_go(self) -> None:
+        """Hold it no longer. May remove what it had on disk: not where somebody waits."""
+        with self._lock:
+            self._holders -= 1
+            if self._holders:
+                return
+        self._close()
+        if self.is_over:
+            _remove_tree(self.path)
+
+    @property
+    def is_open(self) -> bool:
+        return self._holders > 0
 
     @property
     def segments(self) -> Path:
@@ -95,7 +136,7 @@ class Cut:
 
     @property
     def maps(self) -> tuple[MappedFile, ...]:
-        return *(bitmap.file for bitmap in self.bitmaps), self.index.file
+        return *(bitmap.file for bitmap in self.bitmaps), self.index.file, self.numbers.file
 
     @property
     def is_whole(self) -> bool:
@@ -107,16 +148,28 @@ class Cut:
         for file in self.maps:
             file.trim()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         for bitmap in self.bitmaps:
             bitmap.close()
         self.index.close()
+        self.numbers.close()
 
 
 def open_cut(
-    store: Path, generation: int, geometry: Geometry, files: Files, *, writable: bool, create: bool = False
+    store: Path,
+    generation: int,
+    geometry: Geometry,
+    files: Files,
+    *,
+    writable: bool,
+    create: bool = False,
+    pages: SharedPages | None = None,
+    fill: bool = True,
 ) -> Cut:
-    """The files of a cut; with ``create`` new ones, in time and space that do not depend on the image."""
+    """The files of a cut; with ``create`` new ones, in time and space that do not depend on the image.
+
+    ``pages``, ``fill``: see ``Page``.
+    """
     path = cut_path(store, generation)
     if create:
         path.mkdir(0o700)
@@ -129,16 +182,19 @@ def open_cut(
         Bitmap(path / name, count, files, writable=writable, create=create) for name in BITMAP_NAMES
     )
     index = Index(path / INDEX_NAME, count, files, writable=writable, create=create)
+    page = None if pages is None else pages.of_cut(generation)
+    numbers = CutNumbers(path / NUMBERS_NAME, files, writable=writable, create=create, shared=page, fill=fill)
     if create:
+        numbers[CutCounter.STATE] = State.ACTIVE
         # The header's commit makes the cut's own name durable, not the names in it.
         files.sync_directory(path / SEGMENTS_NAME)
         files.sync_directory(path)
-    return Cut(generation, path, settled, changed, released, free, index)
+    return Cut(generation, path, settled, changed, released, free, index, numbers)
 
 
 @dataclass(slots=True)
 class Store:
-    """An open store. ``lock_fd`` is -1 for a reader."""
+    """An open store with its present cut, which it holds. ``lock_fd`` is -1 for a reader."""
 
     path: Path
     header: Header
@@ -147,6 +203,63 @@ class Store:
     cut: Cut
     files: Files
     lock_fd: int = -1
+    pages: SharedPages | None = None
+    _last_generation: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def end_cut(self, generation: int) -> None:
+        """Nothing of the cut is to be read any more: before the first write that takes something from it."""
+        if self.pages is not None:
+            self.pages.end(generation)
+
+    def has_ended(self, generation: int) -> bool:
+        """Whether the live server has said so. A reader from outside the instance is never told."""
+        return self.pages is not None and self.pages.has_ended(generation)
+
+    def page_of(self, number: Counter | CutCounter) -> Page:
+        """Where the number is, for the present cut."""
+        return self.control if isinstance(number, Counter) else self.cut.numbers
+
+    def hold_cut(self) -> Cut:
+        """The present cut, to be let go."""
+        with self._lock:
+            return self.cut.hold()
+
+    def open_cut(self, generation: int, *, writable: bool) -> Cut:
+        """Another look at a cut of this instance; whoever opens it lets go of it."""
+        return open_cut(
+            self.path,
+            generation,
+            self.geometry,
+            self.files,
+            writable=writable,
+            pages=self.pages,
+            fill=False,
+        )
+
+    def next_generation(self) -> int:
+        """A number that no cut of this store has had, and no debris of one."""
+        with self._lock:
+            self._last_generation = next_generation(self.path, max(self._last_generation, self.cut.generation))
+            return self._last_generation
+
+    def enter(self, cut: Cut, header: Header) -> Cut:
+        """``cut`` is the present one from here on. The one before, which is over, is the caller's to let go."""
+        with self._lock:
+            before, self.cut, self.header = self.cut, cut, header
+        before.is_over = True
+        return before
+
+    def present(self, *, writable: bool) -> Store:
+        """The same store in a process that may have been started long after this was opened."""
+        header = read_header(self.path)
+        if header is None:
+            raise StoreDamaged(str(self.path), "has lost its header")
+        if header.generation == self.cut.generation and self.cut.is_open:
+            return self
+        return replace(
+            self, header=header, cut=self.open_cut(header.generation, writable=writable), _lock=threading.Lock()
+        )
 
     @property
     def geometry(self) -> Geometry:
@@ -163,7 +276,8 @@ class Store:
         return self.can_hold_a_cut and self.cut.is_whole
 
     def close(self) -> None:
-        self.cut.close()
+        if self.cut.is_open:
+            self.cut.let_go()
         self.staging.close()
         self.control.close()
         if self.lock_fd >= 0:
@@ -173,10 +287,12 @@ class Store:
 
 def open_parts(path: Path, header: Header, files: Files, *, writable: bool, lock_fd: int = -1) -> Store:
     """Open all files that ``header`` promises; OSError or ValueError when one is missing or too short."""
-    control = Control(path / CONTROL_NAME, files, writable=writable)
+    pages = SharedPages() if writable else None
+    shared = None if pages is None else pages.control
+    control = Control(path / CONTROL_NAME, files, writable=writable, shared=shared)
     staging = Staging(path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=writable)
-    cut = open_cut(path, header.generation, header.geometry, files, writable=writable)
-    return Store(path, header, control, staging, cut, files, lock_fd)
+    cut = open_cut(path, header.generation, header.geometry, files, writable=writable, pages=pages)
+    return Store(path, header, control, staging, cut, files, lock_fd, pages)
 
 
 def open_reader(path: Path, files: Files) -> Store:

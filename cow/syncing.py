@@ -7,6 +7,8 @@ whether the disk is quick again.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 
 from cow.image import Image
@@ -22,6 +24,8 @@ class Syncer:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._was_quick = False
+        # Of a sync that nobody asked for, and whose error the kernel tells once.
+        self._untold_errno = 0
         self.unsynced_bytes = 0
 
     def try_sync(self) -> bool:
@@ -31,9 +35,20 @@ class Syncer:
         self.sync()
         return True
 
+    def sync_unasked(self) -> None:
+        """For a purpose of our own: what fails then fails the next one who asks, too."""
+        try:
+            self.sync()
+        except OSError as error:
+            self._untold_errno = error.errno or errno.EIO
+            raise
+
     def sync(self) -> None:
-        """Return when all writes that had returned before are durable; OSError: it failed."""
+        """Return when all writes that had returned before are durable; OSError: it failed, or one before it did."""
         self._was_quick, self.unsynced_bytes = False, 0
+        if self._untold_errno:
+            code, self._untold_errno = self._untold_errno, 0
+            raise OSError(code, os.strerror(code))
         start_ns = time.monotonic_ns()
         self._image.sync()
         self._was_quick = time.monotonic_ns() - start_ns < _QUICK_NS

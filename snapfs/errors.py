@@ -94,7 +94,7 @@ class NotMountedError(SnapfsError):
     """`path` is no mount point (any more); for a caller that wants it unmounted the work is done."""
 
 
-class StoreGoneError(NotMountedError):
+class StoreGoneError(SnapfsError):
     """The views behind `path` are there, but their store, at `store`, was removed or its disk has failed: they go on
     and can be unmounted, nothing else. `what` says which, to follow "the store PATH"."""
 

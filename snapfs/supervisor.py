@@ -113,6 +113,8 @@ class Supervisor:
         elif self._ready >= {LIVE, SNAPSHOT}:
             self._is_running = True
             self._tell("")
+            # Whoever is started from here on opens the cut that is present then.
+            self._instance.store.cut.let_go()
 
     def _bury(self, server: Server) -> None:
         """A server's process ended without having been told to."""
@@ -147,6 +149,8 @@ class Supervisor:
         view = self._instance.places.view(SNAPSHOT)
         if SNAPSHOT in self._gone:
             return False
+        if view is None:
+            return True  # it ended before it had mounted anything
         if not mounts_of(view):
             self._on_gone(SNAPSHOT)
             return False

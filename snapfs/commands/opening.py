@@ -9,7 +9,7 @@ import time
 import uuid
 from pathlib import Path
 
-from cow.errors import StoreBusy, StoreDamaged, StoreError
+from cow.errors import NotAStore, StoreBusy, StoreDamaged, StoreError
 from cow.files import Files
 from cow.image import Image
 from cow.layout import MAX_DEVICE_ID_BYTES, Durability, Protect
@@ -19,6 +19,7 @@ from snapfs.commands.status import read_status
 from snapfs.errors import BusyError, SnapfsError, StoreDamagedError, shortage
 from snapfs.options import MountOptions
 from snapfs.system.device_identity import attachment, device_identity
+from snapfs.system.lost_snapshots import is_noted_lost
 from snapfs.system.processes import boot_id
 from snapfs.system.stores import let_go, make_store, remove_held
 
@@ -61,6 +62,7 @@ def _open_store(
         device_id=_stored(device_id or _attachment(image.fd)),
         device_id_lasts=device_id is not None,
         booted_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        is_lost=is_noted_lost,
     )
     until = time.monotonic() + LET_GO_S
     while True:
@@ -73,6 +75,8 @@ def _open_store(
                 raise BusyError(
                     f"The store {path} {error.reason}; unmount that one first or give another --store.", path=path
                 ) from error
+        except NotAStore as error:
+            raise SnapfsError(f"The store {path} {error.reason}; give another --store.", path=path) from error
         except StoreError as error:
             kind = StoreDamagedError if isinstance(error, StoreDamaged) else SnapfsError
             raise kind(

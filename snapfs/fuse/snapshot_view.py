@@ -6,6 +6,7 @@ opened before a new cut fails with ESTALE from then on.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import stat
@@ -42,16 +43,32 @@ class _Shown:
         self.inode = pyfuse3.InodeT(IMAGE_INODE + store.header.generation)
         self.reader = SnapshotReader(store, image)
         self._idle: list[SnapshotReader] = []
+        self._is_closed = False
 
     def read(self, offset: int, length: int) -> memoryview:
-        """In a thread that may wait."""
-        reader = self._idle.pop() if self._idle else SnapshotReader(self.store, self._image)
-        try:
-            buffer = memoryview(bytearray(length))
-            reader.read_into(buffer, offset)
-            return buffer
-        finally:
-            self._idle.append(reader)
+        """In a thread that may wait. SnapshotEnded: the cut is not shown any more."""
+        with self.store.cut.held():
+            reader = self._idle.pop() if self._idle else SnapshotReader(self.store, self._image)
+            try:
+                buffer = memoryview(bytearray(length))
+                reader.read_into(buffer, offset)
+                return buffer
+            finally:
+                self._idle.append(reader)
+                if self._is_closed:
+                    self._close_idle()
+
+    def close(self) -> None:
+        """It is shown no more; whoever still reads it in a thread is the last to let go."""
+        self._is_closed = True
+        self.reader.close()
+        self._close_idle()
+        self.store.cut.let_go()
+
+    def _close_idle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
 
 class SnapshotView(View):
@@ -76,11 +93,14 @@ class SnapshotView(View):
         # None: nobody counts who reads what. Else it says whether a process is one of ours, whose reads do not count.
         self.is_ours: Callable[[int], bool] | None = None
         self._readers = trio.CapacityLimiter(_READERS)
-        self.show(store)
+        self._shown = _Shown(store, image)
+        self.image_inode = self._shown.inode
 
     def show(self, store: Store) -> pyfuse3.InodeT:
-        """Show the cut that ``store`` is open on from now on. Returns the inode that this is."""
-        self._shown = _Shown(store, self._image)
+        """Show the cut that ``store`` is open on from now on, and let go of the one before. Returns the inode that
+        this is."""
+        before, self._shown = self._shown, _Shown(store, self._image)
+        before.close()
         self.image_inode = self._shown.inode
         return self.image_inode
 

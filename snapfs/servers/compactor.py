@@ -41,7 +41,10 @@ def run_compactor(instance: Instance) -> int:
 class _Loop:
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._compactor = Compactor(instance.store)
+        store = instance.store.present(writable=True)
+        self._compactor = Compactor(store)
+        # It follows from cut to cut, and holds none but the present one.
+        store.cut.let_go()
         self._control = instance.store.control
         self._memory = MemoryWatch(self._compactor.trim, calls_per_look=_STEPS_PER_LOOK)
         self._stopped = self._complained = False

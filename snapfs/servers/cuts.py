@@ -10,6 +10,7 @@ A cut is asked for in steps, so that the caller can freeze filesystems around th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -27,8 +28,9 @@ from bitarray import bitarray
 
 from cow.cutting import discard_cut, next_header, prepare_cut
 from cow.engine import LiveEngine
+from cow.errors import SnapshotEnded
 from cow.header import flush_header
-from cow.layout import Counter, Protect
+from cow.layout import Counter, CutCounter, Protect
 from cow.store import Cut
 from snapfs.control import Message
 from snapfs.errors import SnapfsError
@@ -55,7 +57,8 @@ class Cuts:
         self._instance, self._engine, self._nursery = instance, engine, nursery
         self._count_writers = count_writers
         self._prepared: Cut | None = None
-        self._ended: list[Cut] = []
+        # The one before the present, until nobody is frozen any more: to remove it takes time.
+        self._before: Cut | None = None
         self._steps = trio.Lock()
         self._mapping: trio.CancelScope | None = None
         self._map_done = trio.Event()
@@ -89,8 +92,11 @@ class Cuts:
             self._check_image()
             self._check_store()
             await self._drop_prepared()
-            await self._drop_ended()
-            self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
+            await self._let_go_before()
+            try:
+                self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
+            except OSError as error:
+                raise self._refusal(error) from error
             return {"generation": self._prepared.generation}
 
     def _check_image(self) -> None:
@@ -102,6 +108,12 @@ class Cuts:
                 f"{path} was cut short, so there is no whole image to take a cut of; unmount it and restore it.",
                 path=path,
             ) from error
+
+    def _refusal(self, error: OSError) -> SnapfsError:
+        return SnapfsError(
+            f"The store {self._instance.store_path} takes no further cut: {error.strerror}; "
+            "the snapshot is what it was."
+        )
 
     def _check_store(self) -> None:
         store = self._instance.store
@@ -117,13 +129,16 @@ class Cuts:
             if cut is None or cut.generation != message["generation"]:
                 raise SnapfsError("Another cut came in between; try again.")
             started_ns = time.monotonic_ns()
-            self._ended.append(store.cut)
             mode, uid, gid = self._instance.permissions.now
             header = replace(
                 next_header(store, self._instance.image, cut), image_mode=mode, image_uid=uid, image_gid=gid
             )
-            await trio.to_thread.run_sync(self._engine.begin_cut, cut, header)
+            try:
+                self._before = await trio.to_thread.run_sync(self._engine.begin_cut, cut, header)
+            except OSError as error:
+                raise self._refusal(error) from error
             self._prepared = None
+            self.cancel_mapping()
             cut_ms = (time.monotonic_ns() - started_ns) / 1e6
             open_for_writing = self._count_writers()
             self._instance.new_cut.ring()
@@ -144,13 +159,12 @@ class Cuts:
         async with self._steps:
             generation = self._instance.store.cut.generation
             shown = await self._until_shown(generation)
-            if shown:
-                await self._drop_ended()
+            await self._let_go_before()
             self.facts = {key: message.get(key) for key in _FACTS}
             store = self._instance.store
-            # The cut itself had no time for it.
-            await trio.to_thread.run_sync(flush_header, store.path, store.files)
             try:
+                # The cut itself had no time for it.
+                await trio.to_thread.run_sync(flush_header, store.path, store.files)
                 await trio.to_thread.run_sync(write_facts, self._path, self.facts, store.files)
             except OSError as error:
                 _LOG.warning("what was frozen is known only until the end: %s", error.strerror)
@@ -169,15 +183,12 @@ class Cuts:
     async def _drop_prepared(self) -> None:
         if self._prepared is not None:
             cut, self._prepared = self._prepared, None
-            await trio.to_thread.run_sync(discard_cut, self._instance.store, cut)
+            await trio.to_thread.run_sync(discard_cut, cut)
 
-    async def _drop_ended(self) -> None:
-        """Remove the cuts before the present one, when nobody here works on them any more."""
-        if not self._ended:
-            return
-        await self.stop_mapping()
-        while self._ended:
-            await trio.to_thread.run_sync(discard_cut, self._instance.store, self._ended.pop())
+    async def _let_go_before(self) -> None:
+        if self._before is not None:
+            cut, self._before = self._before, None
+            await trio.to_thread.run_sync(cut.let_go)
 
     # --- the map ---------------------------------------------------------------------------------------------
 
@@ -189,7 +200,7 @@ class Cuts:
         # Nothing can have been mounted from a view that did not exist.
         facts = {} if store.header.generation == 1 else read_facts(self._path)
         self.facts = facts or {}
-        if store.control[Counter.FREE_BLOCKS] and read_regions(self._path) is not None:
+        if store.cut.numbers[CutCounter.FREE_BLOCKS] and read_regions(self._path) is not None:
             self.map_state = "ready"
         elif facts is not None:
             self.start_mapping()
@@ -202,7 +213,7 @@ class Cuts:
             self._map_done = trio.Event()
             self.map_state = "computing"
             self._mapping = trio.CancelScope()
-            self._nursery.start_soon(self._make_map, self._mapping)
+            self._nursery.start_soon(self._make_map, self._mapping, self._map_done)
 
     def cancel_mapping(self) -> None:
         """Compute no map any more."""
@@ -214,8 +225,9 @@ class Cuts:
         self.cancel_mapping()
         await self._map_done.wait()
 
-    async def _make_map(self, scope: trio.CancelScope) -> None:
+    async def _make_map(self, scope: trio.CancelScope, done: trio.Event) -> None:
         cut, path, state, what_failed = self._instance.store.cut, self._path, "none", ""
+        cut.hold()
         try:
             with scope:
                 state = "failed"
@@ -233,8 +245,11 @@ class Cuts:
                 self.map_state = "none" if scope.cancelled_caught else state
                 if what_failed and is_mounted(self._instance.places.view(SNAPSHOT)):
                     _LOG.warning("the map of used blocks failed, so every block is preserved: %s", what_failed)
-            self._mapping = None
-            self._map_done.set()
+            if self._mapping is scope:
+                self._mapping = None
+            done.set()
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(cut.let_go)
 
     async def _run_mapper(self, path: Path) -> str:
         """Why it failed, "" when it did not."""
@@ -270,8 +285,8 @@ class Cuts:
         return "" if not done.returncode else said[-1] if said else f"code {done.returncode}"
 
     def _apply(self, cut: Cut, found: Path) -> None:
-        if cut is self._instance.store.cut:
-            self._engine.settle_free(_FreeRuns(found, cut.free.block_count))
+        with contextlib.suppress(SnapshotEnded):
+            self._engine.settle_free(_FreeRuns(found, cut.free.block_count), cut)
         found.unlink()
 
 

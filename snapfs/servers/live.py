@@ -11,6 +11,7 @@ import pyfuse3
 import trio
 
 from cow.engine import LiveEngine
+from cow.errors import SnapshotEnded
 from cow.layout import Counter
 from cow.overflow import Event, EventKind, OverflowPolicy
 from snapfs.control import Message, listen, serve
@@ -23,6 +24,8 @@ from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.report import status_of
 from snapfs.servers.session import SERVED, become_server, mount_view, serve_view, stop_signals, tell_supervisor
 from snapfs.servers.write_out import write_out
+from snapfs.system.discovery import DISK_ERRORS
+from snapfs.system.lost_snapshots import note_lost
 
 _LOG = logging.getLogger(__name__)
 # Each look takes the event loop a tenth of a millisecond, which a sync would wait for.
@@ -58,7 +61,8 @@ class LiveServer:
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._memory = MemoryWatch(self.engine.trim)
         self._image_watch = ImageWatch(instance)
-        self._last_error: str | None = None
+        # With the generation of the cut that it is about.
+        self._last_error: tuple[int, str] | None = None
         self._losses_told = 0
         self._why_waiting: str | None = None
         # Other servers that are not running, with a sentence each.
@@ -140,10 +144,20 @@ class LiveServer:
             why = "" if self.engine.seal() else "the side buffer could not be written out"
         except OSError as error:
             why = f"the store could not be closed as it should be ({error.strerror})"
+            if error.errno in DISK_ERRORS and not self._store_tells_the_end:
+                # What of it reached the disk, and when, nobody knows.
+                note_lost(self._instance.store.header.snapshot_id)
         if why:
-            is_kept = self._instance.store.control.is_kept
+            is_kept = self._instance.store.cut.numbers.is_kept
             what_of_it = "the snapshot lasts until the machine restarts" if is_kept else "the snapshot is lost"
             _LOG.warning("%s; %s", why, what_of_it)
+
+    @property
+    def _store_tells_the_end(self) -> bool:
+        try:
+            return not self._instance.store.cut.is_intact
+        except OSError:
+            return False
 
     # --- tasks -----------------------------------------------------------------------------------------------
 
@@ -181,6 +195,9 @@ class LiveServer:
                 has_rested = await trio.to_thread.run_sync(self.engine.rest)
 
     def _on_event(self, event: Event) -> None:
+        if not event.is_on_disk:
+            # Before the write that takes something from the snapshot goes on.
+            note_lost(self._instance.store.header.snapshot_id)
         if event.kind is EventKind.BUFFER_FILLING:
             _LOG.warning("the side buffer has reached %d %% of its limit", event.value)
         elif event.kind is EventKind.WAITING:
@@ -189,11 +206,24 @@ class LiveServer:
         elif event.kind is EventKind.LOST:
             self._note_lost(event)
         elif event.kind is EventKind.CUT_SHORT:
-            self._last_error = "files of the store were cut short or cannot be read: the snapshot is lost"
-            _LOG.error("%s; the live view goes on", self._last_error)
+            self._lose("files of the store were cut short or cannot be read: the snapshot is lost")
         else:
-            self._last_error = f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost"
-            _LOG.error("%s; the live view goes on", self._last_error)
+            self._lose(f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost")
+
+    def _lose(self, why: str) -> None:
+        _LOG.error("%s; the live view goes on", why)
+        self._last_error = (self._generation, why)
+
+    @property
+    def _generation(self) -> int:
+        return self._instance.store.cut.generation
+
+    @property
+    def _present_error(self) -> str | None:
+        """What is wrong with the present cut."""
+        if self._last_error is None or self._last_error[0] != self._generation:
+            return None
+        return self._last_error[1]
 
     def _note_lost(self, event: Event) -> None:
         """The log has every place, up to a bound; a disk that dies altogether must not fill another one."""
@@ -203,8 +233,8 @@ class LiveServer:
             _LOG.error("%s: they are lost to the snapshot; the live view goes on", where)
         if self._losses_told == _MAX_LOSSES_TOLD:
             _LOG.error("further places that are lost are only counted: see the status")
-        if self._last_error is None:
-            self._last_error = f"{where}: what was there is lost to the snapshot"
+        if self._present_error is None:
+            self._last_error = (self._generation, f"{where}: what was there is lost to the snapshot")
 
     # --- control ---------------------------------------------------------------------------------------------
 
@@ -238,7 +268,7 @@ class LiveServer:
         """What is wrong now: also what the log, which may be on the very disk that is full, cannot tell."""
         is_waiting = self._instance.store.control[Counter.PRESSED]
         waiting = self._why_waiting if is_waiting else None
-        return "; ".join(filter(None, (self._last_error, waiting, *self._missing.values()))) or None
+        return "; ".join(filter(None, (self._present_error, waiting, *self._missing.values()))) or None
 
     async def _set_limit(self, message: Message) -> Message:
         self.engine.room.set_limit(int(message["bytes"]))
@@ -277,7 +307,10 @@ class LiveServer:
             return {"released_blocks": 0}
         await self._cuts.until_mapped()
         async with self._releasing:
-            count = await trio.to_thread.run_sync(self.engine.release, first, end)
+            try:
+                count = await trio.to_thread.run_sync(self.engine.release, first, end)
+            except SnapshotEnded as error:
+                raise SnapfsError(f"The snapshot {snapshot_id} has ended meanwhile.") from error
         self._instance.released.ring()
         # Some of it may have to be looked at again when all is quiet.
         os.eventfd_write(self._writing, 1)
@@ -304,7 +337,7 @@ class LiveServer:
         return {}
 
     def _note_damage(self, what: str) -> None:
-        if self._last_error is None:
+        if self._present_error is None:
             _LOG.error("the store is damaged: %s", what)
-            self._last_error = f"the store is damaged: {what}"
+            self._last_error = (self._generation, f"the store is damaged: {what}")
         self.engine.note_damage()

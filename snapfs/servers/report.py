@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cow.engine import LiveEngine
-from cow.layout import Counter, Protect, State
+from cow.layout import Counter, CutCounter, Protect, State
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 
 STATUS_VERSION = 1
@@ -53,34 +53,35 @@ def utc_text(time_ns: int) -> str:
 
 def _snapshot(instance: Instance) -> dict[str, Any]:
     store = instance.store
-    control, header = store.control, store.header
+    numbers, header = store.cut.numbers, store.header
     count = store.geometry.block_count
-    settled, preserved = control[Counter.SETTLED_BLOCKS], control[Counter.PRESERVED_BLOCKS]
-    state = control.state
+    settled, preserved = numbers[CutCounter.SETTLED_BLOCKS], numbers[CutCounter.PRESERVED_BLOCKS]
+    state = numbers.state
     return {
         "id": str(uuid.UUID(bytes=header.snapshot_id)),
         "state": state.name.lower(),
         "taken_at": utc_text(header.taken_at_ns),
         "freeze_ms": None,
         "protect": "used" if header.protect is Protect.USED else "all",
-        "used_blocks": count - control[Counter.FREE_BLOCKS],
+        "used_blocks": count - numbers[CutCounter.FREE_BLOCKS],
         "owed_blocks": count - settled if state in (State.ACTIVE, State.DAMAGED) else 0,
         "preserved_blocks": preserved,
-        "lost_blocks": control[Counter.LOST_BLOCKS],
-        "released_blocks": control[Counter.RELEASED_BLOCKS],
-        "changed_blocks": control[Counter.CHANGED_BLOCKS],
+        "lost_blocks": numbers[CutCounter.LOST_BLOCKS],
+        "released_blocks": numbers[CutCounter.RELEASED_BLOCKS],
+        "changed_blocks": numbers[CutCounter.CHANGED_BLOCKS],
     }
 
 
 def _buffer(instance: Instance, engine: LiveEngine) -> dict[str, Any]:
-    control = instance.store.control
+    store = instance.store
+    numbers = store.cut.numbers
     staged = engine.room.staged_bytes()
     # Two processes count, and one may be a step ahead of the other.
-    stored = max(0, control[Counter.STORED_BYTES] - control[Counter.RETURNED_BYTES])
+    stored = max(0, numbers[CutCounter.STORED_BYTES] - numbers[CutCounter.RETURNED_BYTES])
     return {
-        "raw_bytes": control[Counter.STORED_RAW_BYTES] + staged,
+        "raw_bytes": numbers[CutCounter.STORED_RAW_BYTES] + staged,
         "stored_bytes": stored + staged,
         "staged_bytes": staged,
-        "limit_bytes": control[Counter.LIMIT_BYTES] or None,
+        "limit_bytes": store.control[Counter.LIMIT_BYTES] or None,
         "on_overflow": instance.options.on_overflow,
     }

@@ -6,16 +6,14 @@ import contextlib
 import logging
 import os
 import uuid
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pyfuse3
 import trio
 
-from cow.header import read_header
 from cow.layout import Counter
-from cow.store import Store, open_cut
+from cow.store import Store
 from snapfs.control import request
 from snapfs.errors import SnapfsError
 from snapfs.fuse.snapshot_view import SnapshotView
@@ -133,14 +131,7 @@ class SnapshotServer:
 
     def _present_store(self) -> Store:
         """The store as opened by the supervisor, if need be with the header and the maps of a later cut."""
-        store, path = self._instance.store, self._instance.store.path
-        header = read_header(path)
-        if header is None:
-            raise RuntimeError("the store has lost its header")
-        if header.generation == store.header.generation:
-            return store
-        cut = open_cut(path, header.generation, header.geometry, store.files, writable=False)
-        return replace(store, header=header, cut=cut)
+        return self._instance.store.present(writable=False)
 
     @staticmethod
     def _forget(name: bytes, inode: pyfuse3.InodeT) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
+from cow.errors import CowError
 from snapfs.errors import SnapfsError, shortage
 from snapfs.servers.compactor import run_compactor
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
@@ -53,7 +54,8 @@ def _run(name: str, instance: Instance, pipe_fd: int) -> NoReturn:
         else:
             code = run_compactor(instance)
     except BaseException as error:
-        _LOG.exception("the %s server failed", name)
+        expected = all(isinstance(one, SnapfsError | CowError | OSError) for one in _single(error))
+        _LOG.error("the %s server failed: %s", name, _reason(error), exc_info=None if expected else error)
         with contextlib.suppress(OSError):
             os.write(pipe_fd, failure_line(_reason(error)))
     finally:

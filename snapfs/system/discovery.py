@@ -85,7 +85,7 @@ def all_stores() -> tuple[list[Path], list[SnapfsError]]:
     for mount, answer in zip(mounts, answers, strict=True):
         try:
             store = _held(mount, answer)
-        except NotMountedError as error:
+        except StoreGoneError as error:
             if mount.user_id in (0, os.geteuid()) and mount in snapfs_mounts():
                 without[mount.source, mount.user_id] = error
             continue

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cow.compactor import Compactor
-from cow.cutting import discard_cut, next_header, prepare_cut
+from cow.cutting import next_header, prepare_cut
 from cow.engine import LiveEngine
 from cow.files import Data, Files
 from cow.geometry import Geometry
@@ -18,7 +18,7 @@ from cow.layout import Durability
 from cow.overflow import Event, OverflowPolicy
 from cow.recovery import Opened, Request, open_store
 from cow.snapshot import SnapshotReader
-from cow.store import Store
+from cow.store import Cut, Store
 
 BOOT, NEXT_BOOT = b"first boot id 16", b"other boot id 16"
 
@@ -89,6 +89,7 @@ class Rig:
         self.image: Image = CopiedImage(self.image_fd, len(old), self.files)
         self.geometry = Geometry(len(old), block_bytes)
         self.events: list[Event] = []
+        self._read_cuts: list[Cut] = []
         self.store: Store | None = None
 
     def spoil(self, *blocks: int) -> None:
@@ -107,10 +108,17 @@ class Rig:
         self.store = opened.store
         self.control = opened.store.control
         self.cut = opened.store.cut
+        self.numbers = self.cut.numbers
         self.engine = LiveEngine(opened.store, self.image, self.policy, self.events.append)
-        self.reader = SnapshotReader(opened.store, self.image)
+        self.reader = self.new_reader()
         self.compactor = Compactor(opened.store)
         return opened
+
+    def new_reader(self) -> SnapshotReader:
+        """Of the present cut, with files of its own, as the snapshot server has them."""
+        assert self.store is not None
+        self._read_cuts.append(self.store.open_cut(self.cut.generation, writable=False))
+        return SnapshotReader(replace(self.store, cut=self._read_cuts[-1]), self.image)
 
     def write(self, offset: int, data: bytes) -> None:
         """A live write that makes room itself where it must: nobody else compacts here."""
@@ -123,11 +131,14 @@ class Rig:
     def make_cut(self) -> None:
         """The next snapshot, without closing anything."""
         assert self.store is not None
-        cut, ended = prepare_cut(self.store), self.cut
-        self.engine.begin_cut(cut, next_header(self.store, self.image, cut))
-        self.cut = cut
-        self.reader = SnapshotReader(self.store, self.image)
-        discard_cut(self.store, ended)
+        cut = prepare_cut(self.store)
+        self.engine.begin_cut(cut, next_header(self.store, self.image, cut)).let_go()
+        self.cut, self.numbers = cut, cut.numbers
+        self.reader = self.new_reader()
+
+    def settle_free(self, runs: list[tuple[int, int]]) -> int:
+        """The map of the present cut is known."""
+        return self.engine.settle_free(runs, self.cut)
 
     def snapshot(self) -> bytes:
         return self.reader.read(0, len(self.old))
@@ -139,6 +150,8 @@ class Rig:
         """What a kill leaves: descriptors gone, everything stored still there, nothing tidied up."""
         if self.store is not None:
             self.compactor.close()
+            while self._read_cuts:
+                self._read_cuts.pop().let_go()
             self.store.close()
             self.store = None
 

@@ -27,7 +27,7 @@ TIME_NS = 1_700_000_000_000_000_000
 def fill(rig: Rig) -> None:
     """Every kind of block: in records of both kinds, free, written though free, released, owed."""
     rig.open(BOOT)
-    rig.engine.settle_free([(12, 14)])
+    rig.settle_free([(12, 14)])
     rig.write(0, pattern(4096 + 10, 43))
     rig.write(5 * 4096, pattern(4096, 47))
     rig.compactor.drain()

@@ -19,10 +19,10 @@ from typing import Any
 from engine_rig import QuickFiles, Rig
 
 from cow.bitmaps import Bitmap
-from cow.control import Control
 from cow.files import Files, MappedFile
 from cow.image import Image
 from cow.index import Index
+from cow.numbers import Page
 from cow.staging import Staging
 
 PAGE_BYTES = 4096
@@ -165,7 +165,7 @@ def _watch_all(patches: _Patches, change: Callable[[], None]) -> None:
     patches.set(os, "open", creating)
     for name in ("sync", "sync_data", "sync_directory", "punch"):
         patches.set(QuickFiles, name, before)
-    for owner, name in ((Control, "__setitem__"), (MappedFile, "clear"), (Staging, "fill"), (Staging, "void")):
+    for owner, name in ((Page, "__setitem__"), (MappedFile, "clear"), (Staging, "fill"), (Staging, "void")):
         patches.set(owner, name, before)
     _watch_ranges(patches, change)
 
@@ -237,7 +237,7 @@ def _watch_reads(patches: _Patches, change: Callable[[], None]) -> None:
         (Bitmap, ("get", "any_set", "all_set", "clear_runs", "count_set")),
         (Index, ("get", "get_range")),
         (Staging, ("tags", "checksums")),
-        (Control, ("__getitem__",)),
+        (Page, ("__getitem__",)),
         (Files, ("pread",)),
         (Image, ("try_read_into",)),
     ):

@@ -15,7 +15,7 @@ from sample_store import SAMPLES
 from cow.check import dump, verify
 from cow.errors import BlockReleased, StoreError
 from cow.image import Image
-from cow.layout import Counter, State
+from cow.layout import Counter, CutCounter, State
 from cow.snapshot import SnapshotReader
 from cow.store import open_reader
 
@@ -27,7 +27,7 @@ def used_rig(make_rig: MakeRig) -> Rig:
     """Blocks in a segment, in the ring, free and released."""
     rig = make_rig(OLD)
     rig.open()
-    rig.engine.settle_free([(30, 34)])
+    rig.settle_free([(30, 34)])
     rig.write(0, pattern(5 * 4096, 2))
     rig.engine.release(20, 22)
     rig.compactor.drain()
@@ -121,7 +121,7 @@ def test_a_damaged_control_page_is_named(make_rig: MakeRig) -> None:
 
 def test_an_overflowed_snapshot_is_named(make_rig: MakeRig) -> None:
     rig = used_rig(make_rig)
-    rig.control[Counter.STATE] = State.OVERFLOWED
+    rig.numbers[CutCounter.STATE] = State.OVERFLOWED
     assert not verify(rig.store_path, rig.files).is_whole
 
 
@@ -141,13 +141,26 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
         list(dump(tmp_path, QuickFiles()))
 
 
-@pytest.fixture(params=sorted(SAMPLES.glob("format-*.tar.xz")), ids=lambda path: path.name)
-def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
-    """An old store, unpacked, and the dump that belongs to it."""
-    with tarfile.open(request.param) as tar:
+def unpack(sample: Path, directory: Path) -> None:
+    with tarfile.open(sample) as tar:
         # Python 3.11 has it from its fourth release on.
         tar.extraction_filter = getattr(tarfile, "data_filter", None)
-        tar.extractall(tmp_path)
+        tar.extractall(directory)
+
+
+def test_a_store_of_format_1_is_refused_by_name(tmp_path: Path) -> None:
+    unpack(SAMPLES / "format-1.tar.xz", tmp_path)
+    older = r"written by an older snapfs \(format 1, this one knows 2\)"
+    with pytest.raises(StoreError, match=older):
+        open_reader(tmp_path / "store", QuickFiles())
+    with pytest.raises(StoreError, match=older):
+        verify(tmp_path / "store", QuickFiles())
+
+
+@pytest.fixture(params=sorted(SAMPLES.glob("format-[2-9].tar.xz")), ids=lambda path: path.name)
+def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
+    """An old store, unpacked, and the dump that belongs to it."""
+    unpack(request.param, tmp_path)
     return tmp_path, request.param.with_name(request.param.name.replace(".tar.xz", ".dump"))
 
 

@@ -148,7 +148,7 @@ def check_after(rig: Rig, progress: Progress, boot: bytes, when: str, *, synced_
         assert opened.outcome is Outcome.CARRIED_ON, when
     old = OLD if opened.outcome is Outcome.CARRIED_ON else found
     assert opened.notes == [], when
-    assert rig.control.state is State.ACTIVE, when
+    assert rig.numbers.state is State.ACTIVE, when
     assert rig.snapshot() == old, when
     overwrite_all(rig)
     assert rig.snapshot() == old, when

@@ -54,7 +54,7 @@ class Free:
         return replace(model, free=model.free | set(range(self.first, self.end)))
 
     def run(self, rig: Rig) -> None:
-        rig.engine.settle_free([(self.first, self.end)])
+        rig.settle_free([(self.first, self.end)])
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def check_after(rig: Rig, progress: Progress, boot: bytes, when: str, *, synced_
         block = slice(at, at + BLOCK_BYTES)
         assert found[block] in [state.image[block] for state in images], when
     assert rig.open(boot).notes == [], when
-    assert rig.control.state is State.ACTIVE, when
+    assert rig.numbers.state is State.ACTIVE, when
     matching = [state for state in possible if state.generation == rig.cut.generation]
     assert matching, when
     check_snapshot(rig, matching, when)
@@ -210,7 +210,7 @@ def test_killed_while_a_cut_follows_an_overflow(make_rig: MakeRig, tmp_path: Pat
     rig.open()
     rig.engine.room.set_limit(1)
     rig.write(0, b"too much")
-    assert rig.control.state is State.OVERFLOWED
+    assert rig.numbers.state is State.OVERFLOWED
     present = rig.live()
     with recording(rig, tmp_path) as recorder:
         recorder.arm()
@@ -220,9 +220,9 @@ def test_killed_while_a_cut_follows_an_overflow(make_rig: MakeRig, tmp_path: Pat
         try:
             left.open()
             if left.cut.generation == 1:
-                assert left.control.state is State.OVERFLOWED
+                assert left.numbers.state is State.OVERFLOWED
             else:
-                assert left.control.state is State.ACTIVE
+                assert left.numbers.state is State.ACTIVE
                 assert left.snapshot() == present
         finally:
             left.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +12,9 @@ from engine_rig import Rig, pattern
 
 from cow.errors import BlockReleased, CowError, Damaged, SnapshotLost
 from cow.files import PAGE_BYTES
-from cow.layout import Counter, Durability, State
+from cow.layout import CutCounter, Durability, State
 from cow.overflow import EventKind, OverflowPolicy
-from cow.store import BITMAP_NAMES, INDEX_NAME
+from cow.store import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
 
 BLOCK_BYTES = 512
 # More than a page of bits, so that each map has a page behind the first.
@@ -21,8 +22,9 @@ COUNT = 40_000
 OLD = bytes(COUNT * BLOCK_BYTES)
 NEW = pattern(8 * BLOCK_BYTES, 2)
 TOUCHED = (0, 100, 20_000, 35_000, COUNT - 8)
-CUT_FILES = (*BITMAP_NAMES, INDEX_NAME)
+CUT_FILES = (*BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME)
 SHARED_FILES = ("control", "staging")
+PAGES = ("control", NUMBERS_NAME)
 MakeRig = Callable[..., Rig]
 
 
@@ -44,7 +46,7 @@ def check_snapshot(rig: Rig) -> None:
     for block_no in TOUCHED:
         try:
             assert not any(rig.reader.read(block_no * BLOCK_BYTES, len(NEW)))
-        except CowError:
+        except (CowError, OSError):
             continue
 
 
@@ -52,7 +54,12 @@ def check_snapshot(rig: Rig) -> None:
 @pytest.mark.parametrize("durability", list(Durability))
 @pytest.mark.parametrize(
     ("name", "kept_bytes"),
-    [*((name, kept) for name in (*CUT_FILES, "staging") for kept in (0, PAGE_BYTES)), ("control", 0)],
+    [
+        (name, kept)
+        for name in (*CUT_FILES, *SHARED_FILES)
+        for kept in (0, PAGE_BYTES)
+        if name not in PAGES or not kept
+    ],
 )
 def test_writes_go_on(
     make_rig: MakeRig, name: str, kept_bytes: int, durability: Durability, policy: OverflowPolicy
@@ -68,7 +75,7 @@ def test_writes_go_on(
     with pytest.raises(CowError):
         rig.reader.check()
     assert [event.kind for event in rig.events] == [EventKind.CUT_SHORT]
-    assert rig.control.state is State.DAMAGED
+    assert rig.numbers.state is State.DAMAGED
     rig.compactor.step()
     with pytest.raises(OSError, match="cut short"):
         rig.engine.seal()
@@ -81,7 +88,7 @@ def test_the_end_of_the_snapshot_is_on_the_disk_before_the_image_is_written(make
 
     def write(data: bytes, offset: int) -> None:
         assert rig.cut.is_unreadable
-        assert rig.control[Counter.UNREADABLE] == 1
+        assert rig.numbers[CutCounter.UNREADABLE] == 1
         assert rig.image_path.read_bytes() == before
         raise OSError(28, "enough")
 
@@ -101,6 +108,17 @@ def test_a_released_block_does_not_read_as_the_image(make_rig: MakeRig) -> None:
         rig.reader.read(0, BLOCK_BYTES)
 
 
+@pytest.mark.parametrize("name", ["settled", "released", "free"])
+def test_a_file_that_was_cut_short_is_not_made_whole_again(make_rig: MakeRig, name: str) -> None:
+    rig = opened(make_rig)
+    path = path_of(rig, name)
+    os.truncate(path, 0)
+    for change in (lambda: rig.engine.release(0, COUNT), lambda: rig.settle_free([(36_000, 36_016)])):
+        with contextlib.suppress(OSError):
+            change()
+    assert path.stat().st_size == 0
+
+
 @pytest.mark.parametrize("name", CUT_FILES)
 def test_the_next_cut_is_whole_again(make_rig: MakeRig, name: str) -> None:
     rig = opened(make_rig)
@@ -111,7 +129,7 @@ def test_the_next_cut_is_whole_again(make_rig: MakeRig, name: str) -> None:
     for block_no in TOUCHED:
         rig.engine.write(block_no * BLOCK_BYTES, bytes(len(NEW)))
     assert all(rig.reader.read(block_no * BLOCK_BYTES, len(NEW)) == NEW for block_no in TOUCHED)
-    assert rig.control.state is State.ACTIVE
+    assert rig.numbers.state is State.ACTIVE
 
 
 @pytest.mark.parametrize("name", SHARED_FILES)

@@ -13,7 +13,7 @@ import pytest
 from engine_rig import QuickFiles, Rig, pattern
 
 from cow.errors import CowError, StoreError
-from cow.layout import Counter, State
+from cow.layout import Counter, CutCounter, State
 from cow.recovery import Outcome
 from cow.store import open_reader
 
@@ -30,6 +30,7 @@ FILES = [
     "cut-00000001/released",
     "cut-00000001/free",
     "cut-00000001/index",
+    "cut-00000001/numbers",
     "cut-00000001/intact",
     "cut-00000001/seal",
     "cut-00000001/segments/00000001",
@@ -89,8 +90,8 @@ def damages(path: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
         yield f"truncated to {length}", lambda file, length=length: os.truncate(file, length)
     rng = random.Random(size_bytes)
     places = {0, size_bytes - 1, *(rng.randrange(size_bytes) for _ in range(12))}
-    if path.name == "control":
-        places |= {counter * 8 for counter in Counter} | {counter * 8 + 6 for counter in Counter}
+    for number in {"control": Counter, "numbers": CutCounter}.get(path.name, ()):
+        places |= {number * 8, number * 8 + 6}
     for place in sorted(places):
         yield f"flipped at {place}", lambda file, place=place: flip(file, place, 1 << place % 8)
 
@@ -143,14 +144,14 @@ def test_damage_never_gives_wrong_bytes(make_rig: MakeRig, tmp_path: Path, end: 
         assert rig.live() == pattern(IMAGE_BYTES, 99), when
 
 
-@pytest.mark.parametrize("name", ["settled", "changed", "index", "staging", "control"])
+@pytest.mark.parametrize("name", ["settled", "changed", "index", "numbers", "staging", "control"])
 def test_what_else_proves_is_made_whole_after_a_clean_end(make_rig: MakeRig, tmp_path: Path, name: str) -> None:
     left = leave(make_rig(OLD), tmp_path, "seal")
     path = left.rig.store_path / "cut-00000001" / name
     (path if path.exists() else left.rig.store_path / name).unlink()
     left.rig.open()
     assert left.rig.snapshot() == OLD
-    assert left.rig.control.state is State.ACTIVE
+    assert left.rig.numbers.state is State.ACTIVE
 
 
 @pytest.mark.parametrize("name", ["settled", "changed", "index"])
@@ -178,18 +179,19 @@ def test_lost_ring_after_a_kill_loses_only_what_it_held(make_rig: MakeRig, tmp_p
     opened = left.rig.open()
     assert opened.notes == ["blocks of the snapshot that are lost and read as errors: 2"]
     assert readable_blocks(left.rig, "") == left.rig.geometry.block_count - 2
-    assert left.rig.control.state is State.DAMAGED
+    assert left.rig.numbers.state is State.DAMAGED
 
 
-def test_lost_control_page_after_a_kill_makes_the_snapshot_unreadable_for_good(
-    make_rig: MakeRig, tmp_path: Path
+@pytest.mark.parametrize("name", ["control", "cut-00000001/numbers"])
+def test_lost_numbers_after_a_kill_make_the_snapshot_unreadable_for_good(
+    make_rig: MakeRig, tmp_path: Path, name: str
 ) -> None:
     left = leave(make_rig(OLD), tmp_path, "kill")
-    (left.rig.store_path / "control").unlink()
+    (left.rig.store_path / name).unlink()
     for _ in range(2):
         left.rig.open()
         assert readable_blocks(left.rig, "") == 0
-        assert left.rig.control.state is State.DAMAGED
+        assert left.rig.numbers.state is State.DAMAGED
         left.rig.abandon()
 
 
@@ -228,17 +230,17 @@ def test_store_without_its_header_is_not_taken_for_a_new_one(make_rig: MakeRig, 
     assert (left.rig.store_path / "cut-00000001/seal").exists()
 
 
-def test_overflow_is_known_even_if_the_control_page_forgets_it(make_rig: MakeRig, tmp_path: Path) -> None:
+def test_overflow_is_known_even_if_the_numbers_forget_it(make_rig: MakeRig, tmp_path: Path) -> None:
     left = leave(make_rig(OLD), tmp_path, "kill")
     rig = left.rig
     rig.open()
     rig.compactor.drain()
     rig.engine.room.set_limit(1)
     rig.engine.write(10 * BLOCK_BYTES, b"no room")
-    rig.control[Counter.STATE] = State.ACTIVE
+    rig.numbers[CutCounter.STATE] = State.ACTIVE
     rig.abandon()
     rig.open()
-    assert rig.control.state is State.OVERFLOWED
+    assert rig.numbers.state is State.OVERFLOWED
 
 
 def test_a_reader_of_a_damaged_store_says_so(make_rig: MakeRig, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from engine_rig import Rig, pattern
 
 from cow.errors import BlockReleased
-from cow.layout import Counter
+from cow.layout import Counter, CutCounter
 
 BLOCK_BYTES, BLOCKS = 4096, 64
 OLD, NEW = pattern(BLOCKS * BLOCK_BYTES, seed=1), pattern(BLOCKS * BLOCK_BYTES, seed=2)
@@ -37,7 +37,7 @@ def release_within_store(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept_bytes(rig: Rig) -> int:
-    return rig.control[Counter.STORED_BYTES] - rig.control[Counter.RETURNED_BYTES]
+    return rig.numbers[CutCounter.STORED_BYTES] - rig.numbers[CutCounter.RETURNED_BYTES]
 
 
 def assert_all_given_back(rig: Rig) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from cow.errors import BlockReleased, Damaged
-from cow.layout import Counter, Durability, State
+from cow.layout import Counter, CutCounter, Durability, State
 from cow.recovery import Outcome
 
 _SIZES = [(512, 40_000), (4096, 300_001), (4096, 4096), (4096, 100), (65536, 1_000_000), (1 << 20, 2_500_000)]
@@ -158,8 +158,8 @@ class SpoiltMachine(EngineMachine):
                 self.rig.reader.read(offset, length)
         else:
             assert self.rig.reader.read(offset, length) == self.rig.old[offset : offset + length]
-        assert self.rig.control[Counter.LOST_BLOCKS] == len(self.lost)
-        assert self.rig.control.state is (State.DAMAGED if self.lost else State.ACTIVE)
+        assert self.rig.numbers[CutCounter.LOST_BLOCKS] == len(self.lost)
+        assert self.rig.numbers.state is (State.DAMAGED if self.lost else State.ACTIVE)
 
     def _reopen(self) -> None:
         opened = self.rig.open(self.boot)
@@ -260,7 +260,7 @@ class ReliefMachine(EngineMachine):
     def learn_what_is_free(self, data: st.DataObject) -> None:
         first, end = data.draw(self._runs())
         blocks = set(range(first, end))
-        assert self.rig.engine.settle_free([(first, end)]) == len(blocks & self.owed)
+        assert self.rig.settle_free([(first, end)]) == len(blocks & self.owed)
         self.zeros |= blocks
         self.owed -= blocks
         self.is_mapped = True

@@ -72,7 +72,7 @@ def test_what_just_fits_does_not_overflow(make_rig: MakeRig, policy: OverflowPol
     write_blocks(rig, 0, LIMIT_BLOCKS)
     rig.compactor.drain()
     assert rig.snapshot() == OLD
-    assert rig.control.state is State.ACTIVE
+    assert rig.numbers.state is State.ACTIVE
 
 
 @BOTH
@@ -101,7 +101,7 @@ def test_an_overflowed_snapshot_stays_overflowed(make_rig: MakeRig, durability: 
     write_blocks(rig, 0, LIMIT_BLOCKS + 1)
     rig.abandon()
     assert rig.open().notes == []
-    assert rig.control.state is State.OVERFLOWED
+    assert rig.numbers.state is State.OVERFLOWED
 
 
 @BOTH
@@ -166,7 +166,7 @@ def test_stop_waiting_lets_live_data_out(make_rig: MakeRig, durability: Durabili
     rig.engine.room.stop_waiting()
     writer.join(10)
     assert rig.live() == NEW
-    assert rig.control.state is State.OVERFLOWED
+    assert rig.numbers.state is State.OVERFLOWED
 
 
 @BOTH
@@ -219,7 +219,7 @@ def test_a_refusing_disk_is_as_a_limit(
     assert rig.live() == NEW[:edge] + OLD[edge:]
     if policy is OverflowPolicy.BREAK_SNAPSHOT:
         assert done == LIMIT_BLOCKS
-        assert rig.control.state is State.OVERFLOWED
+        assert rig.numbers.state is State.OVERFLOWED
     else:
         assert (done == LIMIT_BLOCKS) == (policy is OverflowPolicy.WAIT)
         assert rig.snapshot() == OLD

@@ -13,7 +13,7 @@ from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
 
 from cow.errors import ImageChanged, StoreBusy, StoreError
 from cow.image import Image
-from cow.layout import Counter, Durability, State
+from cow.layout import CutCounter, Durability, State
 from cow.recovery import Outcome, Request, open_store
 from cow.segments import segment_numbers, segment_path
 from cow.store import lock_store, remove_store
@@ -70,8 +70,8 @@ def test_an_unreadable_snapshot_stays_so_across_a_power_loss(make_rig: MakeRig) 
     rig.open()
     rig.abandon()
     rig.open(NEXT_BOOT)
-    assert rig.control.state is State.DAMAGED
-    assert rig.control[Counter.UNREADABLE] == 1
+    assert rig.numbers.state is State.DAMAGED
+    assert rig.numbers[CutCounter.UNREADABLE] == 1
 
 
 def test_records_found_after_a_kill_are_made_durable(make_rig: MakeRig) -> None:
@@ -195,8 +195,8 @@ def test_a_store_that_cannot_be_made_leaves_nothing(make_rig: MakeRig, monkeypat
 
 def test_free_blocks_are_known_again_after_a_kill(make_rig: MakeRig) -> None:
     rig = used_rig(make_rig)
-    assert rig.engine.settle_free([(10, 12)]) == 2
-    assert rig.engine.settle_free([(12, 14)]) == 0, "a map is made known once"
+    assert rig.settle_free([(10, 12)]) == 2
+    assert rig.settle_free([(12, 14)]) == 0, "a map is made known once"
     rig.write(10 * 4096, NEW[: 2 * 4096])
     rig.abandon()
     assert rig.open().notes == []

@@ -88,7 +88,7 @@ def test_a_disk_that_became_full_meanwhile_is_an_overflow(make_rig: MakeRig) -> 
     rig.engine.rest()
     files.is_full = True
     rig.engine.write(HALF, NEW[HALF:])
-    assert rig.control.state is State.OVERFLOWED
+    assert rig.numbers.state is State.OVERFLOWED
     assert rig.live() == NEW
 
 

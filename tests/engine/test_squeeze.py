@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from engine_rig import Rig
 
-from cow.layout import Counter
+from cow.layout import CutCounter
 from cow.segments import segment_numbers, segment_path
 from cow.snapshot import SnapshotReader
 
@@ -57,9 +57,9 @@ def test_the_snapshot_is_the_same_afterwards(hasty_rig: Rig) -> None:
 
 def test_the_numbers_are_those_of_the_new_records(hasty_rig: Rig) -> None:
     squeeze_all(hasty_rig)
-    control = hasty_rig.store.control
-    assert control[Counter.STORED_RAW_BYTES] == BLOCKS * BLOCK_BYTES
-    assert 0 < control[Counter.STORED_BYTES] < stored_bytes(hasty_rig)
+    numbers = hasty_rig.numbers
+    assert numbers[CutCounter.STORED_RAW_BYTES] == BLOCKS * BLOCK_BYTES
+    assert 0 < numbers[CutCounter.STORED_BYTES] < stored_bytes(hasty_rig)
 
 
 def test_a_reader_with_an_old_entry_looks_again(hasty_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_released_blocks_are_not_stored_again(hasty_rig: Rig) -> None:
     hasty_rig.engine.release(0, BLOCKS)
     squeeze_all(hasty_rig)
     assert stored_bytes(hasty_rig) <= BLOCKS * BLOCK_BYTES * 2
-    assert hasty_rig.store.control[Counter.STORED_RAW_BYTES] <= BLOCKS * BLOCK_BYTES
+    assert hasty_rig.numbers[CutCounter.STORED_RAW_BYTES] <= BLOCKS * BLOCK_BYTES
 
 
 def test_killed_half_way_both_places_are_right(hasty_rig: Rig) -> None:

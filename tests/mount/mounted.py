@@ -208,6 +208,11 @@ class Mounted:
         """What all runs of the instance have logged, also when their store is gone."""
         return "".join(map(_text_of, self._logs[-1:]))
 
+    def drop_logs(self) -> None:
+        """Read them no more: their filesystem is to be unmounted."""
+        while self._logs:
+            os.close(self._logs.pop())
+
     def expect_log(self, pattern: str) -> None:
         """A warning or error that matches ``pattern`` is no failure of this test."""
         self._expected.append(re.compile(pattern))

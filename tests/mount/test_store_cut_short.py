@@ -7,17 +7,17 @@ import os
 import pytest
 from mounted import Ground, Mounted, snapfs, wait_until
 
-from cow.store import BITMAP_NAMES, INDEX_NAME
+from cow.store import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
 
 BLOCK_BYTES = 4096
 OLD, NEW = os.urandom(4 << 20), os.urandom(4 << 20)
 SHARED_FILES = ("control", "staging")
-CUT_FILES = (*BITMAP_NAMES, INDEX_NAME)
+CUT_FILES = (*BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME)
 
 
-def cut_short(view: Mounted, name: str) -> None:
+def cut_short(view: Mounted, name: str, kept_bytes: int = 0) -> None:
     path = view.store / name if name in SHARED_FILES else next(view.store.glob("cut-*")) / name
-    os.truncate(path, 0)
+    os.truncate(path, kept_bytes)
 
 
 def write(view: Mounted, first: int, end: int) -> None:
@@ -58,6 +58,16 @@ def test_the_live_view_goes_on(ground: Ground, name: str) -> None:
     assert view.live_file.read_bytes() == NEW
     view.umount()
     assert view.image.read_bytes() == NEW
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1, 16])
+def test_nothing_of_the_image_is_taken_for_the_snapshot(ground: Ground, kept_bytes: int) -> None:
+    """What is left of a page reads as zeros, without a fault: as if nothing had been preserved there."""
+    view = ground.mounted(ground.image(OLD), "--protect", "all")
+    view.expect_log("cut short|the store is damaged|slow to listen|could not be closed")
+    write(view, 0, len(NEW))
+    cut_short(view, "settled", kept_bytes)
+    assert check_snapshot(view) == len(OLD) // BLOCK_BYTES
 
 
 @pytest.mark.parametrize("name", ["settled", INDEX_NAME])

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from mounted import Ground, run, snapfs
+from mounted import Ground, Mounted, run, snapfs
 
 BLOCK_BYTES = 64 << 10
 OLD, NEW = os.urandom(8 << 20), os.urandom(8 << 20)
@@ -24,17 +24,61 @@ def shut_down(point: Path) -> None:
         os.close(fd)
 
 
-@pytest.mark.alone  # it asks about all instances
-@pytest.mark.parametrize("kind", ["ext4", "xfs"])
-def test_both_views_go_on_and_can_be_unmounted(ground: Ground, kind: str) -> None:
+def on_disk(ground: Ground, kind: str) -> tuple[Path, Mounted]:
+    """A filesystem, and an instance with its store on it, of which everything is on the disk."""
     device = ground.image(400 << 20, "store.fs")
     run(f"mkfs.{kind}", "-q", device)
     point = ground.mount(device, "-o", "loop", name="other")
     view = ground.mounted(ground.image(OLD), "--protect", "all", "--store", point / "store")
-    view.expect_log("Input/output error|cut short|could not be|started again|cannot be written")
+    view.expect_log("Input/output error|cut short|could not be|started again|cannot be written|cannot be asked")
     with view.live_file.open("r+b", buffering=0) as file:
         file.write(NEW[: 1 << 20])
         os.fsync(file.fileno())
+    run("sync", "--file-system", point)
+    return point, view
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_no_new_data_are_taken_for_the_snapshot(ground: Ground, kind: str) -> None:
+    """The pages of the maps are clean and readable, only what is stored into them from now on fails."""
+    point, view = on_disk(ground, kind)
+    shut_down(point)
+    with view.live_file.open("r+b", buffering=0) as file:
+        file.write(NEW)
+        os.fsync(file.fileno())
+    fd = os.open(view.snap_file, os.O_RDONLY)
+    for at in range(0, len(OLD), BLOCK_BYTES):
+        with pytest.raises(OSError, match="Input/output"):
+            os.pread(fd, BLOCK_BYTES, at)
+    os.close(fd)
+    assert snapfs("umount", view.live).returncode == 4
+    view.await_end()
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_what_a_disk_that_comes_back_shows_is_not_believed(ground: Ground, kind: str) -> None:
+    point, view = on_disk(ground, kind)
+    shut_down(point)
+    with view.live_file.open("r+b", buffering=0) as file:
+        file.write(NEW)
+        os.fsync(file.fileno())
+    assert snapfs("umount", view.live).returncode == 4
+    view.await_end()
+    view.drop_logs()
+    run("umount", point)
+    ground.mount(ground.path / "store.fs", "-o", "loop", name="other")
+    done = view.mount()
+    assert "store's disk failed while it was in use" in done.stdout + done.stderr
+    assert view.snap_file.read_bytes() == NEW
+    view.umount()
+    view.drop_logs()
+
+
+@pytest.mark.alone  # it asks about all instances
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_both_views_go_on_and_can_be_unmounted(ground: Ground, kind: str) -> None:
+    point, view = on_disk(ground, kind)
+    with view.live_file.open("r+b", buffering=0) as file:
         shut_down(point)
         for at in range(1 << 19, len(NEW), BLOCK_BYTES):
             os.pwrite(file.fileno(), NEW[at : at + BLOCK_BYTES], at)

@@ -17,6 +17,7 @@ from cow.layout import (
     RECORD_ALIGN,
     SEGMENT_BYTES,
     Counter,
+    CutCounter,
     Durability,
     Place,
     Protect,
@@ -138,9 +139,9 @@ HEADERS = [
             snapshot_id=b"n" * 16,
             image_path="/ä",
         ),
-        "736e617066735354 01000000 00100000 0000000000010000 0100000000000000 0200000000000000"
+        "736e617066735354 02000000 00100000 0000000000010000 0100000000000000 0200000000000000"
         "a4010000 03000000 04000000 0500000000000000 0600000000000000 0700000000000000 0800000000000000"
-        "1000000000000000 01 01 01 00 03000000" + "73" * 16 + "62" * 16 + "6e" * 16 + "2fc3a4 ecbfaac0bc35459a",
+        "1000000000000000 01 01 01 00 03000000" + "73" * 16 + "62" * 16 + "6e" * 16 + "2fc3a4 dfce954a404d8301",
     )
 ]
 
@@ -171,7 +172,7 @@ def test_every_shorter_header_is_damage() -> None:
 def test_a_newer_format_is_named() -> None:
     data = bytearray(encode_header(HEADERS[0][0]))
     data[8] = 9
-    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 1\\)"):
+    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 2\\)"):
         decode_header(bytes(data), "s")
 
 
@@ -188,4 +189,5 @@ def test_the_identity_of_a_device_survives(device_id: str) -> None:
 
 def test_sizes_of_the_structures_are_those_of_the_format() -> None:
     assert (HEADER.size, RECORD.size) == (148, 40)
-    assert len(set(Counter)) == len(Counter.__members__), "two numbers share a place"
+    for numbers in (Counter, CutCounter):
+        assert len(set(numbers)) == len(numbers.__members__), "two numbers share a place"

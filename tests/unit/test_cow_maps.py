@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from cow.bitmaps import Bitmap, bitmap_bytes
-from cow.control import Control
 from cow.errors import StoreError
 from cow.files import Files, MappedFile
 from cow.index import Index
-from cow.layout import NO_TAG, STAGED, Counter, State
+from cow.layout import NO_TAG, STAGED, CutCounter, State
+from cow.numbers import Control, CutNumbers
 from cow.staging import Staging, file_bytes, slot_count
 
 FILES = Files()
@@ -78,7 +78,7 @@ def test_a_cleared_map_is_a_hole_again(bitmap: Bitmap) -> None:
 
 def test_a_map_of_another_size_is_refused(tmp_path: Path) -> None:
     MappedFile(tmp_path / "short", 4, FILES, writable=True, create=True).close()
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(OSError, match="cut short"):
         Bitmap(tmp_path / "short", 100, FILES)
 
 
@@ -113,22 +113,22 @@ def test_filled_runs_show_all_that_is_there(index: Index) -> None:
     assert found == {4000: 8, 4001: 8}
 
 
-def test_control_numbers_are_shared_and_kept(tmp_path: Path) -> None:
-    control = Control(tmp_path / "control", FILES, writable=True, create=True)
-    reader = Control(tmp_path / "control", FILES)
-    control[Counter.STATE] = State.ACTIVE
-    control[Counter.STORED_BYTES] = (1 << 64) - 1
+def test_numbers_are_shared_and_kept(tmp_path: Path) -> None:
+    numbers = CutNumbers(tmp_path / "numbers", FILES, writable=True, create=True)
+    reader = CutNumbers(tmp_path / "numbers", FILES)
+    numbers[CutCounter.STATE] = State.ACTIVE
+    numbers[CutCounter.STORED_BYTES] = (1 << 64) - 1
     assert reader.state is State.ACTIVE
-    assert reader.numbers()["stored_bytes"] == (1 << 64) - 1
-    control.close()
+    assert reader.by_name()["stored_bytes"] == (1 << 64) - 1
+    numbers.close()
     reader.close()
 
 
 def test_a_state_that_never_was_stored_is_damage(tmp_path: Path) -> None:
-    control = Control(tmp_path / "control", FILES, writable=True, create=True)
-    control[Counter.STATE] = 77
-    assert control.state is State.DAMAGED
-    control.close()
+    numbers = CutNumbers(tmp_path / "numbers", FILES, writable=True, create=True)
+    numbers[CutCounter.STATE] = 77
+    assert numbers.state is State.DAMAGED
+    numbers.close()
 
 
 def test_a_page_without_magic_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,51 @@
+"""One cut after the other: no process holds anything of those that have ended."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from cut_rig import MIB, CutGround, cut
+from mounted import Mounted, wait_until
+
+CUTS = 12
+OLD = os.urandom(8 * MIB)
+
+
+def held(view: Mounted, name: str) -> tuple[int, int]:
+    """How many descriptors a process has open, and how many files of the store it has mapped."""
+    pid = view.processes[name].pid
+    maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return len(os.listdir(f"/proc/{pid}/fd")), sum(str(view.store) in line for line in maps)
+
+
+def use(view: Mounted) -> None:
+    """Everything that opens files of a cut: preserve, compact, read from ring, segments and image."""
+    with view.live_file.open("r+b", buffering=0) as file:
+        file.write(os.urandom(3 * MIB))
+        os.fsync(file.fileno())
+    with view.snap_file.open("rb", buffering=0) as file:
+        while file.read(MIB):
+            pass
+
+
+def store_bytes(view: Mounted) -> int:
+    return sum(path.lstat().st_blocks * 512 for path in view.store.rglob("*"))
+
+
+@pytest.mark.parametrize("name", ["supervisor", "live", "snapshot", "compactor"])
+def test_nothing_is_held_of_cuts_that_have_ended(ground: CutGround, name: str) -> None:
+    view = ground.mounted(ground.image(OLD), "--protect", "all")
+    use(view)
+    cut(view.live)
+    use(view)
+    wait_until(lambda: view.status()["buffer"]["staged_bytes"] == 0, what="the compactor's rest")
+    first, first_bytes = held(view, name), store_bytes(view)
+    for _ in range(CUTS):
+        cut(view.live)
+        use(view)
+    wait_until(lambda: view.status()["buffer"]["staged_bytes"] == 0, what="the compactor's rest")
+    wait_until(lambda: len(list(view.store.glob("cut-*"))) == 1, what="the end of the cuts before")
+    wait_until(lambda: held(view, name) <= first, what="what was held after the first cut")
+    assert store_bytes(view) <= first_bytes + MIB

@@ -1,0 +1,198 @@
+"""A cut of its own: nothing of the one before reaches the new one, and nothing of the new one harms who is late."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from engine_rig import Rig, pattern
+
+from cow.cutting import discard_cut, next_header, prepare_cut
+from cow.errors import SnapshotEnded
+from cow.layout import Counter, CutCounter, Durability, State
+from cow.segments import segment_numbers
+from cow.store import Cut
+
+BLOCK_BYTES = 4096
+OLD = pattern(256 * BLOCK_BYTES)
+NEW = pattern(64 * BLOCK_BYTES, 2)
+MakeRig = Callable[..., Rig]
+
+
+class Interrupted:
+    """Runs that are gone through twice; ``change`` happens between the first and the second of the second time."""
+
+    def __init__(self, runs: list[tuple[int, int]], change: Callable[[], None]) -> None:
+        self._runs, self._change, self._times = runs, change, 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        self._times += 1
+        for number, run in enumerate(self._runs):
+            if self._times == 2 and number == 1:
+                self._change()
+            yield run
+
+
+def new_cut(rig: Rig) -> Cut:
+    """The next cut, taken; whoever works on the one before goes on. The one before, to be let go."""
+    assert rig.store is not None
+    cut = prepare_cut(rig.store)
+    before = rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+    rig.cut, rig.numbers = cut, cut.numbers
+    rig.reader = rig.new_reader()
+    return before
+
+
+def test_a_cut_that_fails_leaves_the_present_one_as_it_was(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    assert rig.store is not None
+    for _ in range(2):
+        cut = prepare_cut(rig.store)
+        with monkeypatch.context() as patched:
+            patched.setattr(rig.files, "write_whole", failing(errno.ENOSPC, times=1))
+            with pytest.raises(OSError, match="No space"):
+                rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+        discard_cut(cut)
+        assert not cut.path.exists()
+    rig.write(0, NEW)
+    assert rig.snapshot() == OLD
+    assert rig.live() == NEW + OLD[len(NEW) :]
+
+
+def failing(code: int, times: int) -> Callable[..., None]:
+    left = [times]
+
+    def fail(*words: object, **more: object) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def test_a_map_that_is_taken_over_at_a_cut_stays_with_its_own(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    ended = rig.cut
+    left: list[Cut] = []
+    with pytest.raises(SnapshotEnded):
+        rig.engine.settle_free(Interrupted([(10, 12), (20, 22)], lambda: left.append(new_cut(rig))), ended)
+    assert not rig.cut.free.any_set(0, 256)
+    assert not rig.cut.settled.any_set(0, 256)
+    assert rig.snapshot() == OLD
+    rig.compactor.step()
+    assert ended.path.exists()
+    left.pop().let_go()
+    assert not ended.path.exists()
+
+
+def test_a_record_at_the_border_of_two_pieces_is_given_back_once(make_rig: MakeRig) -> None:
+    small = 512
+    rig = make_rig(bytes(65_600 * small), block_bytes=small)
+    rig.open()
+    rig.write(65_530 * small, pattern(12 * small, 3))
+    rig.compactor.drain()
+    rig.write(65_590 * small, pattern(small, 4))
+    rig.compactor.drain()
+    rig.control[Counter.COMPACTOR_IDLE] = 1
+    rig.engine.release(0, 65_590)
+    rig.engine.release(65_590, 65_600)
+    assert rig.numbers[CutCounter.RETURNED_BYTES] == rig.numbers[CutCounter.STORED_BYTES]
+
+
+def test_what_is_looked_at_again_may_end_meanwhile(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    rig.write(0, NEW)
+    rig.engine.release(0, 64)
+    rig.compactor.drain()
+    rig.control[Counter.COMPACTOR_IDLE] = 1
+    left: list[Cut] = []
+    give_back = rig.engine._relief._give_back.give_back
+
+    def cut_first(first: int, end: int) -> int:
+        left.append(new_cut(rig))
+        left[0].let_go()
+        return give_back(first, end)
+
+    monkeypatch.setattr(rig.engine._relief._give_back, "give_back", cut_first)
+    rig.engine.rest()
+    assert left
+    assert rig.snapshot() == NEW + OLD[len(NEW) :]
+
+
+def test_a_new_cut_begins_with_numbers_of_its_own(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    rig.write(0, NEW)
+    rig.compactor.drain()
+    rig.numbers[CutCounter.STORE_ERRNO] = errno.EIO
+    rig.engine.room.set_limit(rig.numbers[CutCounter.STORED_BYTES])
+    rig.make_cut()
+    rig.engine.write(0, OLD[:BLOCK_BYTES])
+    assert rig.numbers.state is State.ACTIVE
+    assert rig.snapshot() == NEW + OLD[len(NEW) :]
+
+
+def test_a_late_compactor_counts_nothing_for_the_new_cut(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    rig.write(0, NEW)
+    rig.compactor.drain()
+    before = new_cut(rig)
+    rig.compactor._records.publish_sums()
+    assert rig.numbers[CutCounter.STORED_BYTES] == 0
+    before.let_go()
+
+
+def test_a_segment_of_nothing_but_released_records_goes_whatever_lies_between_them(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    rig.write(0, NEW[: 8 * BLOCK_BYTES])
+    rig.compactor.drain()
+    # As many records at once as are written past the page cache: each beginning at a page.
+    with rig.cut.segments.joinpath("00000001").open("ab") as segment:
+        segment.truncate(segment.tell() + 3000)
+    rig.compactor._records.begin_segment()
+    rig.write(8 * BLOCK_BYTES, NEW[: 8 * BLOCK_BYTES])
+    rig.compactor.drain()
+    assert segment_numbers(rig.cut.segments) == [1, 2]
+    rig.control[Counter.COMPACTOR_IDLE] = 1
+    rig.engine.release(0, 8)
+    assert segment_numbers(rig.cut.segments) == [2]
+
+
+def test_a_failed_sync_of_a_cut_is_told_to_the_next_who_syncs(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(OLD, durability=Durability.POWER)
+    rig.open()
+    assert rig.store is not None
+    cut = prepare_cut(rig.store)
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.image, "sync", failing(errno.EIO, times=1))
+        with pytest.raises(OSError, match="Input/output"):
+            rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+    discard_cut(cut)
+    with pytest.raises(OSError, match="Input/output"):
+        rig.engine.sync()
+    rig.engine.sync()
+
+
+def test_the_files_of_a_cut_stay_as_long_as_somebody_holds_it(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    ended = rig.cut.hold()
+    rig.make_cut()
+    rig.compactor.step()
+    assert ended.path.exists()
+    assert not ended.settled.any_set(0, 256)
+    ended.let_go()
+    assert not ended.path.exists()
+    with pytest.raises(SnapshotEnded):
+        ended.hold()
