@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -44,6 +43,9 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(stripped)
     if match is None or (match["iec"] and not match["unit"]):
         raise UsageError(_why_no_size(stripped))
+    # Only where a size is given: it is among what takes longest to load.
+    from fractions import Fraction
+
     size_bytes = Fraction(match["number"]) * _UNIT_BYTES[match["unit"].upper()]
     if size_bytes.denominator != 1:
         raise UsageError(f"{stripped!r} is not a whole number of bytes; give one such as 4K, 512M or 1.5G.")

@@ -33,7 +33,7 @@ from snapfs.servers.start import Server, start_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
 from snapfs.system.processes import readable
-from snapfs.system.stores import remove_held
+from snapfs.system.store_files import remove_held
 from snapfs.system.view_mounts import ViewId, mounts_of, unmount_all
 
 _LOG = logging.getLogger(__name__)

@@ -1,32 +1,55 @@
-"""The command line: one module a command for parsing and printing; what is done is in ``snapfs.commands``."""
+"""The command line: one module a command for parsing and printing; what is done is in ``snapfs.commands``.
+
+Rule: what only some commands need is imported by these alone, where they need it. A command that only asks the server
+would else spend most of its time on loading what mounts and draws.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from snapfs import __version__
-from snapfs.cli.backup import backup_command
-from snapfs.cli.check import check_command
-from snapfs.cli.limit import limit_command
-from snapfs.cli.map import map_command
-from snapfs.cli.mount import mount_command
 from snapfs.cli.output import note
-from snapfs.cli.release import release_command
-from snapfs.cli.restore import restore_command
-from snapfs.cli.snapshot import snapshot_command
-from snapfs.cli.status import status_command
-from snapfs.cli.umount import umount_command
-from snapfs.cli.verify import verify_command
 from snapfs.errors import ExitCode, SnapfsError, shortage
 
 _DEBUG_VARIABLE = "SNAPFS_DEBUG"
+# Each is NAME_command in a module of its name.
+_COMMANDS = (
+    "backup",
+    "check",
+    "limit",
+    "map",
+    "mount",
+    "release",
+    "restore",
+    "snapshot",
+    "status",
+    "umount",
+    "verify",
+)
+
+
+class _Commands(click.Group):
+    """Loads a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"snapfs.cli.{cmd_name}"), f"{cmd_name}_command")
+        return command
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, no_args_is_help=False
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=False,
 )
 @click.version_option(__version__, prog_name="snapfs")
 def cli() -> None:
@@ -35,22 +58,6 @@ def cli() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the snapshot, store or backup is overflowed, lost or damaged,
     4 done but for what is named, 130 interrupted, 141 nobody reads the output any more.
     """
-
-
-for _command in (
-    mount_command,
-    umount_command,
-    status_command,
-    limit_command,
-    check_command,
-    snapshot_command,
-    map_command,
-    backup_command,
-    restore_command,
-    verify_command,
-    release_command,
-):
-    cli.add_command(_command)
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
 from snapfs.system.discovery import find_store
 from snapfs.system.file_kinds import open_readable
 from snapfs.system.image_probe import check_image_size
-from snapfs.system.stores import name_of, read_store_file
+from snapfs.system.store_files import read_store_file
+from snapfs.system.stores import name_of
 from snapfs.usedmap.cells import Layers
 from snapfs.usedmap.domain import json_extents
 from snapfs.usedmap.result import ImageMap, Region

@@ -35,7 +35,7 @@ from snapfs.system.image_probe import check_image_unused, check_is_image, open_i
 from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmount
 from snapfs.system.place import check_mount_points, check_store_place
 from snapfs.system.processes import detach_streams
-from snapfs.system.stores import remove_held
+from snapfs.system.store_files import remove_held
 
 _LOG = logging.getLogger(__name__)
 

@@ -21,7 +21,8 @@ from snapfs.options import MountOptions
 from snapfs.system.device_identity import attachment, device_identity
 from snapfs.system.lost_snapshots import is_noted_lost
 from snapfs.system.processes import boot_id
-from snapfs.system.stores import let_go, make_store, remove_held
+from snapfs.system.store_files import make_store, remove_held
+from snapfs.system.stores import let_go
 
 # How long a killed instance may take to let go of its image and store.
 LET_GO_S = 15.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,10 +32,18 @@ def statuses(path: Path | None) -> tuple[list[dict[str, Any]], list[SnapfsError]
     until = time.monotonic() + _PATIENCE_S
     stores, silent = all_stores()
     left_s = max(until - time.monotonic(), _LEAST_S)
-    with ThreadPoolExecutor(_AT_ONCE) as asking:
-        answers = list(asking.map(lambda store: _status_or_error(store, left_s), stores))
+    answers = _ask_all(stores, left_s)
     found = [answer for answer in answers if not isinstance(answer, SnapfsError)]
     return found, silent + [answer for answer in answers if isinstance(answer, SnapfsError)]
+
+
+def _ask_all(stores: Sequence[Path], timeout_s: float) -> list[dict[str, Any] | SnapfsError]:
+    if len(stores) < 2:
+        return [_status_or_error(store, timeout_s) for store in stores]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(_AT_ONCE) as asking:
+        return list(asking.map(lambda store: _status_or_error(store, timeout_s), stores))
 
 
 def _status_or_error(store: Path, timeout_s: float) -> dict[str, Any] | SnapfsError:

@@ -14,18 +14,14 @@ import errno
 import os
 import re
 import stat
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from cow.files import open_plain
-from cow.store import foreign_names, remove_store
 from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
 from snapfs.system.asking import ask
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
 
-_STORE_FILE: Final = re.compile(r"cut-[0-9]+/[a-z]+")
 _HELD: Final = re.compile(r"/proc/self/fd/[0-9]+")
 
 
@@ -40,47 +36,14 @@ def hold_store(path: Path, owner: int | None = None) -> Path:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise _unreachable(path, error) from error
+        raise unreachable(path, error) from error
     held = Path(f"/proc/self/fd/{fd}")
     try:
-        _check_owner(path, os.fstat(fd), owner)
+        check_owner(path, os.fstat(fd), owner)
     except BaseException:
         os.close(fd)
         raise
     return held
-
-
-def make_store(path: Path) -> tuple[Path, bool]:
-    """As ``hold_store``, for who is going to write to it: the directory is made if need be (then True), has to be
-    this user's own, and is private from then on. SnapfsError: it is not; OSError: the disk refuses."""
-    parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        made = _make_directory(path.name, parent_fd)
-        try:
-            fd = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent_fd)
-        except OSError as error:
-            raise _unreachable(path, error) from error
-    finally:
-        os.close(parent_fd)
-    held = Path(f"/proc/self/fd/{fd}")
-    try:
-        if os.fstat(fd).st_uid == os.geteuid() and not foreign_names(held):
-            with suppress(OSError):
-                os.fchmod(fd, 0o700)
-        _check_owner(path, os.fstat(fd), os.geteuid())
-    except BaseException:
-        os.close(fd)
-        raise
-    return held, made
-
-
-def _make_directory(name: str, parent_fd: int) -> bool:
-    try:
-        os.mkdir(name, 0o700, dir_fd=parent_fd)
-    except FileExistsError:
-        return False
-    os.fsync(parent_fd)
-    return True
 
 
 def held_fds(store: Path) -> tuple[int, ...]:
@@ -91,19 +54,6 @@ def held_fds(store: Path) -> tuple[int, ...]:
 def let_go(store: Path) -> None:
     """Close a held store."""
     os.close(int(store.name))
-
-
-def remove_held(store: Path) -> None:
-    """Remove what is ours of a held store; its directory too, when it is then empty and still has its name."""
-    remove_store(store)
-    path = name_of(store)
-    with suppress(OSError):
-        parent_fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if os.path.samestat(os.stat(path.name, dir_fd=parent_fd, follow_symlinks=False), os.stat(store)):
-                os.rmdir(path.name, dir_fd=parent_fd)
-        finally:
-            os.close(parent_fd)
 
 
 def is_held(path: Path) -> bool:
@@ -122,7 +72,9 @@ def owner_of_store(store: Path) -> int:
     return os.stat(store).st_uid
 
 
-def _check_owner(path: Path, info: os.stat_result, owner: int | None) -> None:
+def check_owner(path: Path, info: os.stat_result, owner: int | None) -> None:
+    """SnapfsError unless what ``info`` says of the store at ``path`` lets its user, ``owner`` or as in
+    ``hold_store``, be believed."""
     allowed = {owner} if owner is not None else {os.geteuid(), 0}
     if info.st_uid not in allowed and (owner is not None or os.geteuid() != 0):
         raise PermissionDeniedError(
@@ -137,7 +89,8 @@ def _check_owner(path: Path, info: os.stat_result, owner: int | None) -> None:
         )
 
 
-def _unreachable(path: Path, error: OSError) -> SnapfsError:
+def unreachable(path: Path, error: OSError) -> SnapfsError:
+    """Why the directory of a store cannot be opened."""
     if error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink():
         return PermissionDeniedError(
             f"The store {path} is a symbolic link and is not followed; name the directory itself.", path=path
@@ -147,17 +100,6 @@ def _unreachable(path: Path, error: OSError) -> SnapfsError:
     if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionDeniedError(f"{path} belongs to another user; ask as that user or as root.", path=path)
     return SnapfsError(f"The store {path} cannot be opened: {error.strerror}; check the disk it is on.", path=path)
-
-
-def read_store_file(store: Path, name: str) -> bytes:
-    """What the file ``name`` of a held store holds; SnapfsError when it is no plain file of the store's owner."""
-    if not _STORE_FILE.fullmatch(name):
-        raise SnapfsError(f"The snapfs on {name_of(store)} names {name!r}, which is no file of a store; mount again.")
-    try:
-        with open(open_plain(store / name, os.O_RDONLY), "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise SnapfsError(f"{name_of(store) / name} cannot be read: {error.strerror}; take a new cut.") from error
 
 
 def check_view(point: Path, store: Path) -> None:
