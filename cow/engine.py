@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from cow.cutting import enter_cut
-from cow.errors import EngineClosed
+from cow.errors import EngineClosed, SnapshotEnded
 from cow.faults import missing_pages
 from cow.files import Data
 from cow.header import Header
@@ -360,12 +360,12 @@ class LiveEngine:
     def _discard(self) -> None:
         self._preserver.discard()
 
-    def begin_cut(self, cut: Cut, header: Header) -> Cut:
+    def begin_cut(self, cut: Cut, header: Header, check_wanted: Callable[[], None] = lambda: None) -> Cut:
         """From here on ``cut`` (prepared and empty) is the snapshot. The one before has ended for its readers; the
         caller lets go of it when nobody waits for him.
 
-        Waits for the writes under way; its own work takes the same time whatever the size of the image.
-        OSError: the one before still is the snapshot.
+        Waits for the writes under way; its own work takes the same time whatever the size of the image. After the
+        waiting ``check_wanted`` may raise what it likes: then, as after an OSError, all is as before.
         """
         with self._changed:
             try:
@@ -374,6 +374,7 @@ class LiveEngine:
                     # What the new snapshot shows must not be undone by a power loss.
                     self._syncer.sync_unasked()
                 self._image.check_whole()
+                check_wanted()
                 before = enter_cut(self._store, cut, header)
                 ended, self._cut = self._preserver, cut
                 self._preserver = self._new_preserver()
@@ -391,9 +392,12 @@ class LiveEngine:
         relief = self._relief
         return relief.settle_free(free_runs) if relief.cut is cut else 0
 
-    def release(self, first: int, end: int) -> int:
-        """The imager has these blocks: see ``Relief.release``."""
-        return self._relief.release(first, end)
+    def release(self, first: int, end: int, cut: Cut | None = None) -> int:
+        """The imager has these blocks of ``cut`` (the present one): see ``Relief.release``."""
+        relief = self._relief
+        if cut not in (None, relief.cut):
+            raise SnapshotEnded("a newer cut replaced the one that is released")
+        return relief.release(first, end)
 
     # --- the rest ----------------------------------------------------------------------------------------
 

@@ -24,8 +24,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from snapfs.control import request
+from snapfs.client import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
+from snapfs.protocol import ExpectEnd, NoteServer, StopMap, WriteOut, deadline_in
 from snapfs.servers.instance import COMPACTOR, LIVE, SNAPSHOT, Instance
 from snapfs.servers.restarts import Restarts
 from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL, sentence_of
@@ -41,6 +42,7 @@ _LOG = logging.getLogger(__name__)
 _FLUSH_TIMEOUT_S = 65.0
 _SERVER_TIMEOUT_S = 30.0
 _TELL_TIMEOUT_S = 2.0
+_STOP_MAP_TIMEOUT_S = 30.0
 _MISSING = {
     SNAPSHOT: "the snapshot server died: the snapshot cannot be read until it is started again",
     COMPACTOR: "the compactor died: the side buffer is full sooner until it is started again",
@@ -170,7 +172,7 @@ class Supervisor:
 
     def _note_server(self, name: str, trouble: str | None) -> None:
         with contextlib.suppress(SnapfsError):
-            request(self._instance.store.path, "server", _TELL_TIMEOUT_S, name=name, trouble=trouble)
+            request(self._instance.store.path, NoteServer(name, trouble), _TELL_TIMEOUT_S)
 
     def _forget(self, server: Server) -> None:
         for fd in (server.pipe_fd, server.pidfd):
@@ -229,10 +231,10 @@ class Supervisor:
         self._wake_servers()
         store = self._instance.store.path
         with contextlib.suppress(SnapfsError):
-            request(store, "ending")
+            request(store, ExpectEnd())
         try:
             # Before the views are unmounted: then nobody who still writes is cut off half-way.
-            request(store, "write-out", _FLUSH_TIMEOUT_S)
+            request(store, WriteOut(deadline_s=deadline_in(_FLUSH_TIMEOUT_S)))
         except SnapfsError as error:
             _LOG.error("what was written to the live view may not be in the image: %s", error.sentence)
         self._ending = True
@@ -245,7 +247,7 @@ class Supervisor:
             self._ending = True
             return
         with contextlib.suppress(SnapfsError):
-            request(self._instance.store.path, "stop-map")
+            request(self._instance.store.path, StopMap(deadline_s=deadline_in(_STOP_MAP_TIMEOUT_S)))
         try:
             unmount_unused(self._instance.places.view(other))
         except BusyError as error:
@@ -301,7 +303,7 @@ class Supervisor:
         """Have the live server end what is under way, which may need the room that the compactor makes."""
         if COMPACTOR not in self._servers:
             with contextlib.suppress(SnapfsError):
-                request(self._instance.store.path, "ending", compactor_is_gone=True)
+                request(self._instance.store.path, ExpectEnd(compactor_is_gone=True))
         with contextlib.suppress(ProcessLookupError):
             os.kill(live.pid, STOP_SIGNAL)
         said = b""

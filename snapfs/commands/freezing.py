@@ -19,17 +19,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from snapfs.commands.signals import Signals
 from snapfs.errors import SnapfsError
+from snapfs.protocol import CutTaken, Writer, deadline_in
 from snapfs.system import libc
 from snapfs.system.freeze import freeze, never_frozen, thaw, why_not_frozen
 from snapfs.system.grace_period import GracePeriods
 from snapfs.system.guest_agent import GuestAgent
 from snapfs.system.live_filesystems import LiveFilesystem, Number, find_live_filesystems, open_filesystem
 from snapfs.system.live_parts import Part
-from snapfs.system.live_writers import Writer, WriterSight, look_for_writers, writers_at_cut
+from snapfs.system.live_writers import WriterSight, look_for_writers, writers_at_cut
 from snapfs.system.watchdog import Watchdog, lock_memory, unlock_memory
 
 # Each round leaves less to the next; a freeze writes what is left while its users wait.
@@ -51,7 +52,7 @@ class Frozen:
     """What the window did: the server's answer to ``cut``, and who was frozen around it. ``lost`` are those that
     were frozen, but not for long enough."""
 
-    answer: dict[str, Any]
+    answer: CutTaken
     freeze_ms: float | None
     frozen: list[str]
     frozen_offsets: list[int]
@@ -120,6 +121,8 @@ class Plan:
     not_frozen: list[NotFrozen] = field(default_factory=list)
     sync_fds: list[int] = field(default_factory=list)
     writers_before: WriterSight = field(default_factory=WriterSight)
+    # What the watchdog must not hold open: others wait for their end.
+    unneeded_fds: list[int] = field(default_factory=list)
 
     def sync(self) -> None:
         """Write back what the filesystems and the live view hold."""
@@ -151,10 +154,10 @@ class Plan:
             if one.device not in self.known and not one.read_only
         ]
 
-    def writers(self, answer: Mapping[str, Any]) -> list[Writer]:
+    def writers(self, answer: CutTaken) -> list[Writer]:
         """Who was writing at the cut that the server gave `answer` to, other than filesystems of the kernel."""
         after = look_for_writers(self.live_fd)
-        return writers_at_cut(self.writers_before, after, answer.get("open_for_writing", 0))
+        return writers_at_cut(self.writers_before, after, answer.open_for_writing)
 
 
 @contextmanager
@@ -165,7 +168,7 @@ def planned(
     with ExitStack() as stack:
         live_fd = _open_live(live_file)
         stack.callback(os.close, live_fd)
-        plan = Plan(live_file, live_fd)
+        plan = Plan(live_file, live_fd, unneeded_fds=[live_fd])
         if agent is not None:
             # First: what it writes while it freezes may lie on filesystems that are to be frozen here.
             plan.targets.append(_GuestTarget(agent, f"qga:{agent.path}"))
@@ -212,8 +215,8 @@ def _add(plan: Plan, filesystem: LiveFilesystem, reason: str | None, stack: Exit
         plan.not_frozen.append(NotFrozen(name, str(reason), offset, is_nested))
 
 
-def cut_frozen(plan: Plan, cut: Callable[[float], dict[str, Any]], timeout_s: float, signals: Signals) -> Frozen:
-    """Freeze, call ``cut`` with the time left in seconds, thaw.
+def cut_frozen(plan: Plan, cut: Callable[[float], CutTaken], timeout_s: float, signals: Signals) -> Frozen:
+    """Freeze, call ``cut`` with the time of CLOCK_MONOTONIC until which it makes sense, thaw.
 
     SnapfsError, OSError, KeyboardInterrupt: there was no cut (a failure of ``cut`` itself is the caller's to
     judge), and everything is thawed, if need be by the watchdog.
@@ -221,12 +224,12 @@ def cut_frozen(plan: Plan, cut: Callable[[float], dict[str, Any]], timeout_s: fl
     window = _Window(plan, timeout_s, signals)
     if not plan.targets:
         plan.sync()
-        return Frozen(cut(timeout_s), None, [], [], plan.not_frozen)
+        return Frozen(cut(deadline_in(timeout_s)), None, [], [], plan.not_frozen)
     with (
         signals.deferred(),
         _undisturbed(),
         closing(GracePeriods()) as grace_periods,
-        Watchdog([*plan.targets, grace_periods], timeout_s, [plan.live_fd]) as watchdog,
+        Watchdog([*plan.targets, grace_periods], timeout_s, plan.unneeded_fds) as watchdog,
     ):
         plan.sync()
         with _shortened(grace_periods, watchdog, len(plan.targets)):
@@ -265,7 +268,7 @@ class _Window:
         self._refusals: dict[int, OSError] = {}
         self._held: set[int] = set()
 
-    def run(self, watchdog: Watchdog, cut: Callable[[float], dict[str, Any]]) -> Frozen:
+    def run(self, watchdog: Watchdog, cut: Callable[[float], CutTaken]) -> Frozen:
         watchdog.start()
         started = time.monotonic()
         until = started + self._timeout_s
@@ -273,7 +276,7 @@ class _Window:
             self._freeze(watchdog, until)
             self._plan.sync_live()
             self._check(watchdog)
-            answer = cut(max(0.001, until - time.monotonic()))
+            answer = cut(until)
         finally:
             self._thaw(watchdog)
             freeze_ms = (time.monotonic() - started) * 1000
@@ -311,7 +314,7 @@ class _Window:
                     self._held.add(target_no)
                 watchdog.note_thawed(target_no)
 
-    def _result(self, answer: dict[str, Any], freeze_ms: float | None) -> Frozen:
+    def _result(self, answer: CutTaken, freeze_ms: float | None) -> Frozen:
         held = [target for target_no, target in enumerate(self._plan.targets) if target_no in self._held]
         not_held = [
             NotFrozen(target.name, self._why_lost(target_no, target), target.offset, target.is_nested)

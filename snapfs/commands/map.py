@@ -18,14 +18,15 @@ from bitarray.util import ones
 from cow.errors import StoreError
 from cow.files import Files
 from cow.store import open_reader
+from snapfs.client import request
 from snapfs.commands.status import read_status
-from snapfs.control import Message, request
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.place import check_apart, look_at
 from snapfs.destination.result import new_result
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
+from snapfs.protocol import GetMap, GetStatus, MapGiven
 from snapfs.system.discovery import find_store
 from snapfs.system.file_kinds import open_readable
 from snapfs.system.image_probe import check_image_size
@@ -108,8 +109,9 @@ def _scan(path: Path, block_bytes: int, skip_swap: bool) -> ImageMap:
 
 
 def _snapshot_layers(store: Path) -> Layers:
-    read_status(store)  # a server that is stopped is not waited for as long as one with a large map
-    answer = request(store, "map")
+    # First: a server that is stopped is not waited for as long as one with a large map.
+    generation = request(store, GetStatus()).generation
+    answer = request(store, GetMap(generation=generation))
     try:
         reader = open_reader(store, Files())
     except StoreError as error:
@@ -125,18 +127,18 @@ def _snapshot_layers(store: Path) -> Layers:
         reader.close()
 
 
-def _used(store: Path, answer: Message, block_count: int) -> bitarray:
-    if answer["free_file"] is None:
+def _used(store: Path, answer: MapGiven, block_count: int) -> bitarray:
+    if answer.free_file is None:
         return ones(block_count, "little")
     free = bitarray(endian="little")
-    free.frombytes(read_store_file(store, answer["free_file"]))
+    free.frombytes(read_store_file(store, answer.free_file))
     return ~free[:block_count]
 
 
-def _regions(answer: Message, image_bytes: int) -> list[Region]:
-    if answer["regions"]:
-        return [Region.from_facts(region) for region in answer["regions"]]
-    reason = "its map is being computed" if answer["state"] == "computing" else "every block is protected"
+def _regions(answer: MapGiven, image_bytes: int) -> list[Region]:
+    if answer.regions:
+        return [Region.from_facts(region) for region in answer.regions]
+    reason = "its map is being computed" if answer.state == "computing" else "every block is protected"
     return [Region("unknown", 0, image_bytes, reason=reason)]
 
 

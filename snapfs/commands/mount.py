@@ -16,12 +16,13 @@ from cow.image import Image
 from cow.layout import Counter
 from cow.recovery import Opened, Outcome
 from cow.store import LOG_NAME
+from snapfs.client import request as control_request
 from snapfs.commands.opening import LET_GO_S, LOOK_S, opened_store
 from snapfs.commands.signals import Signals
-from snapfs.control import request as control_request
 from snapfs.errors import BusyError, DoneWithProblem, ExitCode, SnapfsError, shortage
 from snapfs.log import configure_log
 from snapfs.options import MountOptions
+from snapfs.protocol import BeginMap
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.report import utc_text
 from snapfs.servers.session import READY, failure_line, sentence_of
@@ -264,4 +265,4 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
 def _await_views(instance: Instance) -> None:
     for view in (LIVE, SNAPSHOT):
         os.stat(instance.view_file(view))
-    control_request(instance.store.path, "begin-map")
+    control_request(instance.store.path, BeginMap())

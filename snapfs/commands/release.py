@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snapfs.commands.status import read_status
-from snapfs.control import request
+from snapfs.client import request
 from snapfs.errors import UsageError
+from snapfs.protocol import GetStatus, Release, deadline_in
 from snapfs.system.discovery import find_store
+
+_RELEASE_TIMEOUT_S = 30.0
 
 
 def release(path: Path, offset: int, length: int | None) -> int:
     """Release the whole blocks in the range, to the end without a `length`; how many bytes were not yet before."""
     store = find_store(path)
-    status = read_status(store)
+    given = request(store, GetStatus())
+    status = given.status
     image_bytes: int = status["image_bytes"]
     if offset >= image_bytes:
         raise UsageError(f"There is nothing at {offset}, the image ends at {image_bytes}; give a range inside it.")
@@ -23,6 +26,12 @@ def release(path: Path, offset: int, length: int | None) -> int:
         raise UsageError(
             f"{length} bytes at {offset} do not lie in the image, which has {image_bytes}; give a range inside it."
         )
-    answer = request(store, "release", id=status["snapshot"]["id"], offset=offset, length=length)
-    released: int = answer["released_blocks"] * status["block_bytes"]
-    return released
+    block_bytes: int = status["block_bytes"]
+    message = Release(
+        generation=given.generation,
+        id=status["snapshot"]["id"],
+        offset=offset,
+        length=length,
+        deadline_s=deadline_in(_RELEASE_TIMEOUT_S),
+    )
+    return request(store, message).released_blocks * block_bytes

@@ -7,33 +7,36 @@
     hooks: thaw
     cut-facts                   the snapshot view shows the new cut; the map of used blocks begins
 
-Whatever fails before the cut cancels it and leaves the snapshot as it was.
+All of it over one connection: as long as it lasts nobody else takes a cut. Whatever fails before the cut closes it,
+which cancels the cut and leaves the snapshot as it was.
 """
 
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cow
 import snapfs
+from snapfs.client import Connection, connected
 from snapfs.commands.freezing import Frozen, NotFrozen, Plan, cut_frozen, planned
 from snapfs.commands.hooks import Hooks, find_hooks
 from snapfs.commands.signals import Signals
 from snapfs.commands.status import read_status
-from snapfs.control import request
 from snapfs.errors import NotMountedError, SnapfsError
+from snapfs.protocol import CutTaken, Facts, NoteFacts, PrepareCut, TakeCut, Unfrozen, Writer, deadline_in
 from snapfs.system.discovery import find_store
 from snapfs.system.guest_agent import connect_agent
-from snapfs.system.live_writers import Writer
 from snapfs.system.mounts import canonical_path
 from snapfs.system.stores import check_answers, name_of, owner_of_store
 from snapfs.system.view_mounts import mounts_of, view_on
 
+# Also for the turn, while somebody else takes a cut.
 _PREPARE_TIMEOUT_S = 60.0
+_FACTS_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +68,21 @@ def snapshot(path: Path, options: SnapshotOptions) -> Taken:
     """Take a new cut of the instance behind ``path``; the previous snapshot ends. SnapfsError: nothing changed."""
     with Signals.handled() as signals:
         store = find_store(path)
-        return _Cutting(store, read_status(store), options, signals).run()
+        status = read_status(store)
+        with connected(store) as server:
+            return _Cutting(store, status, server, options, signals).run()
 
 
 class _Cutting:
-    def __init__(self, store: Path, status: dict[str, Any], options: SnapshotOptions, signals: Signals) -> None:
-        self._store, self._options, self._signals = store, options, signals
+    def __init__(
+        self,
+        store: Path,
+        status: dict[str, Any],
+        server: Connection,
+        options: SnapshotOptions,
+        signals: Signals,
+    ) -> None:
+        self._store, self._server, self._options, self._signals = store, server, options, signals
         self._snap = Path(status["snap"])
         self._live, self._view = Path(status["live"]), view_on(status["live_device"])
         self._live_file = self._live / str(status["view_name"])
@@ -89,21 +101,22 @@ class _Cutting:
                 agent.check_thawed()
             freezes = self._options.freezes
             plan = stack.enter_context(planned(self._live_file, self._kept(), freezes=freezes, agent=agent))
+            plan.unneeded_fds.append(self._server.fileno())
             plan.sync()
-            frozen = self._cut(plan)
+            generation, frozen = self._cut(plan)
             frozen.not_frozen += plan.latecomers()
             frozen.writers = plan.writers(frozen.answer)
-        self._tell_facts(frozen)
+        self._tell_facts(generation, frozen)
         if frozen.lost:
             self._problems.append(
                 f"The snapshot was taken, but {' and '.join(frozen.lost)} had been thawed before it was, so there it "
                 "is as after a power failure; take another one, if need be with a longer --freeze-timeout."
             )
         return Taken(
-            id=frozen.answer["id"],
-            taken_at=frozen.answer["taken_at"],
+            id=frozen.answer.id,
+            taken_at=frozen.answer.taken_at,
             freeze_ms=frozen.freeze_ms,
-            cut_ms=frozen.answer["cut_ms"],
+            cut_ms=frozen.answer.cut_ms,
             frozen=tuple(frozen.frozen),
             not_frozen=tuple(frozen.not_frozen),
             writers=tuple(frozen.writers),
@@ -128,55 +141,49 @@ class _Cutting:
 
     # --- the cut ---------------------------------------------------------------------------------------------
 
-    def _cut(self, plan: Plan) -> Frozen:
-        generation = request(self._store, "prepare-cut", _PREPARE_TIMEOUT_S)["generation"]
+    def _cut(self, plan: Plan) -> tuple[int, Frozen]:
+        generation = self._server.ask(PrepareCut(deadline_s=deadline_in(_PREPARE_TIMEOUT_S))).generation
+
+        def take(until: float) -> CutTaken:
+            return self._server.ask(TakeCut(generation=generation, deadline_s=until))
+
         self._hooks.facts["SNAPFS_MOUNT_POINTS"] = "\n".join(target.name for target in plan.targets)
         try:
             self._hooks.freeze()
-            frozen = cut_frozen(plan, lambda left_s: self._ask_cut(generation, left_s), self._freeze_s, self._signals)
+            frozen = cut_frozen(plan, take, self._options.freeze_timeout_s, self._signals)
         except BaseException:
             self._end_hooks(None)
-            with suppress(SnapfsError):
-                request(self._store, "cancel-cut")
             raise
         self._end_hooks(frozen.answer)
-        return frozen
+        return generation, frozen
 
-    @property
-    def _freeze_s(self) -> float:
-        return self._options.freeze_timeout_s
-
-    def _ask_cut(self, generation: int, left_s: float) -> dict[str, Any]:
-        return request(self._store, "cut", left_s, generation=generation)
-
-    def _end_hooks(self, answer: dict[str, Any] | None) -> None:
+    def _end_hooks(self, answer: CutTaken | None) -> None:
         facts = self._hooks.facts
         facts["SNAPFS_RESULT"] = "failed" if answer is None else "done"
         if answer is not None:
-            facts["SNAPFS_SNAPSHOT_ID"], facts["SNAPFS_TAKEN_AT"] = answer["id"], answer["taken_at"]
+            facts["SNAPFS_SNAPSHOT_ID"], facts["SNAPFS_TAKEN_AT"] = answer.id, answer.taken_at
         with self._signals.deferred():
             self._problems += self._hooks.thaw()
 
-    def _tell_facts(self, frozen: Frozen) -> None:
+    def _tell_facts(self, generation: int, frozen: Frozen) -> None:
         """Only what lies in the image at one place concerns its map: a filesystem in a file of another is data."""
         not_frozen = [
-            {"mount_point": one.mount_point, "reason": one.reason, "offset": one.offset}
-            for one in frozen.not_frozen
-            if not one.is_nested
+            Unfrozen(one.mount_point, one.reason, one.offset) for one in frozen.not_frozen if not one.is_nested
         ]
+        facts = Facts(
+            freeze_ms=frozen.freeze_ms,
+            frozen=tuple(frozen.frozen),
+            frozen_offsets=tuple(frozen.frozen_offsets),
+            not_frozen=tuple(not_frozen),
+            writers=tuple(frozen.writers),
+        )
         with self._signals.deferred():
-            answer = request(
-                self._store,
-                "cut-facts",
-                freeze_ms=frozen.freeze_ms,
-                frozen=frozen.frozen,
-                frozen_offsets=frozen.frozen_offsets,
-                not_frozen=not_frozen,
-                writers=[asdict(writer) for writer in frozen.writers],
+            answer = self._server.ask(
+                NoteFacts(generation=generation, facts=facts, deadline_s=deadline_in(_FACTS_TIMEOUT_S))
             )
-        if not answer["shown"]:
+        if not answer.shown:
             raise SnapfsError(
-                f"A new cut was taken ({frozen.answer['taken_at']}) and the snapshot before it has ended, but "
+                f"A new cut was taken ({frozen.answer.taken_at}) and the snapshot before it has ended, but "
                 f"{self._snap} does not show it, because its server does not answer; look into "
                 f"{name_of(self._store) / 'log'} and at snapfs status.",
                 path=self._snap,

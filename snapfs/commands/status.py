@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from snapfs.control import request
+from snapfs.client import request
 from snapfs.errors import SnapfsError
+from snapfs.protocol import GetStatus
 from snapfs.system.discovery import all_stores, find_store
 
 # What an instance that is stopped, or is none at all, costs whoever asks for the status.
@@ -20,8 +21,7 @@ _AT_ONCE: Final = 16
 
 def read_status(store: Path, timeout_s: float | None = None) -> dict[str, Any]:
     """The status object of the instance in ``store``."""
-    status: dict[str, Any] = request(store, "status", timeout_s)["status"]
-    return status
+    return request(store, GetStatus(), timeout_s).status
 
 
 def statuses(path: Path | None) -> tuple[list[dict[str, Any]], list[SnapfsError]]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cow.store import LOCK_NAME
+from snapfs.client import request
 from snapfs.commands.as_owner import as_owner
 from snapfs.commands.status import read_status
-from snapfs.control import request
 from snapfs.errors import BusyError, DoneWithProblem, NotMountedError, SnapfsError, StoreGoneError
+from snapfs.protocol import BeginMap, ExpectEnd, StopMap, deadline_in
 from snapfs.system.asking import become
 from snapfs.system.discovery import DISK_ERRORS, find_instance, find_store, store_gone
 from snapfs.system.holders import check_unused, unmount_unused
@@ -27,6 +28,7 @@ from snapfs.system.stores import name_of
 from snapfs.system.view_mounts import ViewId, is_mounted, mounts_of, view_on
 
 _END_S = 600.0
+_STOP_MAP_TIMEOUT_S = 30.0
 _PATIENCE_S = 3.0
 _LOOK_S = 0.02
 _NOT_THERE = (errno.ENOENT, errno.ENOTCONN)
@@ -104,13 +106,13 @@ def _without_views(mount: Mount, store: Path, *, force: bool) -> tuple[dict[str,
         )
     if not force:
         _check_has_name(status)
-    request(store, "stop-map")
+    request(store, StopMap(deadline_s=deadline_in(_STOP_MAP_TIMEOUT_S)))
     try:
         for view in (snap, live):
             check_unused(view)
     except BusyError:
         with contextlib.suppress(SnapfsError):
-            request(store, "begin-map")
+            request(store, BeginMap())
         raise
     lost = _write_out(store, live)
     for view in (snap, live):
@@ -163,7 +165,7 @@ def _write_out(store: Path, live: ViewId | None) -> str:
         if not readable([pidfd], _PATIENCE_S):
             # Writes may be waiting for room that never comes; now the snapshot gives way.
             with contextlib.suppress(SnapfsError):
-                request(store, "ending")
+                request(store, ExpectEnd())
             if not readable([pidfd], _END_S):
                 os.kill(pid, signal.SIGKILL)
                 return "it could not be written in time"

@@ -72,7 +72,8 @@ class _Shown:
 
 
 class SnapshotView(View):
-    """FUSE operations over SnapshotReaders; ``on_damage`` is told, with a sentence, of what cannot be read."""
+    """FUSE operations over SnapshotReaders; ``on_damage`` is told of what cannot be read: the generation of the
+    cut, and a sentence."""
 
     refusal = errno.EROFS
 
@@ -83,7 +84,7 @@ class SnapshotView(View):
         permissions: Permissions,
         name: bytes,
         store_name: Callable[[], bytes],
-        on_damage: Callable[[str], None],
+        on_damage: Callable[[int, str], None],
     ) -> None:
         super().__init__(name, store_name, permissions, store.header.image_bytes, store.header.block_bytes)
         self._image, self._on_damage = image, on_damage
@@ -178,7 +179,7 @@ class SnapshotView(View):
             return cast(bytes, view)
         except Exception as error:
             if isinstance(error, Damaged):
-                self._on_damage(str(error))
+                self._on_damage(shown.store.header.generation, str(error))
             raise fuse_error(error) from error
 
     async def _read(self, shown: _Shown, offset: int, length: int) -> memoryview:

@@ -13,13 +13,14 @@ from typing import Any, Final
 from bitarray import bitarray
 from bitarray.util import ones
 
-from snapfs.control import request
+from snapfs.client import request
 from snapfs.destination.access import Access
 from snapfs.errors import NotMountedError, SnapfsError, SnapshotLostError
 from snapfs.imager.extents import Extent, clear_free, plan, used_bytes
 from snapfs.imager.medium import PAGE_BYTES, read_whole
 from snapfs.imager.sparse import hole_cells
 from snapfs.imager.unread import UnreadableError
+from snapfs.protocol import GetMap, GetStatus, MapGiven, Release, deadline_in
 from snapfs.system.store_files import read_store_file
 from snapfs.system.stores import check_answers, check_view, owner_of_store
 
@@ -41,7 +42,8 @@ class SnapshotSource:
     def __init__(self, store: Path, *, takes_damaged: bool = False) -> None:
         self._store = store
         self._lost_states = _LOST_STATES - {"damaged"} if takes_damaged else _LOST_STATES
-        status = request(store, "status")["status"]
+        given = request(store, GetStatus())
+        status, self._generation = given.status, given.generation
         self._snapshot = status["snapshot"]
         self._image, self._pid = Path(status["image"]), int(status["pid"])
         self.path = Path(status["snap"]) / str(status["view_name"])
@@ -52,18 +54,23 @@ class SnapshotSource:
         self.used_bytes = used_bytes(self._used, self.block_bytes, self.size_bytes)
         names = ("id", "taken_at", "freeze_ms")
         cut = {name: self._snapshot[name] for name in names if name in self._snapshot}
-        self.facts = {"image": status["image"], "cut": cut, "regions": image_map.get("regions", [])}
+        self.facts = {"image": status["image"], "cut": cut, "regions": list(image_map.regions)}
         check_view(self.path.parent, store)
         check_answers(self.path)
         self._fd = _open_view(self.path)
         self.access = Access.of(self._fd).and_of(self._image)
 
-    def _await_map(self) -> dict[str, Any]:
+    def _await_map(self) -> MapGiven:
         """The answer about the map, once it is known; it is computed within seconds of a cut."""
         until = time.monotonic() + _MAP_TIMEOUT_S
         while True:
-            answer = request(self._store, "map")
-            if answer["state"] != "computing":
+            try:
+                answer = request(self._store, GetMap(generation=self._generation))
+            except SnapfsError:
+                # Says more when that is why.
+                self.check()
+                raise
+            if answer.state != "computing":
                 return answer
             if time.monotonic() > until:
                 raise SnapfsError(f"The map of {self.path} does not come to an end; see the log of its store.")
@@ -108,11 +115,18 @@ class SnapshotSource:
         return unit_bytes
 
     def release(self, offset: int, length: int) -> None:
-        request(self._store, "release", _RELEASE_TIMEOUT_S, id=self._snapshot["id"], offset=offset, length=length)
+        message = Release(
+            generation=self._generation,
+            id=self._snapshot["id"],
+            offset=offset,
+            length=length,
+            deadline_s=deadline_in(_RELEASE_TIMEOUT_S),
+        )
+        request(self._store, message)
 
     def check(self) -> None:
         try:
-            snapshot = request(self._store, "status", _PATIENCE_S)["status"]["snapshot"]
+            snapshot = request(self._store, GetStatus(), _PATIENCE_S).status["snapshot"]
         except NotMountedError as error:
             raise self._killed() from error
         if snapshot["id"] != self._snapshot["id"]:
@@ -121,7 +135,7 @@ class SnapshotSource:
 
     def buffer_bytes(self) -> int | None:
         try:
-            stored: int = request(self._store, "status", _PATIENCE_S)["status"]["buffer"]["stored_bytes"]
+            stored: int = request(self._store, GetStatus(), _PATIENCE_S).status["buffer"]["stored_bytes"]
         except SnapfsError:
             return None
         return stored
@@ -198,13 +212,13 @@ def _open_view(path: Path) -> int:
         raise SnapfsError(f"{path} cannot be opened: {error.strerror}; ask as the user who mounted it.") from error
 
 
-def _read_used(store: Path, image_map: dict[str, Any], block_count: int) -> bitarray:
-    if image_map["state"] != "ready":
+def _read_used(store: Path, image_map: MapGiven, block_count: int) -> bitarray:
+    if image_map.free_file is None:
         return ones(block_count, "little")
     used = bitarray(endian="little")
-    used.frombytes(read_store_file(store, image_map["free_file"]))
+    used.frombytes(read_store_file(store, image_map.free_file))
     if len(used) < block_count:
-        raise SnapfsError(f"The map {image_map['free_file']} is too short; take a new cut.")
+        raise SnapfsError(f"The map {image_map.free_file} is too short; take a new cut.")
     del used[block_count:]
     used.invert()
     return used

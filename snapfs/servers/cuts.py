@@ -3,9 +3,12 @@
 A cut is asked for in steps, so that the caller can freeze filesystems around the one that must be short:
 
     prepare-cut    makes the new cut's files, outside any freeze
-    cut            the step itself; ``cancel-cut`` instead drops what was prepared
+    cut            the step itself, unless the client has given up: its deadline is over, or it is gone
     cut-facts      after the thaw: what was frozen. Returns when the snapshot view shows the new cut, or why it
                    does not; then the map is computed behind the caller's back
+
+All three come over one connection, and nobody else's come in between (see `turns`). Closing it is the end of that,
+and drops a cut that was prepared and not taken.
 """
 
 from __future__ import annotations
@@ -29,19 +32,30 @@ from bitarray import bitarray
 from cow.cutting import discard_cut, next_header, prepare_cut
 from cow.engine import LiveEngine
 from cow.errors import SnapshotEnded
-from cow.header import flush_header
+from cow.header import Header, flush_header
 from cow.layout import Counter, CutCounter, Protect
 from cow.store import Cut
-from snapfs.control import Message
 from snapfs.errors import SnapfsError
+from snapfs.protocol import (
+    NOTHING_FROZEN,
+    CutPrepared,
+    CutTaken,
+    Facts,
+    FactsNoted,
+    MapGiven,
+    NoteFacts,
+    PrepareCut,
+    TakeCut,
+)
+from snapfs.servers.control import Client
 from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.notes import FREE_NAME, read_facts, read_regions, write_facts
 from snapfs.servers.report import utc_text
+from snapfs.servers.turns import Turns
 from snapfs.system.stores import held_fds
 from snapfs.system.view_mounts import is_mounted
 
 _LOG = logging.getLogger(__name__)
-_FACTS = ("freeze_ms", "frozen", "not_frozen", "frozen_offsets", "writers")
 _SHOW_TIMEOUT_S = 5.0
 _LOOK_S = 0.002
 _PIECE_BYTES = 1 << 20
@@ -59,11 +73,11 @@ class Cuts:
         self._prepared: Cut | None = None
         # The one before the present, until nobody is frozen any more: to remove it takes time.
         self._before: Cut | None = None
-        self._steps = trio.Lock()
+        self._turns = Turns()
         self._mapping: trio.CancelScope | None = None
         self._map_done = trio.Event()
         self._map_done.set()
-        self.facts: dict[str, Any] = {}
+        self._facts = NOTHING_FROZEN
         self.map_state = "none"
 
     @property
@@ -81,23 +95,29 @@ class Cuts:
         """Wait while the map is being computed: what is released meanwhile could not be read for it."""
         await self._map_done.wait()
 
+    def map(self) -> MapGiven:
+        """What is known of the present cut's map."""
+        free = self._instance.store.cut.free.file.path
+        free_file = f"{free.parent.name}/{free.name}" if self.map_state == "ready" else None
+        return MapGiven(self.map_state, free_file, tuple(self.regions))
+
     def report(self) -> dict[str, Any]:
         """What status shows of the present cut."""
-        return {"freeze_ms": self.facts.get("freeze_ms"), "map": self.map_state, "regions": self.regions}
+        return {"freeze_ms": self._facts.freeze_ms, "map": self.map_state, "regions": self.regions}
 
     # --- the steps of a cut ----------------------------------------------------------------------------------
 
-    async def prepare(self, message: Message) -> Message:
-        async with self._steps:
-            self._check_image()
-            self._check_store()
-            await self._drop_prepared()
-            await self._let_go_before()
-            try:
-                self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
-            except OSError as error:
-                raise self._refusal(error) from error
-            return {"generation": self._prepared.generation}
+    async def prepare(self, request: PrepareCut, client: Client) -> CutPrepared:
+        await self._turns.take(client, request.left_s)
+        self._check_image()
+        self._check_store()
+        await self._drop_prepared()
+        await self._let_go_before()
+        try:
+            self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
+        except OSError as error:
+            raise self._refusal(error) from error
+        return CutPrepared(self._prepared.generation)
 
     def _check_image(self) -> None:
         try:
@@ -123,54 +143,65 @@ class Cuts:
                 "unmount the image and mount it again."
             )
 
-    async def cut(self, message: Message) -> Message:
-        async with self._steps:
-            cut, store = self._prepared, self._instance.store
-            if cut is None or cut.generation != message["generation"]:
-                raise SnapfsError("Another cut came in between; try again.")
-            started_ns = time.monotonic_ns()
-            mode, uid, gid = self._instance.permissions.now
-            header = replace(
-                next_header(store, self._instance.image, cut), image_mode=mode, image_uid=uid, image_gid=gid
-            )
-            try:
-                self._before = await trio.to_thread.run_sync(self._engine.begin_cut, cut, header)
-            except OSError as error:
-                raise self._refusal(error) from error
-            self._prepared = None
-            self.cancel_mapping()
-            cut_ms = (time.monotonic_ns() - started_ns) / 1e6
-            open_for_writing = self._count_writers()
-            self._instance.new_cut.ring()
-            self.facts, self.map_state = {}, "none"
-            return {
-                "cut_ms": cut_ms,
-                "open_for_writing": open_for_writing,
-                "id": str(uuid.UUID(bytes=header.snapshot_id)),
-                "taken_at": utc_text(header.taken_at_ns),
-            }
+    async def cut(self, request: TakeCut, client: Client) -> CutTaken:
+        cut = self._prepared
+        if not self._turns.is_of(client) or cut is None or cut.generation != request.generation:
+            raise SnapfsError("Nothing is prepared for this cut; try again.")
+        started_ns = time.monotonic_ns()
+        header = self._next_header(cut)
 
-    async def cancel(self, message: Message) -> Message:
-        async with self._steps:
+        def check_wanted() -> None:
+            request.check_time()
+            client.check_waits()
+
+        try:
+            self._before = await trio.to_thread.run_sync(self._engine.begin_cut, cut, header, check_wanted)
+        except OSError as error:
+            raise self._refusal(error) from error
+        self._prepared = None
+        self.cancel_mapping()
+        cut_ms = (time.monotonic_ns() - started_ns) / 1e6
+        open_for_writing = self._count_writers()
+        self._instance.new_cut.ring()
+        self._facts, self.map_state = NOTHING_FROZEN, "none"
+        return CutTaken(
+            id=str(uuid.UUID(bytes=header.snapshot_id)),
+            taken_at=utc_text(header.taken_at_ns),
+            cut_ms=cut_ms,
+            open_for_writing=open_for_writing,
+        )
+
+    def _next_header(self, cut: Cut) -> Header:
+        mode, uid, gid = self._instance.permissions.now
+        header = next_header(self._instance.store, self._instance.image, cut)
+        return replace(header, image_mode=mode, image_uid=uid, image_gid=gid)
+
+    async def note_facts(self, request: NoteFacts, client: Client) -> FactsNoted:
+        if not self._turns.is_of(client):
+            raise SnapfsError("Only whoever took the cut knows what was frozen for it; take another one.")
+        shown = await self._until_shown(request.generation)
+        await self._let_go_before()
+        self._facts = request.facts
+        store = self._instance.store
+        try:
+            # The cut itself had no time for it.
+            await trio.to_thread.run_sync(flush_header, store.path, store.files)
+            await trio.to_thread.run_sync(write_facts, self._path, request.facts, store.files)
+        except OSError as error:
+            _LOG.warning("what was frozen is known only until the end: %s", error.strerror)
+        if shown:
+            self.start_mapping()
+        return FactsNoted(shown)
+
+    async def on_left(self, client: Client) -> None:
+        """The client has closed its connection."""
+        if not self._turns.is_of(client):
+            return
+        try:
             await self._drop_prepared()
-            return {}
-
-    async def note_facts(self, message: Message) -> Message:
-        async with self._steps:
-            generation = self._instance.store.cut.generation
-            shown = await self._until_shown(generation)
             await self._let_go_before()
-            self.facts = {key: message.get(key) for key in _FACTS}
-            store = self._instance.store
-            try:
-                # The cut itself had no time for it.
-                await trio.to_thread.run_sync(flush_header, store.path, store.files)
-                await trio.to_thread.run_sync(write_facts, self._path, self.facts, store.files)
-            except OSError as error:
-                _LOG.warning("what was frozen is known only until the end: %s", error.strerror)
-            if shown:
-                self.start_mapping()
-            return {"shown": shown}
+        finally:
+            self._turns.give_back(client)
 
     async def _until_shown(self, generation: int) -> bool:
         """Whether the snapshot view shows the cut in time. One whose server is dead shows it when that is back."""
@@ -198,8 +229,8 @@ class Cuts:
         if store.header.protect is not Protect.USED or self.map_state in ("ready", "computing"):
             return
         # Nothing can have been mounted from a view that did not exist.
-        facts = {} if store.header.generation == 1 else read_facts(self._path)
-        self.facts = facts or {}
+        facts: Facts | None = NOTHING_FROZEN if store.header.generation == 1 else read_facts(self._path)
+        self._facts = facts or NOTHING_FROZEN
         if store.cut.numbers[CutCounter.FREE_BLOCKS] and read_regions(self._path) is not None:
             self.map_state = "ready"
         elif facts is not None:
@@ -264,13 +295,13 @@ class Cuts:
             command += ["--sector-bytes", str(instance.sector_bytes)]
         if instance.options.skip_swap:
             command.append("--skip-swap")
-        for offset in self.facts.get("frozen_offsets") or []:
+        for offset in self._facts.frozen_offsets:
             command += ["--frozen", str(offset)]
-        for entry in self.facts.get("not_frozen") or []:
+        for entry in self._facts.not_frozen:
             # No known place: no region begins there, so everything counts as used.
-            command += ["--not-frozen", str(-1 if entry.get("offset") is None else entry["offset"])]
-        for writer in self.facts.get("writers") or []:
-            command.append("--written=" + json.dumps([writer.get(key) for key in ("offset", "length", "name")]))
+            command += ["--not-frozen", str(-1 if entry.offset is None else entry.offset)]
+        for writer in self._facts.writers:
+            command.append("--written=" + json.dumps([writer.offset, writer.length, writer.name]))
         done = await trio.run_process(
             command,
             stdin=None,

@@ -6,6 +6,7 @@ import logging
 import os
 import uuid
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pyfuse3
 import trio
@@ -14,9 +15,30 @@ from cow.engine import LiveEngine
 from cow.errors import SnapshotEnded
 from cow.layout import Counter
 from cow.overflow import Event, EventKind, OverflowPolicy
-from snapfs.control import Message, listen, serve
 from snapfs.errors import SnapfsError
 from snapfs.fuse.live_view import LiveView
+from snapfs.protocol import (
+    BeginMap,
+    Done,
+    ExpectEnd,
+    GetMap,
+    GetStatus,
+    NoteFacts,
+    NoteServer,
+    OfCut,
+    PrepareCut,
+    Release,
+    Released,
+    Request,
+    SetLimit,
+    StatusGiven,
+    StopMap,
+    TakeCut,
+    TellDamage,
+    Timed,
+    WriteOut,
+)
+from snapfs.servers.control import Client, listen, serve
 from snapfs.servers.cuts import Cuts
 from snapfs.servers.image_watch import ImageWatch
 from snapfs.servers.instance import COMPACTOR, LIVE, Instance
@@ -97,7 +119,7 @@ class LiveServer:
         async with trio.open_nursery() as ending:
             async with trio.open_nursery() as serving:
                 self._cuts = Cuts(instance, self.engine, serving, self._count_writers)
-                serving.start_soon(serve, listen(instance.store.path), self._answer)
+                serving.start_soon(serve, listen(instance.store.path), self._answer, self._cuts.on_left)
                 serving.start_soon(self._watch_room)
                 serving.start_soon(self._watch_writing)
                 serving.start_soon(self._serve_view)
@@ -238,31 +260,54 @@ class LiveServer:
 
     # --- control ---------------------------------------------------------------------------------------------
 
-    async def _answer(self, message: Message) -> Message:
-        answer = {
-            "status": self._status,
-            "limit": self._set_limit,
-            "ending": self._expect_end,
-            "write-out": self._write_out,
-            "server": self._note_server,
-            "damage": self._hear_damage,
-            "release": self._release,
-            "begin-map": self._begin_map,
-            "stop-map": self._stop_map,
-            "map": self._map,
-            "prepare-cut": self._cuts.prepare,
-            "cut": self._cuts.cut,
-            "cancel-cut": self._cuts.cancel,
-            "cut-facts": self._cuts.note_facts,
-        }.get(message["op"])
-        if answer is None:
-            raise ValueError(f"there is no operation {message['op']!r}")
-        return await answer(message)
+    async def _answer(self, request: Request[Any], client: Client) -> Any:
+        if isinstance(request, Timed):
+            request.check_time()
+        if isinstance(request, OfCut):
+            request.check_present(self._generation)
+        match request:
+            case GetStatus():
+                return self._status()
+            case GetMap():
+                return self._cuts.map()
+            case PrepareCut():
+                return await self._cuts.prepare(request, client)
+            case TakeCut():
+                return await self._cuts.cut(request, client)
+            case NoteFacts():
+                return await self._cuts.note_facts(request, client)
+            case Release():
+                return await self._release(request)
+            case _:
+                await self._do(request)
+                return Done()
 
-    async def _status(self, message: Message) -> Message:
+    async def _do(self, request: Request[Any]) -> None:
+        """What has no answer of its own."""
+        match request:
+            case SetLimit():
+                self.engine.room.set_limit(request.bytes)
+            case ExpectEnd():
+                self.engine.room.stop_waiting(compactor_is_gone=request.compactor_is_gone)
+            case WriteOut():
+                # Returns when it is, or is not in time.
+                await write_out(self._instance, _WRITE_OUT_S)
+            case NoteServer():
+                self._note_server(request)
+            case TellDamage():
+                self._note_damage(request.what)
+            case BeginMap():
+                self._cuts.resume()
+            case StopMap():
+                await self._cuts.stop_mapping()
+            case _:
+                raise ValueError(f"{request.op} is not answered")
+
+    def _status(self) -> StatusGiven:
         image_state = self._image_watch.look()
         self.engine.look_at_store()
-        return {"status": status_of(self._instance, self.engine, image_state, self._cuts.report(), self._error())}
+        status = status_of(self._instance, self.engine, image_state, self._cuts.report(), self._error())
+        return StatusGiven(status, self._generation)
 
     def _error(self) -> str | None:
         """What is wrong now: also what the log, which may be on the very disk that is full, cannot tell."""
@@ -270,71 +315,45 @@ class LiveServer:
         waiting = self._why_waiting if is_waiting else None
         return "; ".join(filter(None, (self._present_error, waiting, *self._missing.values()))) or None
 
-    async def _set_limit(self, message: Message) -> Message:
-        self.engine.room.set_limit(int(message["bytes"]))
-        return {}
-
-    async def _expect_end(self, message: Message) -> Message:
-        self.engine.room.stop_waiting(compactor_is_gone=bool(message.get("compactor_is_gone")))
-        return {}
-
-    async def _write_out(self, message: Message) -> Message:
-        """Everything written to the view up to now goes into the image; returns when it has, or has not in time."""
-        await write_out(self._instance, _WRITE_OUT_S)
-        return {}
-
-    async def _note_server(self, message: Message) -> Message:
-        """The supervisor: another server is missing, and ``trouble`` says what that means; null: it is back."""
-        name, trouble = str(message["name"]), message.get("trouble")
-        if trouble is None:
-            self._missing.pop(name, None)
+    def _note_server(self, request: NoteServer) -> None:
+        if request.trouble is None:
+            self._missing.pop(request.name, None)
         else:
-            self._missing[name] = str(trouble)
-        if name == COMPACTOR:
-            self.engine.room.note_compactor(is_missing=trouble is not None)
-        elif trouble is None:
+            self._missing[request.name] = request.trouble
+        if request.name == COMPACTOR:
+            self.engine.room.note_compactor(is_missing=request.trouble is not None)
+        elif request.trouble is None:
             # What was lost with the server that died, too, is computed now.
             self._cuts.resume()
-        return {}
 
-    async def _release(self, message: Message) -> Message:
-        """Whole blocks of the range only; ``id`` makes sure that the caller means this snapshot."""
-        snapshot_id = str(uuid.UUID(bytes=self._instance.store.header.snapshot_id))
-        if message["id"] != snapshot_id:
-            raise SnapfsError(f"The snapshot {message['id']} has ended; nothing was released.")
-        first, end = self.engine.geometry.inner_span(int(message["offset"]), int(message["length"]))
+    async def _release(self, request: Release) -> Released:
+        """Whole blocks of the range only."""
+        self._check_released(request)
+        first, end = self.engine.geometry.inner_span(request.offset, request.length)
         if first >= end:
-            return {"released_blocks": 0}
+            return Released(0)
         await self._cuts.until_mapped()
         async with self._releasing:
+            # It may have waited for long.
+            self._check_released(request)
+            request.check_time()
             try:
-                count = await trio.to_thread.run_sync(self.engine.release, first, end)
+                count = await trio.to_thread.run_sync(self.engine.release, first, end, self._instance.store.cut)
             except SnapshotEnded as error:
-                raise SnapfsError(f"The snapshot {snapshot_id} has ended meanwhile.") from error
+                raise self._has_ended(request) from error
         self._instance.released.ring()
         # Some of it may have to be looked at again when all is quiet.
         os.eventfd_write(self._writing, 1)
-        return {"released_blocks": count}
+        return Released(count)
 
-    async def _begin_map(self, message: Message) -> Message:
-        """Both views answer: the map of the first cut can be computed."""
-        self._cuts.resume()
-        return {}
+    def _check_released(self, request: Release) -> None:
+        snapshot_id = str(uuid.UUID(bytes=self._instance.store.header.snapshot_id))
+        if (request.generation, request.id) != (self._generation, snapshot_id):
+            raise self._has_ended(request)
 
-    async def _stop_map(self, message: Message) -> Message:
-        """Somebody wants to unmount the snapshot view, which the computing of a map reads."""
-        await self._cuts.stop_mapping()
-        return {}
-
-    async def _map(self, message: Message) -> Message:
-        cuts = self._cuts
-        free = self._instance.store.cut.free.file.path
-        free_file = f"{free.parent.name}/{free.name}" if cuts.map_state == "ready" else None
-        return {"state": cuts.map_state, "free_file": free_file, "regions": cuts.regions}
-
-    async def _hear_damage(self, message: Message) -> Message:
-        self._note_damage(str(message["what"]))
-        return {}
+    @staticmethod
+    def _has_ended(request: Release) -> SnapfsError:
+        return SnapfsError(f"The snapshot {request.id} has ended; nothing was released.")
 
     def _note_damage(self, what: str) -> None:
         if self._present_error is None:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cow.files import Files
+from snapfs.protocol import Facts
 from snapfs.usedmap.result import Region
+from snapfs.wire import parsed
 
 FACTS_NAME, REGIONS_NAME = "facts.json", "regions.json"
 # One bit a block, 1 for free; taken over into the map of free blocks, and removed.
@@ -25,15 +28,18 @@ _NUMBERED = ("offset", "length", "block_bytes", "free_bytes")
 _NAMED = ("kind", "reason", "label", "uuid", "partition_name")
 
 
-def write_facts(directory: Path, facts: dict[str, Any], files: Files) -> None:
+def write_facts(directory: Path, facts: Facts, files: Files) -> None:
     """OSError: there is no room for them; after a restart nobody knows them then."""
-    files.write_whole(directory / FACTS_NAME, json.dumps(facts).encode())
+    files.write_whole(directory / FACTS_NAME, json.dumps(asdict(facts)).encode())
 
 
-def read_facts(directory: Path) -> dict[str, Any] | None:
+def read_facts(directory: Path) -> Facts | None:
     """What ``write_facts`` wrote; None when that is not known."""
-    facts = _read(directory / FACTS_NAME)
-    return facts if _are_facts(facts) else None
+    try:
+        facts: Facts = parsed(Facts, _read(directory / FACTS_NAME), "facts")
+    except ValueError:
+        return None
+    return facts
 
 
 def write_regions(directory: Path, regions: Sequence[Region]) -> None:
@@ -58,33 +64,12 @@ def _read(path: Path) -> Any:
         return None
 
 
-def _are_facts(facts: Any) -> bool:
-    if not isinstance(facts, dict):
-        return False
-    freeze_ms = facts.get("freeze_ms", "")
-    return (
-        (freeze_ms is None or isinstance(freeze_ms, int | float))
-        and _is_list(facts.get("frozen"), lambda one: True)
-        and _is_list(facts.get("frozen_offsets"), _is_number)
-        and _is_list(facts.get("not_frozen"), lambda one: isinstance(one, dict) and _is_place(one, "offset"))
-        and _is_list(facts.get("writers"), _is_writer)
-    )
-
-
-def _is_list(value: Any, of: Callable[[Any], bool]) -> bool:
-    return isinstance(value, list) and all(map(of, value))
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _is_place(one: dict[str, Any], *names: str) -> bool:
     return all(one.get(name) is None or _is_number(one[name]) for name in names)
-
-
-def _is_writer(one: Any) -> bool:
-    return isinstance(one, dict) and isinstance(one.get("name"), str) and _is_place(one, "offset", "length")
 
 
 def _is_region(one: Any) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import uuid
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,10 @@ import trio
 
 from cow.layout import Counter
 from cow.store import Store
-from snapfs.control import request
+from snapfs.client import request
 from snapfs.errors import SnapfsError
 from snapfs.fuse.snapshot_view import SnapshotView
+from snapfs.protocol import Release, Request, TellDamage, deadline_in
 from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
@@ -25,6 +27,8 @@ from snapfs.system.processes import descends_from
 
 _LOG = logging.getLogger(__name__)
 _MAX_UNTOLD = 64
+# From when it is sent: it may have to wait until the map is known.
+_RELEASE_S, _WHEN_SENT = 30.0, 0.0
 
 
 def run_snapshot_server(instance: Instance, pipe_fd: int) -> int:
@@ -38,7 +42,7 @@ class SnapshotServer:
 
     def __init__(self, instance: Instance, pipe_fd: int) -> None:
         self._instance, self._pipe_fd = instance, pipe_fd
-        self._send, self._to_tell = trio.open_memory_channel[dict[str, Any]](_MAX_UNTOLD)
+        self._send, self._to_tell = trio.open_memory_channel[Request[Any]](_MAX_UNTOLD)
         self._is_behind = False
 
     async def run(self) -> int:
@@ -97,7 +101,15 @@ class SnapshotServer:
         snapshot_id = str(uuid.UUID(bytes=header.snapshot_id))
 
         def release(offset: int, length: int) -> None:
-            self._tell({"op": "release", "id": snapshot_id, "offset": offset, "length": length})
+            self._tell(
+                Release(
+                    generation=header.generation,
+                    id=snapshot_id,
+                    offset=offset,
+                    length=length,
+                    deadline_s=_WHEN_SENT,
+                )
+            )
 
         return SinglePass(header.image_bytes, release)
 
@@ -143,22 +155,24 @@ class SnapshotServer:
             with contextlib.suppress(OSError):  # the kernel knew nothing of it
                 forget()
 
-    def _on_damage(self, what: str) -> None:
-        self._tell({"op": "damage", "what": what})
+    def _on_damage(self, generation: int, what: str) -> None:
+        self._tell(TellDamage(generation=generation, what=what))
 
-    def _tell(self, message: dict[str, Any]) -> None:
+    def _tell(self, message: Request[Any]) -> None:
         try:
             self._send.send_nowait(message)
         except trio.WouldBlock:
             # Once: who reads a damaged snapshot from end to end is told of each block by what he gets.
             if not self._is_behind:
-                _LOG.warning("the live server is slow to listen: not all is told (%s)", message["op"])
+                _LOG.warning("the live server is slow to listen: not all is told (%s)", message.op)
             self._is_behind = True
 
     async def _tell_live_server(self) -> None:
         async for message in self._to_tell:
             self._is_behind &= self._to_tell.statistics().current_buffer_used > 0
+            if isinstance(message, Release):
+                message = replace(message, deadline_s=deadline_in(_RELEASE_S))
             try:
-                await trio.to_thread.run_sync(partial(request, self._instance.store.path, **message))
+                await trio.to_thread.run_sync(request, self._instance.store.path, message)
             except SnapfsError as error:
-                _LOG.error("the live server could not be told (%s): %s", message["op"], error)
+                _LOG.error("the live server could not be told (%s): %s", message.op, error)

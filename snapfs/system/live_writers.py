@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from snapfs.protocol import Writer
 from snapfs.system.block_devices import SYS_BLOCK, LoopDevice
 from snapfs.system.live_filesystems import Number, Volume, live_loops, live_volumes
 from snapfs.system.mounts import namespace_mounts, read_mounts
@@ -27,15 +28,6 @@ from snapfs.system.open_files import OpenFile, device_of_fd, mount_ids_of_device
 
 _UNSEEN: Final = "a process that cannot be seen from here"
 _NODE_FSTYPES: Final = frozenset({"devtmpfs", "tmpfs"})
-
-
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """Who writes, and where in the image: `length` bytes from `offset` on, or (None) anywhere in it."""
-
-    name: str
-    offset: int | None = None
-    length: int | None = None
 
 
 @dataclass(slots=True)

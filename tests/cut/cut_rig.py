@@ -85,13 +85,18 @@ class CutGround(Ground):
         self._processes.append(process)
         return process
 
-    def stopping_cut(self, live: Path, *options: str | Path) -> subprocess.Popen[str]:
-        """``snapfs snapshot`` that stops where the server is to be asked for the cut, with everything frozen: it
-        prints a line there, and goes on at a line on its stdin."""
-        process = self.started(sys.executable, _HERE / "stopping_cut.py", "snapshot", live, "--json", *options)
+    def stopping_cut(
+        self, live: Path, *options: str | Path, at: str = "cut", deadline: str = "renewed"
+    ) -> subprocess.Popen[str]:
+        """``snapfs snapshot`` that stops where the server is to be asked for the cut, with everything frozen, or for
+        another operation: it prints a line there, and goes on at a line on its stdin, with the deadline of the
+        request as it was (kept) or a new one (renewed). With `told` it is kept, and a line each tells that the server
+        is asked and that its answer is not waited for any more."""
+        stopping = (sys.executable, _HERE / "stopping_cut.py", at, deadline)
+        process = self.started(*stopping, "snapshot", live, "--json", *options)
         assert process.stdout is not None
         line = process.stdout.readline()
-        assert line == "frozen\n", line + (process.stderr.read() if process.stderr else "")
+        assert line == "stopped\n", line + (process.stderr.read() if process.stderr else "")
         return process
 
     def close(self) -> list[str]:

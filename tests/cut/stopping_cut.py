@@ -1,25 +1,52 @@
-"""``snapfs`` that stops before it asks the live server for the cut, until it is told to go on."""
+"""``snapfs`` that stops before one of its requests, until it is told to go on.
+
+The first argument is the operation, the second what becomes of its deadline meanwhile: `renewed`, `kept`, or `told`,
+which is kept and tells of the request's further fate.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from snapfs.cli import main
-from snapfs.commands import snapshot
-from snapfs.control import request
+from snapfs.client import Connection
+from snapfs.errors import SnapfsError
+from snapfs.protocol import Timed, deadline_in
+
+ask: Any = Connection.ask
+receive: Any = Connection._receive
+_, OP, DEADLINE, *WORDS = sys.argv
 
 
-def stopping(store: Path, op: str, timeout_s: float = 30.0, **facts: Any) -> dict[str, Any]:
-    if op == "cut":
-        os.write(1, b"frozen\n")
-        os.read(0, 1)
-        timeout_s = 30.0
-    return request(store, op, timeout_s, **facts)
+def stopping(self: Connection, message: Any, until: float | None = None) -> Any:
+    if message.op != OP:
+        return ask(self, message, until)
+    os.write(1, b"stopped\n")
+    os.read(0, 1)
+    if DEADLINE == "renewed" and isinstance(message, Timed):
+        message = replace(message, deadline_s=deadline_in(30))
+    if DEADLINE == "told":
+        Connection._receive = telling  # type: ignore[method-assign]
+    try:
+        return ask(self, message, until)
+    except SnapfsError:
+        tell("given up")
+        raise
 
 
-sys.argv[0] = "snapfs"
-snapshot.request = stopping  # type: ignore[attr-defined]
+def telling(self: Connection, until: float) -> Any:
+    tell("asked")
+    return receive(self, until)
+
+
+def tell(what: str) -> None:
+    if DEADLINE == "told":
+        os.write(1, f"{what}\n".encode())
+
+
+Connection.ask = stopping  # type: ignore[method-assign]
+sys.argv = ["snapfs", *WORDS]
 main()

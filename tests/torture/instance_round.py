@@ -28,8 +28,9 @@ from typing import Any
 from instance_model import SECTOR, Model
 from instance_plan import SERVERS, Plan
 
-from snapfs.control import request
+from snapfs.client import request
 from snapfs.errors import SnapfsError
+from snapfs.protocol import SetLimit
 
 SNAPFS = Path(sys.executable).with_name("snapfs")
 HANG_S = 10.0
@@ -373,7 +374,7 @@ class Round:
         """Without another process, see `_have_written`."""
         (self._top / "filler").unlink(missing_ok=True)
         with contextlib.suppress(SnapfsError):
-            request(self._store, "limit", bytes=0)
+            request(self._store, SetLimit(0))
 
     def _servers(self) -> dict[str, int]:
         supervisor = self._status()["pid"]

@@ -1,0 +1,291 @@
+"""Every operation of the control socket: its fields, its answer and who asks. How they are written: see `wire`.
+
+    op           asked by                                        answer         field of
+    status       every command that finds an instance            StatusGiven
+    limit        snapfs limit                                    Done
+    ending       supervisor, umount                              Done
+    write-out    supervisor                                      Done           Timed
+    server       supervisor                                      Done
+    damage       snapshot server                                 Done           OfCut
+    release      snapfs release, backup, snapshot server         Released       OfCut, Timed
+    map          snapfs map, backup                              MapGiven       OfCut
+    begin-map    mount, umount that changed nothing              Done
+    stop-map     umount, supervisor                              Done           Timed
+    prepare-cut  snapfs snapshot: makes the new cut's files      CutPrepared    Timed
+    cut          snapfs snapshot: the step itself                CutTaken       Timed
+    cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
+
+Rules:
+- A connection bears one request after the other.
+- Whoever speaks of a cut names its generation (`OfCut`), and is refused when that is not the present one.
+- Whoever may be kept waiting says until when he waits (`Timed`), and is refused after that. Who has closed his
+  connection has given up too: his cut is not made, and one that he only prepared is removed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+from snapfs.errors import SnapfsError
+
+SOCKET_NAME: Final = "socket"
+
+AnswerT = TypeVar("AnswerT")
+
+
+class Request(Generic[AnswerT]):
+    """What can be asked; ``answer`` is the class of what is answered."""
+
+    op: ClassVar[str]
+    answer: ClassVar[type[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """The asker waits until ``deadline_s`` of CLOCK_MONOTONIC, which all processes of a machine share."""
+
+    deadline_s: float
+
+    @property
+    def left_s(self) -> float:
+        """0 when the time is over."""
+        return max(0.0, self.deadline_s - time.monotonic())
+
+    def check_time(self) -> None:
+        """SnapfsError when the asker does not wait any more."""
+        if not self.left_s:
+            raise SnapfsError("The time that was given for it is over, so nothing was done; try again.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfCut:
+    """What is said is about the snapshot of this generation."""
+
+    generation: int
+
+    def check_present(self, generation: int) -> None:
+        """SnapfsError when ``generation``, the present one, is another."""
+        if self.generation != generation:
+            raise SnapfsError(
+                "The snapshot that was meant has ended, for another one has taken its place, so nothing was done; "
+                "see snapfs status."
+            )
+
+
+def deadline_in(timeout_s: float) -> float:
+    """The ``deadline_s`` of one who waits for ``timeout_s`` from now on."""
+    return time.monotonic() + timeout_s
+
+
+# --- answers -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Done:
+    """There is nothing to tell."""
+
+
+@dataclass(frozen=True)
+class StatusGiven:
+    """What ``snapfs status --json`` prints, and the generation of the present cut."""
+
+    status: dict[str, Any]
+    # Not told by a server from before there was this field, which is still to be unmounted.
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Released:
+    """How many blocks were not yet released before."""
+
+    released_blocks: int
+
+
+@dataclass(frozen=True)
+class MapGiven:
+    """``state`` is none, computing, ready or failed; ``free_file`` the file of the store that has one bit a block, 1
+    for free, once it is ready; ``regions`` what the image consists of (``usedmap.result.Region``)."""
+
+    state: str
+    free_file: str | None
+    regions: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class CutPrepared:
+    """The generation of the cut that can be taken now."""
+
+    generation: int
+
+
+@dataclass(frozen=True)
+class CutTaken:
+    """``open_for_writing`` is how many descriptors of the live file were, at the cut."""
+
+    id: str
+    taken_at: str
+    cut_ms: float
+    open_for_writing: int
+
+
+@dataclass(frozen=True)
+class FactsNoted:
+    """Whether the snapshot view shows the cut."""
+
+    shown: bool
+
+
+# --- requests ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class GetStatus(Request[StatusGiven]):
+    op, answer = "status", StatusGiven
+
+
+@dataclass(frozen=True)
+class SetLimit(Request[Done]):
+    """Of the side buffer; 0 is none."""
+
+    op, answer = "limit", Done
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ExpectEnd(Request[Done]):
+    """Writes wait for room no longer, and for a compactor that is gone for none at all."""
+
+    op, answer = "ending", Done
+    compactor_is_gone: bool = False
+
+
+@dataclass(frozen=True)
+class WriteOut(Timed, Request[Done]):
+    """What was written to the live view up to now goes into the image."""
+
+    op, answer = "write-out", Done
+
+
+@dataclass(frozen=True)
+class NoteServer(Request[Done]):
+    """Another server is missing, and ``trouble`` says what that means; None: it is back."""
+
+    op, answer = "server", Done
+    name: str
+    trouble: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellDamage(OfCut, Request[Done]):
+    """Something in the store is not what was written."""
+
+    op, answer = "damage", Done
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release(OfCut, Timed, Request[Released]):
+    """Whole blocks of the range are not needed any more. ``id`` is that of the snapshot: a store that was made anew
+    counts its generations from 1 again."""
+
+    op, answer = "release", Released
+    id: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GetMap(OfCut, Request[MapGiven]):
+    op, answer = "map", MapGiven
+
+
+@dataclass(frozen=True)
+class BeginMap(Request[Done]):
+    """Both views answer: the map of the present snapshot can be computed."""
+
+    op, answer = "begin-map", Done
+
+
+@dataclass(frozen=True)
+class StopMap(Timed, Request[Done]):
+    """Somebody wants to unmount the snapshot view, which the computing of a map reads."""
+
+    op, answer = "stop-map", Done
+
+
+@dataclass(frozen=True)
+class PrepareCut(Timed, Request[CutPrepared]):
+    """Waits while somebody else takes a cut."""
+
+    op, answer = "prepare-cut", CutPrepared
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakeCut(Timed, Request[CutTaken]):
+    """``generation`` is that of the cut that this connection has prepared."""
+
+    op, answer = "cut", CutTaken
+    generation: int
+
+
+@dataclass(frozen=True)
+class Unfrozen:
+    """A filesystem that was mounted and not frozen; ``offset`` is its place in the image, None if not one."""
+
+    mount_point: str
+    reason: str
+    offset: int | None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who writes to the live file other than through a filesystem of the kernel, and where in the image: `length`
+    bytes from `offset` on, or (None) anywhere in it."""
+
+    name: str
+    offset: int | None = None
+    length: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What was at rest at a cut, and what was not; its map depends on that."""
+
+    freeze_ms: float | None
+    frozen: tuple[str, ...]
+    frozen_offsets: tuple[int, ...]
+    not_frozen: tuple[Unfrozen, ...]
+    writers: tuple[Writer, ...]
+
+
+NOTHING_FROZEN: Final = Facts(freeze_ms=None, frozen=(), frozen_offsets=(), not_frozen=(), writers=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoteFacts(OfCut, Timed, Request[FactsNoted]):
+    """After the thaw. Answered when the snapshot view shows the cut, or does not."""
+
+    op, answer = "cut-facts", FactsNoted
+    facts: Facts
+
+
+REQUESTS: Final[dict[str, type[Request[Any]]]] = {
+    one.op: one
+    for one in (
+        GetStatus,
+        SetLimit,
+        ExpectEnd,
+        WriteOut,
+        NoteServer,
+        TellDamage,
+        Release,
+        GetMap,
+        BeginMap,
+        StopMap,
+        PrepareCut,
+        TakeCut,
+        NoteFacts,
+    )
+}
