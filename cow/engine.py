@@ -81,7 +81,7 @@ class LiveEngine:
         self._store, self._image = store, image
         self._wake_compactor = wake_compactor
         self.geometry = store.geometry
-        self._control, self._cut = store.control, store.cut
+        self._control, self._cut, self._numbers = store.control, store.cut, store.cut.numbers
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._claims, self._gate = Claims(), Gate(self._changed)
@@ -163,7 +163,7 @@ class LiveEngine:
     def _owes(self, first: int, end: int) -> bool:
         """Whether a write to these blocks has anything to note before the image may change."""
         cut = self._cut
-        return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._cut.numbers.is_kept
+        return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._numbers.is_kept
 
     def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
         self._heartbeat.beat(now_ns)
@@ -291,7 +291,7 @@ class LiveEngine:
             while True:
                 if self._closed:
                     raise EngineClosed("the live view is being closed")
-                if not self._cut.numbers.is_kept:
+                if not self._numbers.is_kept:
                     return None
                 if not self._ring_rests and not self._claims.touch(first, end):
                     ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
@@ -327,7 +327,7 @@ class LiveEngine:
 
         OSError: where maps are written, the disk may still refuse. What is settled by then has its copy.
         """
-        control, cut, numbers = self._control, self._cut, self._cut.numbers
+        control, cut, numbers = self._control, self._cut, self._numbers
         if ticket.runs:
             self._preserver.publish(ticket)
             if ticket.lost:
@@ -376,7 +376,7 @@ class LiveEngine:
                 self._image.check_whole()
                 check_wanted()
                 before = enter_cut(self._store, cut, header)
-                ended, self._cut = self._preserver, cut
+                ended, self._cut, self._numbers = self._preserver, cut, cut.numbers
                 self._preserver = self._new_preserver()
                 self._relief = Relief(self._store, cut, self._lock, self._claims)
                 self._image.forget()

@@ -29,6 +29,7 @@ PAGE_BYTES = 4096
 _ZEROS = bytes(PAGE_BYTES)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _libc = ctypes.CDLL(None, use_errno=True)
+_seek, _END = os.lseek, os.SEEK_END
 
 
 def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
@@ -272,7 +273,7 @@ class MappedFile:
     def has_its_size(self) -> bool:
         """Whether it is as long as it should be now; as quick as can be."""
         try:
-            return os.lseek(self.fd, 0, os.SEEK_END) >= self.size_bytes
+            return _seek(self.fd, 0, _END) >= self.size_bytes
         except OSError:
             return False
 

@@ -143,11 +143,8 @@ class StagedPreserver:
         reserved = control[_RESERVED_SEQ]
         # Freed before stored (in _over_limit): a step that ends in between is counted twice, not missed.
         waiting = reserved - control[_FREED_SEQ]
-        numbers = self._cut.numbers
-        failed, size = numbers[_STORE_ERRNO], self._geometry.block_bytes
-        # Those of the cut before are about to be forgotten.
-        own = min(waiting, reserved - numbers[_FIRST_SEQ])
-        if _over_limit(control, self._cut, own * size, count * size):
+        failed = self._cut.numbers[_STORE_ERRNO]
+        if control[_LIMIT_BYTES] and self._is_over_limit(waiting, count):
             # Staged blocks count with their raw size until it is known how small they get.
             if waiting and not failed:
                 raise WaitForCompactor
@@ -164,6 +161,12 @@ class StagedPreserver:
         ticket.seq, ticket.count = reserved, count
         control[_RESERVED_SEQ] = reserved + count
         self._open.append(ticket)
+
+    def _is_over_limit(self, waiting: int, count: int) -> bool:
+        # Those of the cut before are about to be forgotten.
+        own = min(waiting, self._control[_RESERVED_SEQ] - self._cut.numbers[_FIRST_SEQ])
+        size = self._geometry.block_bytes
+        return _over_limit(self._control, self._cut, own * size, count * size)
 
     def try_fill(self, ticket: Ticket) -> bool:
         seq = ticket.seq

@@ -45,6 +45,8 @@ class SnapshotReader:
     def __init__(self, store: Store, image: Image) -> None:
         self._store, self._image, self._cut = store, image, store.cut
         self._control, self._numbers, self._staging = store.control, store.cut.numbers, store.staging
+        self._generation, self._settled = store.cut.generation, store.cut.settled.file
+        self._end = store.end_of(self._generation)
         self.geometry = store.geometry
         self._segments = SegmentReader(store.cut.segments, store.files)
         self._records: OrderedDict[int, tuple[int, int, memoryview]] = OrderedDict()
@@ -57,14 +59,13 @@ class SnapshotReader:
         generation, state, is_unreadable = self._control[_GENERATION], numbers[_STATE], numbers[_UNREADABLE]
         # After all of it was looked at, here and by the read: any of it may have been zeros in the place of what is
         # gone. What follows from all other maps is an error then; from this one, that the image is read.
-        is_short = not self._cut.settled.file.has_its_size
-        if is_short or (missing_pages[0] and not is_unreadable and not self._store.is_whole):
+        if not self._settled.has_its_size or (missing_pages[0] and not is_unreadable and not self._store.is_whole):
             raise Damaged("files of it were cut short or cannot be read")
-        if generation != self._cut.generation:
+        if generation != self._generation:
             raise SnapshotEnded("a newer cut replaced this snapshot")
         if state not in KEPT_STATES:
             raise SnapshotLost(f"the snapshot is {numbers.state.name.lower()}")
-        if is_unreadable or self._store.has_ended(self._cut.generation):
+        if is_unreadable or self._end[0] == self._generation:
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 
     def try_read(self, view: memoryview, offset: int) -> bool:

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from cow.bitmaps import Bitmap
 from cow.errors import SnapshotEnded, StoreBusy, StoreDamaged, StoreError
@@ -43,6 +44,8 @@ INDEX_NAME, NUMBERS_NAME, SEGMENTS_NAME = "index", "numbers", "segments"
 FREE_SEAL_NAME = "free.seal"
 # An empty file under one of these names says what the disk knows of the snapshot's end; no name: overflowed.
 INTACT_NAME, OVERFLOWED_NAME, UNREADABLE_NAME = "intact", "overflowed", "unreadable"
+
+_NEVER: Final = memoryview(bytes(8)).cast("Q")
 
 
 def cut_path(store: Path, generation: int) -> Path:
@@ -212,9 +215,9 @@ class Store:
         if self.pages is not None:
             self.pages.end(generation)
 
-    def has_ended(self, generation: int) -> bool:
-        """Whether the live server has said so. A reader from outside the instance is never told."""
-        return self.pages is not None and self.pages.has_ended(generation)
+    def end_of(self, generation: int) -> memoryview:
+        """See ``SharedPages.end_of``. A reader from outside the instance is never told."""
+        return _NEVER if self.pages is None else self.pages.end_of(generation)
 
     def page_of(self, number: Counter | CutCounter) -> Page:
         """Where the number is, for the present cut."""
