@@ -9,7 +9,7 @@ import click
 
 from snapfs.cli.output import output_options, put_lines, show
 from snapfs.cli.types import PATH
-from snapfs.errors import ExitCode
+from snapfs.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from cow.check import Report
@@ -23,6 +23,8 @@ def check_command(path: Path, dump: bool, as_json: bool, quiet: bool) -> int:
     """Verify a store, in use or not, and say what is damaged. Exit code 3 when something is; nothing is changed."""
     from snapfs.commands.check import check_store, dump_store
 
+    if dump and (as_json or quiet):
+        raise UsageError("A dump is text for people; leave out --json and -q, or --dump.")
     if dump:
         for line in dump_store(path):
             put_lines([line])

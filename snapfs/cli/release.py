@@ -28,4 +28,6 @@ def release_command(
         raise UsageError("A range or all of it is released; say --offset and --length, or --all.")
     released_bytes = release(path, offset or 0, length)
     text = f"{format_size(released_bytes)} released"
+    if not released_bytes:
+        text += ": no whole block of the range was still kept"
     show({"released_bytes": released_bytes}, text, as_json=as_json, quiet=quiet)

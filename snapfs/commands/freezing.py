@@ -279,7 +279,7 @@ class _Window:
             answer = cut(until)
         finally:
             self._thaw(watchdog)
-            freeze_ms = (time.monotonic() - started) * 1000
+            freeze_ms = round((time.monotonic() - started) * 1000, 3)
         return self._result(answer, freeze_ms if self._touched else None)
 
     def _freeze(self, watchdog: Watchdog, until: float) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from cow.files import Files
 from cow.image import Image
@@ -39,6 +40,9 @@ from snapfs.system.processes import detach_streams
 from snapfs.system.store_files import remove_held
 
 _LOG = logging.getLogger(__name__)
+# By what their files begin with: qcow2 and qcow, sparse VMDK, VHDX, VDI.
+_CONTAINERS: Final = {b"QFI\xfb": "qcow2", b"KDMV": "VMDK", b"vhdxfile": "VHDX", b"<<< ": "VDI"}
+_MAGIC_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +120,21 @@ def _opened(
             opened.store.control.is_unseen = is_new
             opened.store.control[Counter.LIMIT_BYTES] = options.buffer_limit_bytes or 0
         signals.check()
+        notes += _container_notes(image_fd, options.image)
         if options.skip_swap and not is_new:
             notes.append("Swap space counts as it did when this snapshot was taken; --skip-swap is for new cuts.")
         yield instance, opened, notes
+
+
+def _container_notes(image_fd: int, path: Path) -> list[str]:
+    """Of a file that holds a disk in a format of its own, the views show the file, which is seldom what is meant."""
+    start = os.pread(image_fd, _MAGIC_BYTES, 0)
+    return [
+        f"{path} begins as a {name} file does: the views show that file, not the disk in it (qemu-img convert makes "
+        "a raw image of it)."
+        for magic, name in _CONTAINERS.items()
+        if start.startswith(magic)
+    ]
 
 
 def _undo(instance: Instance) -> None:

@@ -96,3 +96,10 @@ def test_a_dump_of_a_store_that_lost_a_file_says_where_it_ends(bench: Bench, sto
 def test_what_is_no_store(bench: Bench, name: str) -> None:
     with bench.untouched():
         snapfs("check", bench.path / name).refuses(1, f"{bench.path / name} ")
+
+
+@pytest.mark.parametrize("option", ["--json", "-q"])
+def test_a_dump_is_for_people(store: Path, option: str) -> None:
+    done = snapfs("check", store, "--dump", option)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "snapfs: A dump is text for people; leave out --json and -q, or --dump.\n"

@@ -20,10 +20,23 @@ def into(out: int | str, *words: str | Path) -> Done:
     return Done(done.returncode, "", done.stderr)
 
 
-def test_a_reader_that_went_away(bench: Bench) -> None:
+def into_nothing(*words: str | Path) -> Done:
+    """`snapfs WORDS` into a pipe that nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
-    done = into(writer, "map", bench.image)
+    return into(writer, *words)
+
+
+@pytest.mark.parametrize("words", ["map IMAGE", "map IMAGE --json", "--version", "--help", "status --help"])
+def test_a_reader_that_went_away(bench: Bench, words: str) -> None:
+    done = into_nothing(*(bench.image if word == "IMAGE" else word for word in words.split()))
+    assert (done.code, done.err) == (141, "")
+
+
+@pytest.mark.parametrize("words", ["status LIVE", "status LIVE --json", "snapshot LIVE", "check LIVE"])
+def test_a_reader_of_an_instance_that_went_away(bench: Bench, words: str) -> None:
+    with bench.mounted():
+        done = into_nothing(*(bench.live if word == "LIVE" else word for word in words.split()))
     assert (done.code, done.err) == (141, "")
 
 

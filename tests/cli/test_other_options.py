@@ -1,4 +1,4 @@
-"""Options that a carried-on snapshot cannot follow are said."""
+"""What a mount does otherwise than may be meant is said: options that it cannot follow, formats of their own."""
 
 from __future__ import annotations
 
@@ -28,3 +28,10 @@ def test_an_option_that_cannot_be_followed(bench: Bench, begun: list[str], then:
 
 def test_options_that_are_followed(bench: Bench) -> None:
     assert carried_on(bench, ["--on-overflow=wait"], ["--on-overflow=break-write"]).err == ""
+
+
+def test_a_disk_in_a_format_of_its_own_is_not_what_the_views_show(bench: Bench) -> None:
+    with bench.image.open("r+b") as file:
+        file.write(b"QFI\xfb")
+    with bench.mounted() as done:
+        assert done.err.startswith(f"snapfs: {bench.image} begins as a qcow2 file does")
