@@ -6,6 +6,7 @@ killed after it the new one; what belongs to neither is removed at the next open
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
@@ -15,15 +16,19 @@ from dataclasses import replace
 from cow.header import Header, write_header
 from cow.image import Image
 from cow.layout import Counter, CutCounter, Durability
-from cow.store import Cut, Store, open_cut
+from cow.store import Cut, Store, open_cut, remove_cut
 
 
 def prepare_cut(store: Store) -> Cut:
     """The files of the cut after the present one: sparse and empty, so size does not matter."""
     generation = store.next_generation()
-    return open_cut(
-        store.path, generation, store.geometry, store.files, writable=True, create=True, pages=store.pages
-    )
+    try:
+        return open_cut(
+            store.path, generation, store.geometry, store.files, writable=True, create=True, pages=store.pages
+        )
+    except BaseException:
+        remove_cut(store.path, generation)
+        raise
 
 
 def next_header(store: Store, image: Image, cut: Cut) -> Header:
@@ -54,12 +59,22 @@ def enter_cut(store: Store, cut: Cut, header: Header) -> Cut:
         write_header(store.path, header, store.files, durable=is_power)
     except OSError:
         # The new name may be in place already; the writes to come are preserved for the old cut only.
-        write_header(store.path, store.header, store.files, durable=False)
+        _take_back(store, cut)
         raise
     # Readers of the old cut look at this last, and fail from here on.
     control[Counter.GENERATION] = cut.generation
     store.end_cut(store.cut.generation)
     return store.enter(cut, header)
+
+
+def _take_back(store: Store, cut: Cut) -> None:
+    try:
+        write_header(store.path, store.header, store.files, durable=False)
+    except OSError:
+        # Then the header may name the refused one for ever: at the next opening it must not pass for a snapshot.
+        cut.numbers[CutCounter.UNREADABLE] = 1
+        with contextlib.suppress(OSError):
+            cut.note_unreadable(store.files)
 
 
 def discard_cut(cut: Cut) -> None:

@@ -17,6 +17,7 @@ the claim ends. All shared state is under one lock, which is never held during a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 import time
@@ -93,7 +94,7 @@ class LiveEngine:
         self._closed = self._ring_rests = False
         self._is_power = store.header.durability is Durability.POWER
         self.room = Room(store, policy, self._changed, self._gate, self._discard, wake_compactor, on_event)
-        self._preserver = self._new_preserver()
+        self._preserver = self._new_preserver(store.cut)
         self._relief = Relief(store, store.cut, self._lock, self._claims)
         self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
 
@@ -353,9 +354,9 @@ class LiveEngine:
 
     # --- the next cut ----------------------------------------------------------------------------------------
 
-    def _new_preserver(self) -> Preserver:
+    def _new_preserver(self, cut: Cut) -> Preserver:
         kind = DurablePreserver if self._is_power else StagedPreserver
-        return kind(self._store, self._store.cut, self._image, self.room.may_lose)
+        return kind(self._store, cut, self._image, self.room.may_lose)
 
     def _discard(self) -> None:
         self._preserver.discard()
@@ -375,15 +376,17 @@ class LiveEngine:
                     self._syncer.sync_unasked()
                 self._image.check_whole()
                 check_wanted()
+                # Whatever may fail comes before the one step that cannot be taken back.
+                preserver, ended = self._new_preserver(cut), self._preserver
                 before = enter_cut(self._store, cut, header)
-                ended, self._cut, self._numbers = self._preserver, cut, cut.numbers
-                self._preserver = self._new_preserver()
+                self._cut, self._numbers, self._preserver = cut, cut.numbers, preserver
                 self._relief = Relief(self._store, cut, self._lock, self._claims)
                 self._image.forget()
                 self.room.begin_cut()
             finally:
                 self._gate.open()
-        ended.close()
+        with contextlib.suppress(OSError):
+            ended.close()
         self._wake_compactor()
         return before
 
@@ -401,9 +404,11 @@ class LiveEngine:
 
     # --- the rest ----------------------------------------------------------------------------------------
 
-    def note_damage(self) -> None:
-        """A reader found something in the store that is not what was written."""
+    def note_damage(self, generation: int) -> None:
+        """A reader found something of this cut in the store that is not what was written; nothing when it is over."""
         with self._lock:
+            if generation != self._cut.generation:
+                return
             self.room.look_at_store()
             numbers = self._cut.numbers
             numbers[CutCounter.DAMAGED_READS] += 1

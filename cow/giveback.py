@@ -35,15 +35,13 @@ class GiveBack:
         """
         payload_bytes = 0
         # By offset: a record whose blocks come in two pieces of the range is found twice.
-        places: dict[int, dict[int, Place]] = {}
+        found: dict[int, dict[int, tuple[Place, int]]] = {}
         for place, header in self._released_records(first, end):
-            freed = places.setdefault(place.segment_no, {})
-            if place.offset not in freed:
-                freed[place.offset] = Place(place.segment_no, place.offset, header.length)
-                payload_bytes += header.payload_bytes
-        for segment_no, freed in places.items():
+            whole = Place(place.segment_no, place.offset, header.length)
+            found.setdefault(place.segment_no, {})[place.offset] = whole, header.payload_bytes
+        for segment_no, records in found.items():
             with contextlib.suppress(OSError):
-                self._free(segment_no, [freed[offset] for offset in sorted(freed)])
+                payload_bytes += self._free(segment_no, [records[offset] for offset in sorted(records)])
         return payload_bytes
 
     def _released_records(self, first: int, end: int) -> Iterator[tuple[Place, RecordHeader]]:
@@ -61,7 +59,7 @@ class GiveBack:
         """The record's header; None when it was given back before, or is damaged: that is its readers' business."""
         try:
             fd = open_plain(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY)
-        except FileNotFoundError:
+        except OSError:
             return None
         try:
             header = parse_header(self._files.pread(fd, RECORD.size, place.offset))
@@ -71,25 +69,31 @@ class GiveBack:
             os.close(fd)
         return header if header.block_no + header.block_count <= self._cut.index.block_count else None
 
-    def _free(self, segment_no: int, places: list[Place]) -> None:
-        path = segment_path(self._cut.segments, segment_no)
+    def _free(self, segment_no: int, records: list[tuple[Place, int]]) -> int:
+        """Free records, in the order in which they lie there; the payload of those that nobody finds any more."""
+        path, payload_bytes = segment_path(self._cut.segments, segment_no), 0
         try:
             fd = open_plain(path, os.O_RDWR)
         except FileNotFoundError:
-            return  # squeezed meanwhile
+            return 0  # squeezed meanwhile
         try:
-            for place in places:
+            for place, record_bytes in records:
                 # A second call must not find the record again, also where it shares its pages with others.
                 self._files.pwrite(fd, bytes(RECORD.size), place.offset)
-            for start, stop in _joined(places):
-                low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
-                if low < high:
-                    self._files.punch(fd, low, high - low)
+                payload_bytes += record_bytes
+            with contextlib.suppress(OSError):
+                for start, stop in _joined([place for place, _ in records]):
+                    low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
+                    if low < high:
+                        self._files.punch(fd, low, high - low)
+        except OSError:
+            return payload_bytes
         finally:
             os.close(fd)
         # The latest one is still appended to.
         if segment_no != max(segment_numbers(self._cut.segments), default=0) and self._is_empty(segment_no):
             path.unlink(missing_ok=True)
+        return payload_bytes
 
     def _is_empty(self, segment_no: int) -> bool:
         """Whether no record is left in it: what is between them is not counted, and an earlier process may have

@@ -11,8 +11,9 @@ What then turns out to be free, or is released, is counted no more: nobody is go
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from cow.bitmaps import Bitmap
 from cow.geometry import Geometry
 from cow.image import Image
 from cow.layout import LOST_ENTRY
@@ -86,10 +87,10 @@ def mark_lost(cut: Cut, lost: Iterable[tuple[int, int]]) -> int:
     return count
 
 
-def count_marked(cut: Cut, first: int, end: int) -> int:
-    """How many of the blocks are marked as lost and not released."""
+def count_marked(cut: Cut, first: int, end: int, excused: Sequence[Bitmap]) -> int:
+    """How many of the blocks are marked as lost, but for those that one of the bitmaps has."""
     entries = cut.index.get_range(first, end)
     if LOST_ENTRY not in entries:
         return 0
     marked = (block_no for block_no, entry in enumerate(entries, first) if entry == LOST_ENTRY)
-    return sum(not cut.released.get(block_no) for block_no in marked)
+    return sum(not any(bitmap.get(block_no) for bitmap in excused) for block_no in marked)

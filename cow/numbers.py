@@ -53,6 +53,10 @@ class SharedPages:
         at = (2 + generation % _SHARED_PAGES) * PAGE_OF_NUMBERS_BYTES
         return self._memory[at : at + PAGE_OF_NUMBERS_BYTES]
 
+    @staticmethod
+    def share_a_page(one: int, other: int) -> bool:
+        return one % _SHARED_PAGES == other % _SHARED_PAGES
+
     def end(self, generation: int) -> None:
         """From here on no process gives anything of this cut: it is over, or lost. Unlike a number in a file, this
         reaches the others whatever becomes of the store's disk."""
@@ -108,6 +112,11 @@ class Page:
             # The page as a whole: it makes up for what could not be written before.
             with contextlib.suppress(OSError):
                 self.file.store(0, self._whole)
+
+    def write_back(self) -> None:
+        """What a number alone only tries; OSError: the disk refused."""
+        if self.file.is_written:
+            self.file.store(0, self._whole)
 
     def by_name(self) -> dict[str, int]:
         """All numbers by name, for dumps."""

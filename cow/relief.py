@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
+from cow.bitmaps import Bitmap
 from cow.errors import SnapshotEnded
 from cow.giveback import GiveBack
 from cow.layout import Counter, CutCounter, Durability
@@ -35,7 +36,7 @@ class Relief:
     def settle_free(self, free_runs: Iterable[tuple[int, int]]) -> int:
         """The map is known: these blocks hold nothing, so they are owed no more; how many were owed.
 
-        A cut's map is made known once; another one does nothing. The runs are gone through twice.
+        A cut's map is made known once: the next call goes on with that one, whatever it brings.
         OSError(ENOSPC): the blocks not reached yet stay owed, which is safe. SnapshotEnded: there is a newer cut.
         """
         with self.cut.held():
@@ -43,17 +44,19 @@ class Relief:
 
     def _settle_free(self, free_runs: Iterable[tuple[int, int]]) -> int:
         cut, count = self.cut, 0
-        if free_is_noted(cut):
-            return 0
-        for first, end in free_runs:
-            cut.free.set_range(first, end)
-        # Known and proven to be free before the first is settled: a settled block that nothing explains is damage.
-        seal_free(cut, self._store.files)
-        for first, end in (piece for run in free_runs for piece in _pieces(*run)):
+        if not free_is_noted(cut):
+            for first, end in free_runs:
+                cut.free.set_range(first, end)
+            # Known and proven to be free before the first is settled: what is settled for no reason is damage.
+            seal_free(cut, self._store.files)
+        free_blocks, is_first = cut.free.count(), not self._numbers[CutCounter.FREE_BLOCKS]
+        for first, end in (piece for run in cut.free.set_runs() for piece in _pieces(*run)):
             with self._lock:
                 self._check()
-                self._numbers[CutCounter.FREE_BLOCKS] += end - first
-                self._miss_no_more(first, end)
+                # From the first on: until then readers look at none of them.
+                self._numbers[CutCounter.FREE_BLOCKS] = free_blocks
+                if is_first:
+                    self._miss_no_more(first, end, [cut.released])
                 count += self._settle_run(first, end)
         return count
 
@@ -73,7 +76,7 @@ class Relief:
                 for part in self._claims.unclaimed(low, high):
                     # Released before settled: a reader that finds a block settled looks at this last.
                     count += part[1] - part[0] - cut.released.count_set(*part)
-                    self._miss_no_more(*part)
+                    self._miss_no_more(*part, [cut.free, cut.released])
                     cut.released.set_range(*part)
                     parts.append(part)
         if self._is_power:
@@ -114,11 +117,11 @@ class Relief:
         with self._lock:
             self._numbers[CutCounter.RETURNED_BYTES] += returned_bytes
 
-    def _miss_no_more(self, first: int, end: int) -> None:
+    def _miss_no_more(self, first: int, end: int, excused: Sequence[Bitmap]) -> None:
         """Nobody will ask for these blocks, so those among them that are lost count no more."""
         lost_blocks = self._numbers[CutCounter.LOST_BLOCKS]
         if lost_blocks:
-            self._numbers[CutCounter.LOST_BLOCKS] = max(0, lost_blocks - count_marked(self.cut, first, end))
+            self._numbers[CutCounter.LOST_BLOCKS] = max(0, lost_blocks - count_marked(self.cut, first, end, excused))
 
     def _settle_run(self, first: int, end: int) -> int:
         cut, settled = self.cut, 0

@@ -33,6 +33,7 @@ from cow.store import Store
 _GENERATION: Final = Counter.GENERATION.value
 _STATE: Final = CutCounter.STATE.value
 _UNREADABLE: Final = CutCounter.UNREADABLE.value
+_FREE_BLOCKS: Final = CutCounter.FREE_BLOCKS.value
 # Neighbouring requests often end and begin inside one record; it is decompressed once.
 _CACHED_RECORDS = 16
 # As long as the largest request of a view.
@@ -86,7 +87,7 @@ class SnapshotReader:
         """
         first, end = self.geometry.span(offset, length)
         cut = self._cut
-        if not (cut.settled.all_set(first, end) and cut.free.all_set(first, end)):
+        if not (self._numbers[_FREE_BLOCKS] and cut.settled.all_set(first, end) and cut.free.all_set(first, end)):
             return False
         is_released = cut.released.any_set(first, end)
         self.check()
@@ -141,7 +142,8 @@ class SnapshotReader:
                 raise Damaged("the image was cut short", first)
 
     def _read_settled(self, view: memoryview, offset: int, first: int, end: int) -> None:
-        if not self._cut.free.any_set(first, end):
+        # Until the map is known what is in it counts for nothing.
+        if not self._numbers[_FREE_BLOCKS] or not self._cut.free.any_set(first, end):
             self._read_preserved(view, offset, first, end)
             return
         for is_free, low, high in list(self._cut.free.runs(first, end)):

@@ -189,6 +189,7 @@ def open_cut(
     numbers = CutNumbers(path / NUMBERS_NAME, files, writable=writable, create=create, shared=page, fill=fill)
     if create:
         numbers[CutCounter.STATE] = State.ACTIVE
+        numbers.write_back()
         # The header's commit makes the cut's own name durable, not the names in it.
         files.sync_directory(path / SEGMENTS_NAME)
         files.sync_directory(path)
@@ -243,8 +244,11 @@ class Store:
     def next_generation(self) -> int:
         """A number that no cut of this store has had, and no debris of one."""
         with self._lock:
-            self._last_generation = next_generation(self.path, max(self._last_generation, self.cut.generation))
-            return self._last_generation
+            generation = next_generation(self.path, max(self._last_generation, self.cut.generation))
+            while self.pages is not None and self.pages.share_a_page(generation, self.cut.generation):
+                generation = next_generation(self.path, generation)
+            self._last_generation = generation
+            return generation
 
     def enter(self, cut: Cut, header: Header) -> Cut:
         """``cut`` is the present one from here on. The one before, which is over, is the caller's to let go."""
@@ -360,6 +364,11 @@ def remove_cuts(path: Path, keep: int | None = None) -> None:
     for name in os.listdir(path):
         if _is_cut(name) and name != kept:
             _remove_tree(path / name)
+
+
+def remove_cut(path: Path, generation: int) -> None:
+    """Remove what there is of one cut that nobody holds."""
+    _remove_tree(cut_path(path, generation))
 
 
 def next_generation(path: Path, generation: int) -> int:

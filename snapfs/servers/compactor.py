@@ -46,6 +46,8 @@ class _Loop:
         # It follows from cut to cut, and holds none but the present one.
         store.cut.let_go()
         self._control = instance.store.control
+        # The one before may have been killed while it waited.
+        self._control[Counter.COMPACTOR_IDLE] = 0
         self._memory = MemoryWatch(self._compactor.trim, calls_per_look=_STEPS_PER_LOOK)
         self._stopped = self._complained = False
 

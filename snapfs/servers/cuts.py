@@ -240,7 +240,7 @@ class Cuts:
 
     def start_mapping(self) -> None:
         """Compute the map of the present cut, if it is to protect only used blocks."""
-        if self._instance.store.header.protect is Protect.USED:
+        if self._instance.store.header.protect is Protect.USED and self.map_state not in ("ready", "computing"):
             self._map_done = trio.Event()
             self.map_state = "computing"
             self._mapping = trio.CancelScope()
@@ -257,8 +257,8 @@ class Cuts:
         await self._map_done.wait()
 
     async def _make_map(self, scope: trio.CancelScope, done: trio.Event) -> None:
-        cut, path, state, what_failed = self._instance.store.cut, self._path, "none", ""
-        cut.hold()
+        cut, state, what_failed = self._instance.store.hold_cut(), "none", ""
+        path = cut.path
         try:
             with scope:
                 state = "failed"

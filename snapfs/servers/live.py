@@ -295,7 +295,7 @@ class LiveServer:
             case NoteServer():
                 self._note_server(request)
             case TellDamage():
-                self._note_damage(request.what)
+                self._note_damage(request)
             case BeginMap():
                 self._cuts.resume()
             case StopMap():
@@ -305,7 +305,8 @@ class LiveServer:
 
     def _status(self) -> StatusGiven:
         image_state = self._image_watch.look()
-        self.engine.look_at_store()
+        if not self._instance.store.is_whole:
+            self.engine.look_at_store()
         status = status_of(self._instance, self.engine, image_state, self._cuts.report(), self._error())
         return StatusGiven(status, self._generation)
 
@@ -355,8 +356,8 @@ class LiveServer:
     def _has_ended(request: Release) -> SnapfsError:
         return SnapfsError(f"The snapshot {request.id} has ended; nothing was released.")
 
-    def _note_damage(self, what: str) -> None:
+    def _note_damage(self, request: TellDamage) -> None:
         if self._present_error is None:
-            _LOG.error("the store is damaged: %s", what)
-            self._last_error = (self._generation, f"the store is damaged: {what}")
-        self.engine.note_damage()
+            _LOG.error("the store is damaged: %s", request.what)
+            self._last_error = (request.generation, f"the store is damaged: {request.what}")
+        self.engine.note_damage(request.generation)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from engine_rig import Rig, pattern
 
+import cow.files
+import cow.relief
+import cow.segments
 from cow.cutting import discard_cut, next_header, prepare_cut
-from cow.errors import SnapshotEnded
+from cow.errors import SnapshotEnded, SnapshotLost
+from cow.files import Files
+from cow.filesystems import Storing
 from cow.layout import Counter, CutCounter, Durability, State
 from cow.segments import segment_numbers
 from cow.store import Cut
@@ -19,20 +25,6 @@ BLOCK_BYTES = 4096
 OLD = pattern(256 * BLOCK_BYTES)
 NEW = pattern(64 * BLOCK_BYTES, 2)
 MakeRig = Callable[..., Rig]
-
-
-class Interrupted:
-    """Runs that are gone through twice; ``change`` happens between the first and the second of the second time."""
-
-    def __init__(self, runs: list[tuple[int, int]], change: Callable[[], None]) -> None:
-        self._runs, self._change, self._times = runs, change, 0
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        self._times += 1
-        for number, run in enumerate(self._runs):
-            if self._times == 2 and number == 1:
-                self._change()
-            yield run
 
 
 def new_cut(rig: Rig) -> Cut:
@@ -75,13 +67,22 @@ def failing(code: int, times: int) -> Callable[..., None]:
     return fail
 
 
-def test_a_map_that_is_taken_over_at_a_cut_stays_with_its_own(make_rig: MakeRig) -> None:
+def test_a_map_that_is_taken_over_at_a_cut_stays_with_its_own(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = make_rig(OLD)
     rig.open()
     ended = rig.cut
     left: list[Cut] = []
+    seal_free = cow.relief.seal_free
+
+    def cut_behind(cut: Cut, files: Files) -> None:
+        seal_free(cut, files)
+        left.append(new_cut(rig))
+
+    monkeypatch.setattr(cow.relief, "seal_free", cut_behind)
     with pytest.raises(SnapshotEnded):
-        rig.engine.settle_free(Interrupted([(10, 12), (20, 22)], lambda: left.append(new_cut(rig))), ended)
+        rig.settle_free([(10, 12), (20, 22)])
     assert not rig.cut.free.any_set(0, 256)
     assert not rig.cut.settled.any_set(0, 256)
     assert rig.snapshot() == OLD
@@ -196,3 +197,150 @@ def test_the_files_of_a_cut_stay_as_long_as_somebody_holds_it(make_rig: MakeRig)
     assert not ended.path.exists()
     with pytest.raises(SnapshotEnded):
         ended.hold()
+
+
+def as_on_btrfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps are stored into by system calls, and numbers are shared in memory."""
+    monkeypatch.setattr(cow.files, "storing_on", lambda fd: Storing.WRITTEN)
+
+
+def test_no_prepared_cut_has_the_page_of_the_present_one(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_btrfs(monkeypatch)
+    rig = make_rig(OLD)
+    rig.open()
+    assert rig.store is not None
+    rig.write(0, NEW)
+    before = rig.numbers.by_name()
+    for _ in range(256):
+        discard_cut(prepare_cut(rig.store))
+    assert rig.numbers.by_name() == before
+
+
+def test_what_fails_beside_the_commit_leaves_the_present_cut(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(OLD, durability=Durability.POWER)
+    rig.open()
+    assert rig.store is not None
+    cut, present = prepare_cut(rig.store), rig.store.cut
+    with monkeypatch.context() as patched:
+        patched.setattr(cow.segments, "segment_numbers", failing(errno.EMFILE, times=1))
+        with pytest.raises(OSError, match="Too many open files"):
+            rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+    discard_cut(cut)
+    assert rig.store.cut is present
+    rig.write(0, NEW)
+    assert rig.snapshot() == OLD
+
+
+def test_a_header_that_cannot_be_put_back_names_no_snapshot(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(OLD, durability=Durability.POWER)
+    rig.open()
+    assert rig.store is not None
+    rig.write(0, NEW)
+    cut = prepare_cut(rig.store)
+    with monkeypatch.context() as patched:
+        # The new one is in its place, and nothing more can be done.
+        patched.setattr(rig.files, "sync_directory", failing(errno.EIO, times=1))
+        open_new = rig.files._open_new
+        refusals = [0, errno.EIO]
+
+        def second_fails(path: Path, mode: int) -> int:
+            if code := refusals.pop(0):
+                raise OSError(code, os.strerror(code))
+            return open_new(path, mode)
+
+        patched.setattr(rig.files, "_open_new", second_fails)
+        with pytest.raises(OSError, match="Input/output"):
+            rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+    rig.write(0, OLD)
+    rig.abandon()
+    rig.open()
+    with pytest.raises(SnapshotLost):
+        rig.reader.read(0, BLOCK_BYTES)
+
+
+def test_damage_found_in_the_cut_before_is_none_of_the_new_one(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    before = rig.cut.generation
+    rig.make_cut()
+    rig.engine.note_damage(before)
+    assert (rig.numbers.state, rig.numbers[CutCounter.DAMAGED_READS]) == (State.ACTIVE, 0)
+
+
+def test_a_cut_that_cannot_be_prepared_leaves_nothing(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    assert rig.store is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.files, "sync_directory", failing(errno.ENOSPC, times=1))
+        with pytest.raises(OSError, match="No space"):
+            prepare_cut(rig.store)
+    assert [path.name for path in rig.store_path.glob("cut-*")] == ["cut-00000001"]
+
+
+def test_a_cut_whose_numbers_are_refused_is_not_taken(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_on_btrfs(monkeypatch)
+    rig = make_rig(OLD)
+    rig.open()
+    assert rig.store is not None
+    pwrite = rig.files.pwrite
+
+    def refused(fd: int, data: bytes, offset: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("cut-00000002/numbers") and any(bytes(data)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        pwrite(fd, data, offset)
+
+    monkeypatch.setattr(rig.files, "pwrite", refused)
+    with pytest.raises(OSError, match="No space"):
+        prepare_cut(rig.store)
+
+
+def test_a_lost_block_that_is_free_is_counted_off_once(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD)
+    rig.spoil(3, 5)
+    rig.open()
+    for block_no in (3, 5):
+        rig.write(block_no * BLOCK_BYTES, NEW[:BLOCK_BYTES])
+    rig.settle_free([(3, 4)])
+    rig.engine.release(3, 4)
+    assert (rig.numbers[CutCounter.LOST_BLOCKS], rig.numbers.state) == (1, State.DAMAGED)
+
+
+def test_a_map_that_met_a_full_disk_is_gone_on_with(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.cut.settled, "set_range", failing(errno.ENOSPC, times=1))
+        with pytest.raises(OSError, match="No space"):
+            rig.settle_free([(8, 40)])
+    assert rig.settle_free([(8, 40)]) == 32
+    assert rig.numbers[CutCounter.SETTLED_BLOCKS] == rig.numbers[CutCounter.FREE_BLOCKS] == 32
+
+
+def test_a_map_that_could_not_be_noted_counts_for_nothing(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    rig.write(8 * BLOCK_BYTES, NEW[:BLOCK_BYTES])
+    with monkeypatch.context() as patched:
+        patched.setattr(cow.relief, "seal_free", failing(errno.EIO, times=1))
+        with pytest.raises(OSError, match="Input/output"):
+            rig.settle_free([(8, 40)])
+    assert rig.snapshot() == OLD
+
+
+def test_what_the_disk_does_not_take_back_is_not_counted_as_returned(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    rig.write(0, NEW)
+    rig.compactor.drain()
+    rig.control[Counter.COMPACTOR_IDLE] = 1
+    monkeypatch.setattr(rig.files, "pwrite", failing(errno.ENOSPC, times=1000))
+    for _ in range(2):
+        rig.engine.release(0, 64)
+    assert rig.numbers[CutCounter.RETURNED_BYTES] == 0
