@@ -92,10 +92,16 @@ class Compactor:
             self._records.remove_all()
 
     def _follow_cut(self) -> None:
-        generation = self._control[Counter.GENERATION]
+        control = self._control
         # 0 is none's: the page is gone, and with it the snapshot.
-        if generation not in (0, self._cut.generation):
-            cut, before = self._store.open_cut(generation, writable=True), self._cut
+        while (generation := control[Counter.GENERATION]) not in (0, self._cut.generation):
+            try:
+                cut, before = self._store.open_cut(generation, writable=True), self._cut
+            except FileNotFoundError:
+                # Gone between the two looks, if there is a later one.
+                if control[Counter.GENERATION] == generation:
+                    raise
+                continue
             self._records.close()
             self._enter(cut)
             before.let_go()

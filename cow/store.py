@@ -259,14 +259,21 @@ class Store:
 
     def present(self, *, writable: bool) -> Store:
         """The same store in a process that may have been started long after this was opened."""
-        header = read_header(self.path)
-        if header is None:
-            raise StoreDamaged(str(self.path), "has lost its header")
-        if header.generation == self.cut.generation and self.cut.is_open:
-            return self
-        return replace(
-            self, header=header, cut=self.open_cut(header.generation, writable=writable), _lock=threading.Lock()
-        )
+        while True:
+            header = read_header(self.path)
+            if header is None:
+                raise StoreDamaged(str(self.path), "has lost its header")
+            if header.generation == self.cut.generation and self.cut.is_open:
+                return self
+            try:
+                cut = self.open_cut(header.generation, writable=writable)
+            except FileNotFoundError:
+                # Gone between the two looks, if there is a later one.
+                later = read_header(self.path)
+                if later is None or later.generation == header.generation:
+                    raise
+            else:
+                return replace(self, header=header, cut=cut, _lock=threading.Lock())
 
     @property
     def geometry(self) -> Geometry:

@@ -19,7 +19,7 @@ from cow.files import Files
 from cow.filesystems import Storing
 from cow.layout import Counter, CutCounter, Durability, State
 from cow.segments import segment_numbers
-from cow.store import Cut
+from cow.store import Cut, Store
 
 BLOCK_BYTES = 4096
 OLD = pattern(256 * BLOCK_BYTES)
@@ -340,7 +340,34 @@ def test_what_the_disk_does_not_take_back_is_not_counted_as_returned(
     rig.write(0, NEW)
     rig.compactor.drain()
     rig.control[Counter.COMPACTOR_IDLE] = 1
-    monkeypatch.setattr(rig.files, "pwrite", failing(errno.ENOSPC, times=1000))
+    pwrite = rig.files.pwrite
+
+    def refused(fd: int, data: bytes, offset: int) -> None:
+        if "/segments/" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        pwrite(fd, data, offset)
+
+    monkeypatch.setattr(rig.files, "pwrite", refused)
     for _ in range(2):
         rig.engine.release(0, 64)
     assert rig.numbers[CutCounter.RETURNED_BYTES] == 0
+
+
+def test_who_finds_a_cut_gone_opens_the_next_one(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    assert rig.store is not None
+    rig.make_cut()
+    open_cut = Store.open_cut
+    late = [True]
+
+    def cut_between(store: Store, generation: int, *, writable: bool) -> Cut:
+        if late and late.pop():
+            # The one that was asked for is over, and its directory gone, before it is open.
+            new_cut(rig).let_go()
+            raise FileNotFoundError
+        return open_cut(store, generation, writable=writable)
+
+    monkeypatch.setattr(Store, "open_cut", cut_between)
+    rig.compactor.step()
+    assert rig.compactor._cut.generation == rig.cut.generation == 3
