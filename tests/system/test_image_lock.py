@@ -54,7 +54,10 @@ def qemu_io(image: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def _has_open(pid: int, image: Path) -> bool:
-    return any(os.readlink(link) == str(image) for link in Path(f"/proc/{pid}/fd").iterdir())
+    try:
+        return any(os.readlink(link) == str(image) for link in Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:  # it closed one, or ended, between the two looks
+        return False
 
 
 def qemu_writes(image: Path) -> subprocess.CompletedProcess[str]:
