@@ -24,6 +24,23 @@ def shut_down(point: Path) -> None:
         os.close(fd)
 
 
+def write(view: Mounted, data: bytes) -> None:
+    with view.live_file.open("r+b", buffering=0) as file:
+        file.write(data)
+        os.fsync(file.fileno())
+
+
+def check_lost(view: Mounted) -> None:
+    """No block of the snapshot can be read."""
+    fd = os.open(view.snap_file, os.O_RDONLY)
+    try:
+        for at in range(0, len(OLD), BLOCK_BYTES):
+            with pytest.raises(OSError, match="Input/output"):
+                os.pread(fd, BLOCK_BYTES, at)
+    finally:
+        os.close(fd)
+
+
 def on_disk(ground: Ground, kind: str) -> tuple[Path, Mounted]:
     """A filesystem, and an instance with its store on it, of which everything is on the disk."""
     device = ground.image(400 << 20, "store.fs")
@@ -31,9 +48,7 @@ def on_disk(ground: Ground, kind: str) -> tuple[Path, Mounted]:
     point = ground.mount(device, "-o", "loop", name="other")
     view = ground.mounted(ground.image(OLD), "--protect", "all", "--store", point / "store")
     view.expect_log("Input/output error|cut short|could not be|started again|cannot be written|cannot be asked")
-    with view.live_file.open("r+b", buffering=0) as file:
-        file.write(NEW[: 1 << 20])
-        os.fsync(file.fileno())
+    write(view, NEW[: 1 << 20])
     run("sync", "--file-system", point)
     return point, view
 
@@ -43,14 +58,8 @@ def test_no_new_data_are_taken_for_the_snapshot(ground: Ground, kind: str) -> No
     """The pages of the maps are clean and readable, only what is stored into them from now on fails."""
     point, view = on_disk(ground, kind)
     shut_down(point)
-    with view.live_file.open("r+b", buffering=0) as file:
-        file.write(NEW)
-        os.fsync(file.fileno())
-    fd = os.open(view.snap_file, os.O_RDONLY)
-    for at in range(0, len(OLD), BLOCK_BYTES):
-        with pytest.raises(OSError, match="Input/output"):
-            os.pread(fd, BLOCK_BYTES, at)
-    os.close(fd)
+    write(view, NEW)
+    check_lost(view)
     assert snapfs("umount", view.live).returncode == 4
     view.await_end()
 
@@ -59,9 +68,7 @@ def test_no_new_data_are_taken_for_the_snapshot(ground: Ground, kind: str) -> No
 def test_what_a_disk_that_comes_back_shows_is_not_believed(ground: Ground, kind: str) -> None:
     point, view = on_disk(ground, kind)
     shut_down(point)
-    with view.live_file.open("r+b", buffering=0) as file:
-        file.write(NEW)
-        os.fsync(file.fileno())
+    write(view, NEW)
     assert snapfs("umount", view.live).returncode == 4
     view.await_end()
     view.drop_logs()
@@ -83,14 +90,11 @@ def test_both_views_go_on_and_can_be_unmounted(ground: Ground, kind: str) -> Non
         for at in range(1 << 19, len(NEW), BLOCK_BYTES):
             os.pwrite(file.fileno(), NEW[at : at + BLOCK_BYTES], at)
         os.fsync(file.fileno())
-    fd = os.open(view.snap_file, os.O_RDONLY)
-    for at in range(0, len(OLD), BLOCK_BYTES):
-        with pytest.raises(OSError, match="Input/output"):
-            os.pread(fd, BLOCK_BYTES, at)
-    os.close(fd)
+    check_lost(view)
     assert view.live_file.read_bytes() == NEW
     asked = snapfs("status")
-    assert asked.returncode in (0, 3, 4), asked.stderr
+    # A store on ext4 still leads to its server's socket; on XFS nothing of it can be opened any more.
+    assert asked.returncode == {"ext4": 3, "xfs": 4}[kind], asked.stderr
     assert str(view.image) in asked.stdout + asked.stderr
     done = snapfs("umount", view.live)
     assert done.returncode == 4
