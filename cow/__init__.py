@@ -1,1 +1,89 @@
-"""The copy-on-write engine of snapfs: synchronous, without FUSE, usable and testable on plain files."""
+"""The copy-on-write engine, by its public names; how it works and why it is right: DESIGN.md.
+
+A name is loaded with the module that owns it when it is first used: whoever only asks a server loads no engine.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cow.compact.compactor import Compactor as Compactor
+    from cow.disk.files import Files as Files
+    from cow.disk.files import open_plain as open_plain
+    from cow.disk.header import HEADER_NAME as HEADER_NAME
+    from cow.disk.header import Header as Header
+    from cow.disk.header import flush_header as flush_header
+    from cow.disk.image import Image as Image
+    from cow.disk.layout import CONTROL_MAGIC as CONTROL_MAGIC
+    from cow.disk.layout import HEADER_MAGIC as HEADER_MAGIC
+    from cow.disk.layout import MAX_DEVICE_ID_BYTES as MAX_DEVICE_ID_BYTES
+    from cow.disk.layout import Counter as Counter
+    from cow.disk.layout import CutCounter as CutCounter
+    from cow.disk.layout import Durability as Durability
+    from cow.disk.layout import Protect as Protect
+    from cow.disk.layout import State as State
+    from cow.disk.store import CONTROL_NAME as CONTROL_NAME
+    from cow.disk.store import LOCK_NAME as LOCK_NAME
+    from cow.disk.store import LOG_NAME as LOG_NAME
+    from cow.disk.store import Cut as Cut
+    from cow.disk.store import Store as Store
+    from cow.disk.store import foreign_names as foreign_names
+    from cow.disk.store import open_reader as open_reader
+    from cow.disk.store import remove_store as remove_store
+    from cow.errors import BlockReleased as BlockReleased
+    from cow.errors import BufferFull as BufferFull
+    from cow.errors import CowError as CowError
+    from cow.errors import Damaged as Damaged
+    from cow.errors import EngineClosed as EngineClosed
+    from cow.errors import NotAStore as NotAStore
+    from cow.errors import OutOfRange as OutOfRange
+    from cow.errors import SnapshotEnded as SnapshotEnded
+    from cow.errors import SnapshotLost as SnapshotLost
+    from cow.errors import StoreBusy as StoreBusy
+    from cow.errors import StoreDamaged as StoreDamaged
+    from cow.errors import StoreError as StoreError
+    from cow.geometry import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
+    from cow.live.cutting import discard_cut as discard_cut
+    from cow.live.cutting import next_header as next_header
+    from cow.live.cutting import prepare_cut as prepare_cut
+    from cow.live.engine import LiveEngine as LiveEngine
+    from cow.live.overflow import Event as Event
+    from cow.live.overflow import EventKind as EventKind
+    from cow.live.overflow import OverflowPolicy as OverflowPolicy
+    from cow.mount.check import Report as Report
+    from cow.mount.check import dump as dump
+    from cow.mount.check import verify as verify
+    from cow.mount.recovery import Opened as Opened
+    from cow.mount.recovery import Outcome as Outcome
+    from cow.mount.recovery import Request as Request
+    from cow.mount.recovery import open_store as open_store
+    from cow.snapshot import SnapshotReader as SnapshotReader
+
+_OWNERS = {
+    "cow.compact.compactor": "Compactor",
+    "cow.disk.files": "Files open_plain",
+    "cow.disk.header": "HEADER_NAME Header flush_header",
+    "cow.disk.image": "Image",
+    "cow.disk.layout": "CONTROL_MAGIC Counter CutCounter Durability HEADER_MAGIC MAX_DEVICE_ID_BYTES Protect State",
+    "cow.disk.store": "CONTROL_NAME Cut LOCK_NAME LOG_NAME Store foreign_names open_reader remove_store",
+    "cow.errors": "BlockReleased BufferFull CowError Damaged EngineClosed NotAStore OutOfRange SnapshotEnded "
+    "SnapshotLost StoreBusy StoreDamaged StoreError",
+    "cow.geometry": "MAX_IMAGE_BYTES",
+    "cow.live.cutting": "discard_cut next_header prepare_cut",
+    "cow.live.engine": "LiveEngine",
+    "cow.live.overflow": "Event EventKind OverflowPolicy",
+    "cow.mount.check": "Report dump verify",
+    "cow.mount.recovery": "Opened Outcome Request open_store",
+    "cow.snapshot": "SnapshotReader",
+}
+_OWNER_OF = {name: owner for owner, names in _OWNERS.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _OWNER_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_OWNER_OF[name]), name)
+    globals()[name] = value
+    return value

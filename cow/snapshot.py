@@ -21,13 +21,13 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Final
 
-from cow.codec import slot_checksums, slot_seed
+from cow.disk.codec import slot_checksums, slot_seed
+from cow.disk.image import Image
+from cow.disk.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, CutCounter, unpack_missing
+from cow.disk.segments import SegmentReader
+from cow.disk.store import Store
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.faults import missing_pages
-from cow.image import Image
-from cow.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, CutCounter, unpack_missing
-from cow.segments import SegmentReader
-from cow.store import Store
 
 # Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _GENERATION: Final = Counter.GENERATION.value

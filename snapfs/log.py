@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from cow.files import open_plain
+from cow import open_plain
 from snapfs.shown import shown
 
 _FORMAT = "%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s"

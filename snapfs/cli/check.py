@@ -12,7 +12,7 @@ from snapfs.cli.types import PATH
 from snapfs.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from cow.check import Report
+    from cow import Report
 
 
 @click.command("check", short_help="Verify a store, or print what is in it.")

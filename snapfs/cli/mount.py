@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cow.recovery import Outcome
+from cow import Outcome
 from snapfs.cli.output import note, output_options, show
 from snapfs.cli.types import PATH, SIZE
 from snapfs.options import MountOptions, split_fuse_options

@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cow import check
-from cow.check import Report
-from cow.errors import CowError, StoreDamaged, StoreError
-from cow.files import Files
-from cow.header import HEADER_NAME
-from cow.store import CONTROL_NAME
+from cow import CONTROL_NAME, HEADER_NAME, CowError, Files, Report, StoreDamaged, StoreError, dump, verify
 from snapfs.errors import NotMountedError, SnapfsError, StoreDamagedError
 from snapfs.system.default_store import default_store
 from snapfs.system.discovery import find_store
@@ -22,7 +17,7 @@ def check_store(path: Path) -> tuple[Path, Report]:
     """Look at the store behind ``path``, in use or not: where it is, and what was found. SnapfsError: no store."""
     store = _store_of(path)
     try:
-        return name_of(store), check.verify(store, Files())
+        return name_of(store), verify(store, Files())
     except (StoreError, OSError) as error:
         raise _no_store(store, error) from error
 
@@ -31,7 +26,7 @@ def dump_store(path: Path) -> Iterator[str]:
     """The store behind ``path`` in readable lines, as far as they can be read. SnapfsError: no store."""
     store = _store_of(path)
     try:
-        yield from check.dump(store, Files(), max_entries=None)
+        yield from dump(store, Files(), max_entries=None)
     except StoreError as error:
         raise _no_store(store, error) from error
     except (CowError, ValueError, OSError) as error:

@@ -15,9 +15,7 @@ from pathlib import Path
 from bitarray import bitarray
 from bitarray.util import ones
 
-from cow.errors import StoreError
-from cow.files import Files
-from cow.store import open_reader
+from cow import Files, StoreError, open_reader
 from snapfs.client import request
 from snapfs.commands.status import read_status
 from snapfs.destination.access import NEW_MODE, Access

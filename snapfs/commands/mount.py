@@ -12,11 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cow.files import Files
-from cow.image import Image
-from cow.layout import Counter
-from cow.recovery import Opened, Outcome
-from cow.store import LOG_NAME
+from cow import LOG_NAME, Counter, Files, Image, Opened, Outcome
 from snapfs.client import request as control_request
 from snapfs.commands.opening import LET_GO_S, LOOK_S, opened_store
 from snapfs.commands.signals import Signals

@@ -9,11 +9,20 @@ import time
 import uuid
 from pathlib import Path
 
-from cow.errors import NotAStore, StoreBusy, StoreDamaged, StoreError
-from cow.files import Files
-from cow.image import Image
-from cow.layout import MAX_DEVICE_ID_BYTES, Durability, Protect
-from cow.recovery import Opened, Request, open_store
+from cow import (
+    MAX_DEVICE_ID_BYTES,
+    Durability,
+    Files,
+    Image,
+    NotAStore,
+    Opened,
+    Protect,
+    Request,
+    StoreBusy,
+    StoreDamaged,
+    StoreError,
+    open_store,
+)
 from snapfs.commands.signals import Signals
 from snapfs.commands.status import read_status
 from snapfs.errors import BusyError, SnapfsError, StoreDamagedError, shortage

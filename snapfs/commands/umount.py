@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cow.store import LOCK_NAME
+from cow import LOCK_NAME
 from snapfs.client import request
 from snapfs.commands.as_owner import as_owner
 from snapfs.commands.status import read_status

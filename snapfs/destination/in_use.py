@@ -19,9 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from cow.header import HEADER_NAME
-from cow.layout import CONTROL_MAGIC, HEADER_MAGIC
-from cow.store import CONTROL_NAME
+from cow import CONTROL_MAGIC, CONTROL_NAME, HEADER_MAGIC, HEADER_NAME
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.system.block_devices import (
     BlockDevice,

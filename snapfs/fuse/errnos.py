@@ -6,16 +6,7 @@ import errno
 
 import pyfuse3
 
-from cow.errors import (
-    BlockReleased,
-    BufferFull,
-    CowError,
-    Damaged,
-    EngineClosed,
-    OutOfRange,
-    SnapshotEnded,
-    SnapshotLost,
-)
+from cow import BlockReleased, BufferFull, CowError, Damaged, EngineClosed, OutOfRange, SnapshotEnded, SnapshotLost
 
 _ERRNOS: dict[type[CowError], int] = {
     OutOfRange: errno.EINVAL,

@@ -17,8 +17,7 @@ from typing import cast
 import pyfuse3
 import trio
 
-from cow.engine import LiveEngine
-from cow.image import Image
+from cow import Image, LiveEngine
 from snapfs.fuse.errnos import fuse_error
 from snapfs.fuse.permissions import Permission, Permissions
 from snapfs.fuse.view import IMAGE_INODE, LASTING_S, View, wants_write

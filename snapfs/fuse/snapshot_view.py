@@ -16,11 +16,7 @@ from typing import cast
 import pyfuse3
 import trio
 
-from cow.errors import Damaged, SnapshotEnded
-from cow.header import Header
-from cow.image import Image
-from cow.snapshot import SnapshotReader
-from cow.store import Store
+from cow import Damaged, Header, Image, SnapshotEnded, SnapshotReader, Store
 from snapfs.fuse.errnos import fuse_error
 from snapfs.fuse.permissions import Permission, Permissions
 from snapfs.fuse.view import IMAGE_INODE, LASTING_S, MAX_REQUEST_BYTES, View, wants_write

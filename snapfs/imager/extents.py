@@ -18,7 +18,7 @@ from typing import Any
 from bitarray import bitarray
 from bitarray.util import intervals, zeros
 
-from cow.geometry import MAX_IMAGE_BYTES
+from cow import MAX_IMAGE_BYTES
 
 CELL_BYTES = 64 << 10
 EXTENT_BYTES = 16 << 20

@@ -10,8 +10,7 @@ import logging
 import os
 import signal
 
-from cow.compactor import Compactor
-from cow.layout import Counter
+from cow import Compactor, Counter
 from snapfs.servers.instance import Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import STOP_SIGNAL, become_server

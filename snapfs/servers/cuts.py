@@ -29,12 +29,19 @@ from typing import Any
 import trio
 from bitarray import bitarray
 
-from cow.cutting import discard_cut, next_header, prepare_cut
-from cow.engine import LiveEngine
-from cow.errors import SnapshotEnded
-from cow.header import Header, flush_header
-from cow.layout import Counter, CutCounter, Protect
-from cow.store import Cut
+from cow import (
+    Counter,
+    Cut,
+    CutCounter,
+    Header,
+    LiveEngine,
+    Protect,
+    SnapshotEnded,
+    discard_cut,
+    flush_header,
+    next_header,
+    prepare_cut,
+)
 from snapfs.errors import SnapfsError
 from snapfs.protocol import (
     NOTHING_FROZEN,

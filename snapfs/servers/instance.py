@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cow.image import Image
-from cow.store import Store
+from cow import Image, Store
 from snapfs.fuse.permissions import Permissions
 from snapfs.options import MountOptions
 from snapfs.system.stores import name_of

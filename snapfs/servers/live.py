@@ -11,10 +11,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from cow.engine import LiveEngine
-from cow.errors import SnapshotEnded
-from cow.layout import Counter
-from cow.overflow import Event, EventKind, OverflowPolicy
+from cow import Counter, Event, EventKind, LiveEngine, OverflowPolicy, SnapshotEnded
 from snapfs.errors import SnapfsError
 from snapfs.fuse.live_view import LiveView
 from snapfs.protocol import (

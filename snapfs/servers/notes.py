@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cow.files import Files
+from cow import Files
 from snapfs.protocol import Facts
 from snapfs.usedmap.result import Region
 from snapfs.wire import parsed

@@ -6,8 +6,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any
 
-from cow.engine import LiveEngine
-from cow.layout import Counter, CutCounter, Protect, State
+from cow import Counter, CutCounter, LiveEngine, Protect, State
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 
 STATUS_VERSION = 1

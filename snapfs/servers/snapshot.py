@@ -13,8 +13,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from cow.layout import Counter
-from cow.store import Store
+from cow import Counter, Store
 from snapfs.client import request
 from snapfs.errors import SnapfsError
 from snapfs.fuse.snapshot_view import SnapshotView

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
-from cow.errors import CowError
+from cow import CowError
 from snapfs.errors import SnapfsError, shortage
 from snapfs.servers.compactor import run_compactor
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance

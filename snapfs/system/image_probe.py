@@ -16,7 +16,7 @@ import struct
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from cow.geometry import MAX_IMAGE_BYTES
+from cow import MAX_IMAGE_BYTES
 from snapfs.errors import BusyError, PermissionDeniedError, SnapfsError
 from snapfs.options import format_size
 from snapfs.system.file_kinds import holds_data, kind_name

@@ -1,8 +1,9 @@
 """Snapshots that were lost while their store could not be told: remembered elsewhere, until the machine restarts.
 
 A store's disk that fails and comes back shows what was last written to it, a snapshot that seems whole. After a
-restart nobody takes it for that (`cow.recovery`); before, an empty file of its name says that it is not, in /run or
-in the user's own part of it. Where there is no such place, what the image's modification time tells has to do.
+restart nobody takes it for that (`cow.mount.recovery`); before, an empty file of its name says that it is not, in
+/run or in the user's own part of it. Where there is no such place, what the image's modification time tells has to
+do.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from cow.files import open_plain
-from cow.store import foreign_names, remove_store
+from cow import foreign_names, open_plain, remove_store
 from snapfs.errors import SnapfsError
 from snapfs.system.stores import check_owner, name_of, unreachable
 

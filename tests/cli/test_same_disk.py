@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from cow.disk.files import Files
+from cow.disk.header import Header, read_header, write_header
+from cow.disk.image import Image
+from cow.disk.layout import Durability
+from cow.disk.store import LOCK_NAME
 from cow.errors import StoreError
-from cow.files import Files
-from cow.header import Header, read_header, write_header
-from cow.image import Image
-from cow.layout import Durability
-from cow.recovery import Outcome, Request, open_store
-from cow.store import LOCK_NAME
+from cow.mount.recovery import Outcome, Request, open_store
 from tests.cli.command_line import Bench, loop_device, processes_about, run, snapfs, wait_until
 
 POWER = ("--durability", "power")

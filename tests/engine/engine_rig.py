@@ -8,17 +8,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from cow.compactor import Compactor
-from cow.cutting import next_header, prepare_cut
-from cow.engine import LiveEngine
-from cow.files import Data, Files
+from cow.compact.compactor import Compactor
+from cow.disk.files import Data, Files
+from cow.disk.image import Identity, Image
+from cow.disk.layout import Durability
+from cow.disk.store import Cut, Store
 from cow.geometry import Geometry
-from cow.image import Identity, Image
-from cow.layout import Durability
-from cow.overflow import Event, OverflowPolicy
-from cow.recovery import Opened, Request, open_store
+from cow.live.cutting import next_header, prepare_cut
+from cow.live.engine import LiveEngine
+from cow.live.overflow import Event, OverflowPolicy
+from cow.mount.recovery import Opened, Request, open_store
 from cow.snapshot import SnapshotReader
-from cow.store import Cut, Store
 
 BOOT, NEXT_BOOT = b"first boot id 16", b"other boot id 16"
 

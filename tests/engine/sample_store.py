@@ -14,9 +14,9 @@ from pathlib import Path
 
 from engine_rig import BOOT, Rig, pattern
 
-from cow.check import dump
-from cow.header import read_header, write_header
-from cow.layout import FORMAT_VERSION, Counter
+from cow.disk.header import read_header, write_header
+from cow.disk.layout import FORMAT_VERSION, Counter
+from cow.mount.check import dump
 
 SAMPLES = Path(__file__).parent / "samples"
 # Some of it does not compress.

@@ -18,12 +18,12 @@ from typing import Any
 
 from engine_rig import QuickFiles, Rig
 
-from cow.bitmaps import Bitmap
-from cow.files import Files, MappedFile
-from cow.image import Image
-from cow.index import Index
-from cow.numbers import Page
-from cow.staging import Staging
+from cow.disk.bitmaps import Bitmap
+from cow.disk.files import Files, MappedFile
+from cow.disk.image import Image
+from cow.disk.index import Index
+from cow.disk.numbers import Page
+from cow.disk.staging import Staging
 
 PAGE_BYTES = 4096
 

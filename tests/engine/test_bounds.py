@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from engine_rig import BOOT, QuickFiles, Rig
 
-from cow.engine import LiveEngine
-from cow.files import PAGE_BYTES
-from cow.image import Image
-from cow.recovery import Opened, Request, open_store
+from cow.disk.files import PAGE_BYTES
+from cow.disk.image import Image
+from cow.live.engine import LiveEngine
+from cow.mount.recovery import Opened, Request, open_store
 from cow.snapshot import SnapshotReader
 
 # What it measures others would spoil.

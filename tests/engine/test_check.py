@@ -12,12 +12,12 @@ from engine_rig import QuickFiles, Rig, pattern
 from sample_store import OLD as SAMPLE_OLD
 from sample_store import SAMPLES
 
-from cow.check import dump, verify
+from cow.disk.image import Image
+from cow.disk.layout import Counter, CutCounter, State
+from cow.disk.store import open_reader
 from cow.errors import BlockReleased, StoreError
-from cow.image import Image
-from cow.layout import Counter, CutCounter, State
+from cow.mount.check import dump, verify
 from cow.snapshot import SnapshotReader
-from cow.store import open_reader
 
 OLD = pattern(40 * 4096)
 MakeRig = Callable[..., Rig]

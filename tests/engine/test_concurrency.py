@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import pytest
 from engine_rig import QuickFiles, Rig
 
-from cow.image import Image
-from cow.layout import Durability
+from cow.disk.image import Image
+from cow.disk.layout import Durability
+from cow.disk.store import open_reader
 from cow.snapshot import SnapshotReader
-from cow.store import open_reader
 
 SECTOR = struct.Struct("<QQ")
 SECTOR_BYTES = 512

@@ -10,9 +10,9 @@ import pytest
 from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
 from stops import Progress, Recorder, recording
 
+from cow.disk.layout import Durability, State
 from cow.errors import Damaged
-from cow.layout import Durability, State
-from cow.recovery import Outcome
+from cow.mount.recovery import Outcome
 
 BLOCK_BYTES = 4096
 IMAGE_BYTES = 24 * BLOCK_BYTES + 100

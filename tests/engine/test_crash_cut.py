@@ -10,8 +10,8 @@ import pytest
 from engine_rig import BOOT, Rig, pattern
 from stops import Progress, Recorder, recording
 
+from cow.disk.layout import Durability, State
 from cow.errors import BlockReleased
-from cow.layout import Durability, State
 
 BLOCK_BYTES = 4096
 BLOCKS = 24

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 from engine_rig import Rig, pattern
 
-import cow.files
-import cow.relief
-import cow.segments
-from cow.cutting import discard_cut, next_header, prepare_cut
+import cow.disk.files
+import cow.disk.segments
+import cow.live.relief
+from cow.disk.files import Files
+from cow.disk.filesystems import Storing
+from cow.disk.layout import Counter, CutCounter, Durability, State
+from cow.disk.segments import segment_numbers
+from cow.disk.store import Cut, Store
 from cow.errors import SnapshotEnded, SnapshotLost
-from cow.files import Files
-from cow.filesystems import Storing
-from cow.layout import Counter, CutCounter, Durability, State
-from cow.segments import segment_numbers
-from cow.store import Cut, Store
+from cow.live.cutting import discard_cut, next_header, prepare_cut
 
 BLOCK_BYTES = 4096
 OLD = pattern(256 * BLOCK_BYTES)
@@ -74,13 +74,13 @@ def test_a_map_that_is_taken_over_at_a_cut_stays_with_its_own(
     rig.open()
     ended = rig.cut
     left: list[Cut] = []
-    seal_free = cow.relief.seal_free
+    seal_free = cow.live.relief.seal_free
 
     def cut_behind(cut: Cut, files: Files) -> None:
         seal_free(cut, files)
         left.append(new_cut(rig))
 
-    monkeypatch.setattr(cow.relief, "seal_free", cut_behind)
+    monkeypatch.setattr(cow.live.relief, "seal_free", cut_behind)
     with pytest.raises(SnapshotEnded):
         rig.settle_free([(10, 12), (20, 22)])
     assert not rig.cut.free.any_set(0, 256)
@@ -201,7 +201,7 @@ def test_the_files_of_a_cut_stay_as_long_as_somebody_holds_it(make_rig: MakeRig)
 
 def as_on_btrfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps are stored into by system calls, and numbers are shared in memory."""
-    monkeypatch.setattr(cow.files, "storing_on", lambda fd: Storing.WRITTEN)
+    monkeypatch.setattr(cow.disk.files, "storing_on", lambda fd: Storing.WRITTEN)
 
 
 def test_no_prepared_cut_has_the_page_of_the_present_one(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_what_fails_beside_the_commit_leaves_the_present_cut(
     assert rig.store is not None
     cut, present = prepare_cut(rig.store), rig.store.cut
     with monkeypatch.context() as patched:
-        patched.setattr(cow.segments, "segment_numbers", failing(errno.EMFILE, times=1))
+        patched.setattr(cow.disk.segments, "segment_numbers", failing(errno.EMFILE, times=1))
         with pytest.raises(OSError, match="Too many open files"):
             rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
     discard_cut(cut)
@@ -326,7 +326,7 @@ def test_a_map_that_could_not_be_noted_counts_for_nothing(make_rig: MakeRig, mon
     rig.open()
     rig.write(8 * BLOCK_BYTES, NEW[:BLOCK_BYTES])
     with monkeypatch.context() as patched:
-        patched.setattr(cow.relief, "seal_free", failing(errno.EIO, times=1))
+        patched.setattr(cow.live.relief, "seal_free", failing(errno.EIO, times=1))
         with pytest.raises(OSError, match="Input/output"):
             rig.settle_free([(8, 40)])
     assert rig.snapshot() == OLD

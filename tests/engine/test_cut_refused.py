@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from engine_rig import Rig, pattern
 
-from cow.cutting import discard_cut, next_header, prepare_cut
+from cow.live.cutting import discard_cut, next_header, prepare_cut
 
 BLOCK_BYTES = 4096
 OLD = pattern(16 * BLOCK_BYTES)

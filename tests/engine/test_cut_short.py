@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from engine_rig import Rig, pattern
 
+from cow.disk.files import PAGE_BYTES
+from cow.disk.layout import CutCounter, Durability, State
+from cow.disk.store import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
 from cow.errors import BlockReleased, CowError, Damaged, SnapshotLost
-from cow.files import PAGE_BYTES
-from cow.layout import CutCounter, Durability, State
-from cow.overflow import EventKind, OverflowPolicy
-from cow.store import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
+from cow.live.overflow import EventKind, OverflowPolicy
 
 BLOCK_BYTES = 512
 # More than a page of bits, so that each map has a page behind the first.

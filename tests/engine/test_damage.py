@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from engine_rig import QuickFiles, Rig, pattern
 
+from cow.disk.layout import Counter, CutCounter, State
+from cow.disk.store import open_reader
 from cow.errors import CowError, StoreError
-from cow.layout import Counter, CutCounter, State
-from cow.recovery import Outcome
-from cow.store import open_reader
+from cow.mount.recovery import Outcome
 
 BLOCK_BYTES = 4096
 IMAGE_BYTES = 40 * BLOCK_BYTES + 5

@@ -11,13 +11,13 @@ from stops import watching
 from test_crash_cut import BLOCK_BYTES, OLD, STEPS, Cut, check_snapshot, models
 from turns import Turns
 
-import cow.compactor
-import cow.pace
+import cow.compact.compactor
+import cow.live.pace
+from cow.disk.image import Image
+from cow.disk.layout import Durability
+from cow.disk.store import open_reader
 from cow.errors import BlockReleased, SnapshotEnded
-from cow.image import Image
-from cow.layout import Durability
 from cow.snapshot import SnapshotReader
-from cow.store import open_reader
 
 MakeRig = Callable[..., Rig]
 
@@ -247,12 +247,12 @@ def test_no_interleaving_of_all_shows_anything_wrong(
 ) -> None:
     reads = refusals = squeezes = 0
     # A slow disk would send every write the long way.
-    monkeypatch.setattr(cow.pace.Pace, "is_quick", lambda self, now_ns: True)
-    real = cow.compactor.acceleration_for
+    monkeypatch.setattr(cow.live.pace.Pace, "is_quick", lambda self, now_ns: True)
+    real = cow.compact.compactor.acceleration_for
     for seed in range(40):
         # What is stored in haste is squeezed later.
         hasty = seed % 2 == 0
-        monkeypatch.setattr(cow.compactor, "acceleration_for", (lambda share: 0) if hasty else real)
+        monkeypatch.setattr(cow.compact.compactor, "acceleration_for", (lambda share: 0) if hasty else real)
         turns, rig = Turns(seed), make_rig(MUCH, durability=durability, staging_slots=16)
         with watching(turns.step, also_reads=True):
             rig.open()

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 import pytest
 from engine_rig import Rig, pattern
 
+from cow.disk.layout import Counter, CutCounter
 from cow.errors import BlockReleased
-from cow.layout import Counter, CutCounter
 
 BLOCK_BYTES, BLOCKS = 4096, 64
 OLD, NEW = pattern(BLOCKS * BLOCK_BYTES, seed=1), pattern(BLOCKS * BLOCK_BYTES, seed=2)
@@ -64,7 +64,7 @@ def test_nothing_is_looked_at_while_the_compactor_works(rig: Rig, monkeypatch: p
 
 def test_a_record_squeezed_meanwhile_is_counted_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("cow.compactor.acceleration_for", lambda share: 0)
+        patch.setattr("cow.compact.compactor.acceleration_for", lambda share: 0)
         rig.compactor.drain()
     release_within_store(rig, monkeypatch)
     while rig.compactor.squeeze():

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
+from cow.disk.layout import Counter, CutCounter, Durability, State
 from cow.errors import BlockReleased, Damaged
-from cow.layout import Counter, CutCounter, Durability, State
-from cow.recovery import Outcome
+from cow.mount.recovery import Outcome
 
 _SIZES = [(512, 40_000), (4096, 300_001), (4096, 4096), (4096, 100), (65536, 1_000_000), (1 << 20, 2_500_000)]
 

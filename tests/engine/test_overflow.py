@@ -13,10 +13,10 @@ from collections.abc import Callable
 import pytest
 from engine_rig import QuickFiles, Rig
 
+from cow.disk.layout import Counter, Durability, State
+from cow.disk.segments import segment_numbers
 from cow.errors import BufferFull, EngineClosed, SnapshotLost
-from cow.layout import Counter, Durability, State
-from cow.overflow import EventKind, OverflowPolicy
-from cow.segments import segment_numbers
+from cow.live.overflow import EventKind, OverflowPolicy
 
 BLOCK_BYTES = 4096
 LIMIT_BLOCKS, MORE_BLOCKS = 48, 16

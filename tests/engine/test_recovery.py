@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
 
+from cow.disk.image import Image
+from cow.disk.layout import CutCounter, Durability, State
+from cow.disk.segments import segment_numbers, segment_path
+from cow.disk.store import lock_store, remove_store
 from cow.errors import ImageChanged, StoreBusy, StoreError
-from cow.image import Image
-from cow.layout import CutCounter, Durability, State
-from cow.recovery import Outcome, Request, open_store
-from cow.segments import segment_numbers, segment_path
-from cow.store import lock_store, remove_store
+from cow.mount.recovery import Outcome, Request, open_store
 
 OLD = pattern(20 * 4096)
 NEW = pattern(20 * 4096, 2)
@@ -243,7 +243,9 @@ def test_a_clock_that_steps_before_a_kill_changes_nothing(
     now_ns = time.time_ns
     for number, offset in enumerate(hours):
         # The image gets its time from the kernel's clock, which nobody sets for a test; ours is the one that is off.
-        monkeypatch.setattr("cow.heartbeat.time.time_ns", lambda offset=offset: now_ns() + offset * 3_600_000_000_000)
+        monkeypatch.setattr(
+            "cow.live.heartbeat.time.time_ns", lambda offset=offset: now_ns() + offset * 3_600_000_000_000
+        )
         rig.write(number * 4096, NEW[:4096])
     monkeypatch.undo()
     rig.abandon()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from engine_rig import QuickFiles, Rig, pattern
 
-from cow.layout import State
+from cow.disk.layout import State
 
 BLOCK_BYTES = 4096
 OLD, NEW = pattern(64 * BLOCK_BYTES, seed=1), pattern(64 * BLOCK_BYTES, seed=2)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from engine_rig import Rig
 
-from cow.layout import CutCounter
-from cow.segments import segment_numbers, segment_path
+from cow.disk.layout import CutCounter
+from cow.disk.segments import segment_numbers, segment_path
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 4096
@@ -27,7 +27,7 @@ def hasty_rig(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> Rig:
     rig = make_rig(text(BLOCKS), staging_slots=2 * BLOCKS)
     rig.open()
     with monkeypatch.context() as patch:
-        patch.setattr("cow.compactor.acceleration_for", lambda share: 0)
+        patch.setattr("cow.compact.compactor.acceleration_for", lambda share: 0)
         for block_no in range(BLOCKS):
             rig.write(block_no * BLOCK_BYTES, bytes(BLOCK_BYTES))
         rig.compactor.drain()

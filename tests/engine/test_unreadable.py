@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 from engine_rig import NEXT_BOOT, Rig, SpoiltImage, pattern
 
-from cow.check import verify
+from cow.disk.files import Files
+from cow.disk.layout import CutCounter, Durability, State
 from cow.errors import BlockReleased, Damaged
-from cow.files import Files
-from cow.layout import CutCounter, Durability, State
-from cow.overflow import EventKind, OverflowPolicy
-from cow.recovery import Outcome
+from cow.live.overflow import EventKind, OverflowPolicy
+from cow.mount.check import verify
+from cow.mount.recovery import Outcome
 
 BLOCK_BYTES = 4096
 COUNT = 300

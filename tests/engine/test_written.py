@@ -20,12 +20,12 @@ from stops import Recorder
 from test_crash import WRITES, stop_everywhere
 from test_model import ReliefMachine
 
-import cow.files
+import cow.disk.files
+from cow.disk.filesystems import Storing, storing_on
+from cow.disk.image import Identity
+from cow.disk.layout import Durability
 from cow.errors import BufferFull, SnapshotLost
-from cow.filesystems import Storing, storing_on
-from cow.image import Identity
-from cow.layout import Durability
-from cow.overflow import OverflowPolicy
+from cow.live.overflow import OverflowPolicy
 
 BLOCK_BYTES = 4096
 OLD = pattern(64 * BLOCK_BYTES)
@@ -34,7 +34,7 @@ MakeRig = Callable[..., Rig]
 
 @pytest.fixture(autouse=True)
 def written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cow.files, "storing_on", lambda fd: Storing.WRITTEN)
+    monkeypatch.setattr(cow.disk.files, "storing_on", lambda fd: Storing.WRITTEN)
 
 
 class DeviceImage(CopiedImage):

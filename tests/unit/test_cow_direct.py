@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from cow import direct as module
-from cow.codec import encode
-from cow.direct import ALIGN_BYTES, DirectWriter
-from cow.files import Data, Files
-from cow.layout import Place, pack_place
-from cow.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment
+from cow.disk import direct as module
+from cow.disk.codec import encode
+from cow.disk.direct import ALIGN_BYTES, DirectWriter
+from cow.disk.files import Data, Files
+from cow.disk.layout import Place, pack_place
+from cow.disk.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment
 
 RAW = os.urandom(60_000)
 FEW, MANY = 1, 5

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cow.files import Files
+from cow.disk.files import Files
 
 
 class Refusing(Files):

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from cow import pace as pace_module
-from cow.pace import Pace
-from cow.preserve import GroupFlush
+from cow.live import pace as pace_module
+from cow.live.pace import Pace
+from cow.live.preserve import GroupFlush
 
 
 class Disk:

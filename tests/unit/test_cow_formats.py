@@ -7,10 +7,18 @@ from dataclasses import replace
 
 import pytest
 
-from cow.codec import STORE_RAW, RecordHeader, decode, encode, parse_header, payload_bytes, slot_checksums, slot_seed
-from cow.errors import Damaged, StoreError
-from cow.header import Header, decode_header, encode_header
-from cow.layout import (
+from cow.disk.codec import (
+    STORE_RAW,
+    RecordHeader,
+    decode,
+    encode,
+    parse_header,
+    payload_bytes,
+    slot_checksums,
+    slot_seed,
+)
+from cow.disk.header import Header, decode_header, encode_header
+from cow.disk.layout import (
     HEADER,
     LOST_ENTRY,
     RECORD,
@@ -25,6 +33,7 @@ from cow.layout import (
     pack_place,
     unpack_place,
 )
+from cow.errors import Damaged, StoreError
 
 NOISE = random.Random(3).randbytes(4096)
 

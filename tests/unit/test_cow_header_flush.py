@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from cow.files import Files
-from cow.header import HEADER_NAME, flush_header
+from cow.disk.files import Files
+from cow.disk.header import HEADER_NAME, flush_header
 
 
 class Watched(Files):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cow.bitmaps import Bitmap, bitmap_bytes
+from cow.disk.bitmaps import Bitmap, bitmap_bytes
+from cow.disk.files import Files, MappedFile
+from cow.disk.index import Index
+from cow.disk.layout import NO_TAG, STAGED, CutCounter, State
+from cow.disk.numbers import Control, CutNumbers
+from cow.disk.staging import Staging, file_bytes, slot_count
 from cow.errors import StoreError
-from cow.files import Files, MappedFile
-from cow.index import Index
-from cow.layout import NO_TAG, STAGED, CutCounter, State
-from cow.numbers import Control, CutNumbers
-from cow.staging import Staging, file_bytes, slot_count
 
 FILES = Files()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cow.runs import find_neighbours, join
+from cow.compact.runs import find_neighbours, join
 
 
 def test_neighbours_are_joined() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cow import segments as module
-from cow.codec import encode
+from cow.disk import segments as module
+from cow.disk.codec import encode
+from cow.disk.files import Files
+from cow.disk.layout import LOST_ENTRY, RECORD, Place, pack_place
+from cow.disk.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment, segment_numbers, segment_path
 from cow.errors import Damaged
-from cow.files import Files
-from cow.layout import LOST_ENTRY, RECORD, Place, pack_place
-from cow.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment, segment_numbers, segment_path
 
 FILES = Files()
 RNG = random.Random(2)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cow import syncing as module
-from cow.files import Files
-from cow.image import Image
-from cow.syncing import Syncer
+from cow.disk.files import Files
+from cow.disk.image import Image
+from cow.live import syncing as module
+from cow.live.syncing import Syncer
 
 
 class CountedFiles(Files):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cow import store
+from cow.disk import store
 from snapfs import protocol, wire
 from snapfs.errors import SnapfsError
 from snapfs.protocol import (

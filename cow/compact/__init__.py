@@ -1,0 +1,1 @@
+"""The compactor's part: the one owner of segments."""

@@ -1,0 +1,179 @@
+"""Moving staged blocks into compressed segments, off the write path.
+
+One step takes the oldest committed slots, sorts them by block, joins neighbours to runs, compresses each run
+to one record, appends the records, points the index to them, and only then frees the slots. Killed anywhere,
+the next compactor does the step again; a record that no entry names is only lost space.
+
+The fuller the ring, the less time goes into compressing: lz4 acceleration first, then raw records. Segments
+written in such haste are *squeezed* when there is nothing else to do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from operator import eq
+
+from cow.compact.records import Encoder, RecordWriter
+from cow.compact.runs import Piece, Run, find_neighbours, join
+from cow.compact.squeeze import Squeezer
+from cow.disk.codec import COMPRESS_WELL, STORE_RAW, slot_checksums, slot_seed
+from cow.disk.direct import DirectWriter
+from cow.disk.layout import LOST_ENTRY, STAGED, Counter, CutCounter, blocks_in_record
+from cow.disk.store import Cut, Store
+
+# Large enough to join neighbours that were written out of order, small enough to free slots steadily.
+_STEP_BYTES = 2 << 20
+# (share of the ring in use, lz4 acceleration): the last whose share is reached applies.
+_PACE = ((0.0, COMPRESS_WELL), (0.75, 4), (0.85, 16), (0.95, STORE_RAW))
+
+
+def acceleration_for(share: float) -> int:
+    """How hard to compress when ``share`` (0 to 1) of the ring waits."""
+    chosen = COMPRESS_WELL
+    for from_share, acceleration in _PACE:
+        if share >= from_share:
+            chosen = acceleration
+    return chosen
+
+
+class Compactor:
+    """Owns the segments and ``FREED_SEQ``; follows the live server from cut to cut."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._control, self._staging = store, store.control, store.staging
+        self._encoder, self._direct = Encoder(), DirectWriter(store.files)
+        self._enter(store.hold_cut())
+        self._step_slots = max(1, _STEP_BYTES // store.header.block_bytes)
+        self._buffer = memoryview(bytearray(self._step_slots * store.header.block_bytes))
+
+    def warm(self) -> None:
+        """Prepare the ring for the first writes; one that cannot be read is no reason to end."""
+        with contextlib.suppress(OSError):
+            self._staging.warm()
+
+    @property
+    def backlog_slots(self) -> int:
+        """Slots that could be moved now."""
+        return self._control[Counter.COMMITTED_SEQ] - self._control[Counter.FREED_SEQ]
+
+    @property
+    def backlog_share(self) -> float:
+        return self.backlog_slots / self._staging.slots
+
+    def step(self) -> int:
+        """Move what one step holds; the number of slots freed, 0 when there was nothing to do.
+
+        OSError (ENOSPC, EIO): nothing was freed, STORE_ERRNO says why, and the step can be tried again.
+        """
+        control = self._control
+        self._follow_cut()
+        numbers = self._cut.numbers
+        seq = max(control[Counter.FREED_SEQ], numbers[CutCounter.FIRST_SEQ])
+        control[Counter.FREED_SEQ] = seq
+        count = min(control[Counter.COMMITTED_SEQ] - seq, self._step_slots)
+        if count <= 0:
+            return 0
+        if numbers.is_kept:
+            try:
+                self._move(seq, count)
+            except OSError as error:
+                if control[Counter.GENERATION] != self._cut.generation:
+                    return self.step()  # the segments of the cut before are gone
+                numbers[CutCounter.STORE_ERRNO] = error.errno or errno.EIO
+                raise
+            numbers[CutCounter.STORE_ERRNO] = 0
+        control[Counter.FREED_SEQ] = seq + count
+        return count
+
+    def tidy(self) -> None:
+        """Give the space of a snapshot that nobody can read any more back to the disk that it filled."""
+        if not self._cut.numbers.is_kept:
+            self._records.remove_all()
+
+    def _follow_cut(self) -> None:
+        control = self._control
+        # 0 is none's: the page is gone, and with it the snapshot.
+        while (generation := control[Counter.GENERATION]) not in (0, self._cut.generation):
+            try:
+                cut, before = self._store.open_cut(generation, writable=True), self._cut
+            except FileNotFoundError:
+                # Gone between the two looks, if there is a later one.
+                if control[Counter.GENERATION] == generation:
+                    raise
+                continue
+            self._records.close()
+            self._enter(cut)
+            before.let_go()
+
+    def _enter(self, cut: Cut) -> None:
+        self._cut = cut
+        self._records = RecordWriter(self._store, cut, self._encoder, self._direct)
+        self._squeezer = Squeezer(self._store, cut, self._records)
+
+    def _move(self, seq: int, count: int) -> None:
+        runs = self._collect(seq, count)
+        if not runs:
+            return
+        acceleration = acceleration_for(self.backlog_share)
+        for run in runs:
+            run.raw = self._gather(run, seq)
+        segments = self._records.store(runs, acceleration)
+        if acceleration != COMPRESS_WELL:
+            self._squeezer.add(segments)
+        self._records.publish_sums()
+
+    def _collect(self, seq: int, count: int) -> list[Run]:
+        """Copy the step's slots and find the runs among the live ones."""
+        size = self._staging.block_bytes
+        data = self._buffer[: count * size]
+        self._staging.read_into(data, seq)
+        noted = self._staging.checksums(seq, count)
+        sums = slot_checksums(data, size, slot_seed(self._cut.generation, seq))
+        index, released = self._cut.index, self._cut.released
+        live: list[Piece] = []
+        for at, first, end in find_neighbours(self._staging.tags(seq, count), index.block_count):
+            entries, until = list(range(STAGED | seq + at, (STAGED | seq + at) + end - first)), at + end - first
+            is_whole = sums[at:until] == noted[at:until] and index.get_range(first, end) == entries
+            if is_whole and not released.any_set(first, end):
+                live.append((first, entries))
+                continue
+            for block_no, entry, is_right in zip(
+                range(first, end), entries, map(eq, sums[at:until], noted[at:until]), strict=True
+            ):
+                if index.get(block_no) != entry or released.get(block_no):
+                    continue
+                if is_right:
+                    live.append((block_no, [entry]))
+                else:
+                    index.replace(block_no, [entry], LOST_ENTRY)
+        live.sort()
+        return join(live, blocks_in_record(size))
+
+    def _gather(self, run: Run, base_seq: int) -> memoryview:
+        """The raw bytes of a run; without a copy where its slots lie side by side."""
+        size, base = self._staging.block_bytes, STAGED | base_seq
+        first, count = run.entries[0], len(run.entries)
+        if run.entries == list(range(first, first + count)):
+            return self._buffer[(first - base) * size : (first - base + count) * size]
+        slots = ((entry - base) * size for entry in run.entries)
+        return memoryview(b"".join(self._buffer[at : at + size] for at in slots))
+
+    def squeeze(self) -> bool:
+        """Compress some records that were stored in haste again; see ``Squeezer.squeeze``."""
+        self._follow_cut()
+        return self._squeezer.squeeze()
+
+    def drain(self) -> None:
+        """Move everything that is committed; OSError when the store cannot take it."""
+        while self.step():
+            pass
+
+    def trim(self) -> None:
+        """Give back the resident memory of the mappings."""
+        self._cut.trim()
+
+    def close(self) -> None:
+        self._encoder.close()
+        self._records.close()
+        self._cut.let_go()

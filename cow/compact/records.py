@@ -1,0 +1,92 @@
+"""Storing runs as compressed records, pointing the index to them, and counting what is stored."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from cow.compact.runs import Run
+from cow.disk.codec import STORE_RAW, RecordHeader, encode, payload_bytes
+from cow.disk.direct import DirectWriter
+from cow.disk.layout import CutCounter, pack_place
+from cow.disk.segments import SegmentWriter, remove_segments
+from cow.disk.store import Cut, Store
+
+_WORKERS = 2
+
+
+class Encoder:
+    """Compresses the records of many runs side by side: lz4 lets go of the interpreter."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_WORKERS, "lz4")
+
+    def encode(self, runs: list[Run], generation: int, acceleration: int) -> list[bytes]:
+        """The records of ``runs``, in order."""
+        if acceleration == STORE_RAW or len(runs) < 2 * _WORKERS:
+            return _encode(runs, generation, acceleration)
+        share = -(-len(runs) // _WORKERS)
+        parts = [runs[start : start + share] for start in range(0, len(runs), share)]
+        encoded = self._pool.map(lambda part: _encode(part, generation, acceleration), parts)
+        return [record for part in encoded for record in part]
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _encode(runs: list[Run], generation: int, acceleration: int) -> list[bytes]:
+    return [encode(run.block_no, len(run.entries), generation, run.raw, acceleration) for run in runs]
+
+
+class RecordWriter:
+    """The records of one cut; used by the compactor's thread only."""
+
+    def __init__(self, store: Store, cut: Cut, encoder: Encoder, direct: DirectWriter) -> None:
+        self._numbers, self._files, self._cut = cut.numbers, store.files, cut
+        self._encoder, self._direct = encoder, direct
+        self._stored_bytes = cut.numbers[CutCounter.STORED_BYTES]
+        self._stored_raw_bytes = cut.numbers[CutCounter.STORED_RAW_BYTES]
+        self._writer = self._new_writer()
+
+    def _new_writer(self) -> SegmentWriter:
+        return SegmentWriter(self._cut.segments, self._files, direct=self._direct)
+
+    def store(self, runs: list[Run], acceleration: int) -> set[int]:
+        """Append a record for each run and point the index to it; the numbers of the segments they are in.
+
+        OSError: no entry names any of them.
+        """
+        records = self._encoder.encode(runs, self._cut.generation, acceleration)
+        places = self._writer.append(records)
+        for run, record, place in zip(runs, records, places, strict=True):
+            self._cut.index.replace(run.block_no, run.entries, pack_place(place))
+            self._stored_raw_bytes += len(run.raw)
+            self._stored_bytes += payload_bytes(record)
+        return {place.segment_no for place in places}
+
+    def discount(self, header: RecordHeader) -> None:
+        """A record is stored no more."""
+        self._stored_raw_bytes -= header.raw_bytes
+        self._stored_bytes -= header.payload_bytes
+
+    def publish_sums(self) -> None:
+        """Before slots are freed: a reader of both numbers may count a block twice, never miss one."""
+        self._numbers[CutCounter.STORED_RAW_BYTES] = self._stored_raw_bytes
+        self._numbers[CutCounter.STORED_BYTES] = self._stored_bytes
+
+    @property
+    def segment_no(self) -> int:
+        """The segment that is appended to."""
+        return self._writer.segment_no
+
+    def begin_segment(self) -> None:
+        """Append no more to the present segment."""
+        self._writer.begin_segment()
+
+    def remove_all(self) -> None:
+        """Give the space of all records back; nobody may be reading them."""
+        self._writer.close()
+        remove_segments(self._cut.segments)
+        self._writer = self._new_writer()
+
+    def close(self) -> None:
+        self._writer.close()

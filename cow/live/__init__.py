@@ -1,0 +1,1 @@
+"""The live server's part: the one writer of maps, new entries and the ring."""

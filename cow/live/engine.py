@@ -1,0 +1,460 @@
+"""The live side: every write to the image goes through here, and preserves what the snapshot is owed.
+
+A live write that touches owed blocks, in this order:
+
+1.  the old content into the side buffer (``power``: and durable there),
+2.  the index entries,
+3.  ``settled``,
+4.  the image.
+
+Stopped between any two of them, the snapshot and the image are both right.
+
+``try_write`` and ``try_read`` never wait: they do the whole work inside the caller's thread if nothing
+stands in the way, or nothing at all and say so; then the caller gives ``write`` or ``read`` a thread that may
+wait. A block that a waiting thread is about to preserve is *claimed*: no other write may touch it before
+the claim ends. All shared state is under one lock, which is never held during a wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from cow.disk.files import Data
+from cow.disk.header import Header
+from cow.disk.image import Image
+from cow.disk.layout import Counter, CutCounter, Durability, State, pack_missing, unpack_missing
+from cow.disk.seal import write_seal
+from cow.disk.store import Cut, Store
+from cow.errors import EngineClosed, SnapshotEnded
+from cow.faults import missing_pages
+from cow.live.cutting import enter_cut
+from cow.live.heartbeat import Heartbeat
+from cow.live.losses import mark_lost
+from cow.live.overflow import Event, OverflowPolicy
+from cow.live.pace import Pace
+from cow.live.preserve import (
+    DurablePreserver,
+    Preserver,
+    StagedPreserver,
+    StoreRefused,
+    Ticket,
+    WaitForCompactor,
+    store_errors,
+)
+from cow.live.relief import Relief
+from cow.live.room import Room
+from cow.live.syncing import Syncer
+from cow.live.traffic import Claims, Gate
+
+# One request never takes more of the ring than this share, or the ring could not hold two at once.
+_RING_SHARE = 4
+
+# Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
+_PRESERVED_BLOCKS: Final = CutCounter.PRESERVED_BLOCKS.value
+_SETTLED_BLOCKS: Final = CutCounter.SETTLED_BLOCKS.value
+_CHANGED_BLOCKS: Final = CutCounter.CHANGED_BLOCKS.value
+_COMPACTOR_IDLE: Final = Counter.COMPACTOR_IDLE.value
+_LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
+
+
+class LiveEngine:
+    """The one writer of a store. Thread-safe. Offsets and lengths in bytes of the image.
+
+    ``on_writing`` is called, in any thread, when the first write comes after a pause; ``note_quiet`` ends it.
+    ``on_beat`` is called now and then as long as writes go on, in any thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        image: Image,
+        policy: OverflowPolicy = OverflowPolicy.BREAK_SNAPSHOT,
+        on_event: Callable[[Event], None] = lambda event: None,
+        wake_compactor: Callable[[], None] = lambda: None,
+        on_writing: Callable[[], None] = lambda: None,
+        on_beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store, self._image = store, image
+        self._wake_compactor = wake_compactor
+        self.geometry = store.geometry
+        self._control, self._cut, self._numbers = store.control, store.cut, store.cut.numbers
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._claims, self._gate = Claims(), Gate(self._changed)
+        self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
+        self._on_beat, self._missed_pages = on_beat, missing_pages[0]
+        self._syncer = Syncer(image)
+        image.shortest_bytes = image.size_bytes - unpack_missing(store.cut.numbers[CutCounter.MISSING_BYTES])
+        image.on_short = self._note_short
+        self._closed = self._ring_rests = False
+        self._is_power = store.header.durability is Durability.POWER
+        self.room = Room(store, policy, self._changed, self._gate, self._discard, wake_compactor, on_event)
+        self._preserver = self._new_preserver(store.cut)
+        self._relief = Relief(store, store.cut, self._lock, self._claims)
+        self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
+
+    # --- reading ---------------------------------------------------------------------------------------------
+
+    def try_read_into(self, view: memoryview, offset: int) -> bool:
+        """Fill ``view`` from the image if that needs no wait."""
+        if self._image.can_ask:
+            return self._image.try_read_into([view], offset)
+        now_ns = time.monotonic_ns()
+        if not self._pace.is_quick(now_ns):
+            return False
+        self._image.read_into([view], offset)
+        self._pace.note(now_ns)
+        return True
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill ``view`` from the image; may wait for the disk."""
+        self._image.read_into([view], offset)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes at ``offset``, clipped at the end of the image."""
+        buffer = bytearray(self.geometry.clip(offset, length))
+        if buffer:
+            self.read_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    # --- writing ---------------------------------------------------------------------------------------------
+
+    def try_write(self, offset: int, data: Data) -> bool:
+        """Write all of ``data``, or nothing and return False when that might wait.
+
+        OSError: the image refused. OutOfRange: the write is empty or not inside the image.
+        """
+        first, end = self.geometry.span(offset, len(data))
+        now_ns = time.monotonic_ns()
+        if not self._pace.is_quick(now_ns) or not self._gate.try_enter(offset):
+            return False
+        try:
+            if self._owes(first, end) and not self._try_preserve(first, end):
+                return False
+            self._write_image(offset, data, now_ns)
+            self._pace.note(now_ns)
+        finally:
+            self._gate.leave()
+        return True
+
+    def write(self, offset: int, data: Data) -> None:
+        """Write all of ``data``; waits for the disk, for room and for other writes where it must.
+
+        OSError: the image refused. BufferFull: policy ``break-write``, nothing of the piece that did not fit
+        was written. OutOfRange: as for ``try_write``. EngineClosed: the engine was closed while this waited.
+        """
+        view = memoryview(data)
+        self.geometry.span(offset, len(view))
+        start = offset
+        for at, length in self.geometry.pieces(offset, len(view), self._max_blocks):
+            self._gate.enter(at)
+            try:
+                first, end = self.geometry.span(at, length)
+                if self._owes(first, end):
+                    self._preserve(first, end)
+                self._write_image(at, view[at - start : at - start + length], time.monotonic_ns())
+            finally:
+                self._gate.leave()
+
+    def _owes(self, first: int, end: int) -> bool:
+        """Whether a write to these blocks has anything to note before the image may change."""
+        cut = self._cut
+        return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._numbers.is_kept
+
+    def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
+        self._heartbeat.beat(now_ns)
+        # After all that this write has looked at and stored, and before anything of the image changes.
+        if missing_pages[0] != self._missed_pages:
+            self.look_at_store()
+        self._syncer.unsynced_bytes += len(data)
+        self._image.write(data, offset)
+
+    def _beat(self) -> None:
+        if not self._store.is_whole:
+            self.look_at_store()
+        self._on_beat()
+
+    def look_at_store(self) -> None:
+        """End the snapshot if files of the store were cut short: nothing in it can be proven right then."""
+        with self._lock:
+            missed_pages = missing_pages[0]
+            self.room.look_at_store()
+            self._missed_pages = missed_pages
+
+    def note_quiet(self) -> bool:
+        """Record the image's modification time if no write came lately; False while writes go on."""
+        return self._heartbeat.note_quiet(self._gate.under_way)
+
+    def rest(self) -> bool:
+        """Nobody has written for a while: give space back to the disk, the ring's and what was released late.
+
+        False while the compactor still works. Not beside ``release``.
+        """
+        try:
+            return self._empty_ring() and self._relief.look_again()
+        except OSError:
+            # A filesystem that takes nothing back now will not do so in a moment.
+            return True
+
+    def _empty_ring(self) -> bool:
+        staging = self._store.staging
+        with self._lock:
+            if not self.room.ring_is_empty:
+                return False
+            if not staging.takes_space:
+                return True
+            self._ring_rests = True
+        try:
+            staging.give_back()
+        finally:
+            with self._changed:
+                self._ring_rests = False
+                self._changed.notify_all()
+        staging.warm()
+        return True
+
+    def _note_short(self) -> None:
+        """Readers of the snapshot look at this after they have read a block that is owed."""
+        self._cut.numbers[CutCounter.MISSING_BYTES] = pack_missing(
+            self._image.size_bytes - self._image.shortest_bytes
+        )
+
+    def note_times(self, mtime_ns: int) -> None:
+        """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
+        self._heartbeat.note_times(mtime_ns)
+
+    # --- preserving ------------------------------------------------------------------------------------------
+
+    def _try_preserve(self, first: int, end: int) -> bool:
+        # Who waits for room comes first: else a large write might never find enough of it.
+        if self._is_power or self.room.pressing or end - first > self._max_blocks:
+            return False
+        with self._lock:
+            if self._ring_rests or self._claims.touch(first, end):
+                return False
+            ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
+            try:
+                self._begin(ticket)
+            except (WaitForCompactor, StoreRefused):
+                return False
+            if ticket.runs and not self._try_fill(ticket):
+                self._preserver.abandon(ticket)
+                return False
+            try:
+                self._publish(ticket)
+            except OSError:
+                return False  # the thread that tries again meets it too, and there it is an overflow
+        return True
+
+    def _try_fill(self, ticket: Ticket) -> bool:
+        try:
+            return self._preserver.try_fill(ticket)
+        except OSError:
+            # The thread that tries again meets the same error and reports it.
+            return False
+
+    def _begin(self, ticket: Ticket) -> None:
+        if ticket.runs:
+            self._preserver.begin(ticket)
+        else:
+            allocate_changed(self._cut, ticket)
+
+    def _preserve(self, first: int, end: int) -> None:
+        try:
+            self._preserve_in_turn(first, end)
+        finally:
+            self.room.stop_pressing()
+
+    def _preserve_in_turn(self, first: int, end: int) -> None:
+        while (ticket := self._claim(first, end)) is not None:
+            filled, refusal_errno = False, 0
+            try:
+                if ticket.runs:
+                    self._preserver.fill(ticket)
+                filled = True
+            except StoreRefused as refused:
+                refusal_errno = refused.errno
+            finally:
+                refusal_errno = self._end_claim(ticket, filled) or refusal_errno
+            if not refusal_errno:
+                return
+            with self._changed:
+                self.room.give_way(refusal_errno)
+
+    def _claim(self, first: int, end: int) -> Ticket | None:
+        """Wait until these blocks are nobody else's and there is room; None when nothing need be preserved."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    raise EngineClosed("the live view is being closed")
+                if not self._numbers.is_kept:
+                    return None
+                if not self._ring_rests and not self._claims.touch(first, end):
+                    ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
+                    try:
+                        self._begin(ticket)
+                    except StoreRefused as refused:
+                        self.room.give_way(refused.errno)
+                        continue
+                    except WaitForCompactor:
+                        self.room.await_compactor()
+                    else:
+                        self._claims.add(ticket)
+                        return ticket
+                self._gate.wait_outside()
+
+    def _end_claim(self, ticket: Ticket, filled: bool) -> int:
+        """0, or the errno that the store refused with at the last moment."""
+        with self._changed:
+            self._claims.remove(ticket)
+            try:
+                if filled:
+                    self._publish(ticket)
+                elif ticket.runs:
+                    self._preserver.abandon(ticket)
+            except OSError as error:
+                return error.errno or errno.EIO
+            finally:
+                self._changed.notify_all()
+        return 0
+
+    def _publish(self, ticket: Ticket) -> None:
+        """Steps 2 and 3 of a write; everything stored into here was allocated by ``_begin``.
+
+        OSError: where maps are written, the disk may still refuse. What is settled by then has its copy.
+        """
+        control, cut, numbers = self._control, self._cut, self._numbers
+        if ticket.runs:
+            self._preserver.publish(ticket)
+            if ticket.lost:
+                self._lose(ticket)
+            for first, end in ticket.runs:
+                cut.settled.set_allocated(first, end)
+            count = ticket.count
+            numbers[_PRESERVED_BLOCKS] += count
+            numbers[_SETTLED_BLOCKS] += count
+            if control[_COMPACTOR_IDLE]:
+                self._wake_compactor()
+            if control[_LIMIT_BYTES]:
+                self.room.warn()
+        first, end = ticket.first, ticket.end
+        unchanged = end - first - cut.changed.count_set(first, end)
+        if unchanged:
+            cut.changed.set_allocated(first, end)
+            numbers[_CHANGED_BLOCKS] += unchanged
+
+    def _lose(self, ticket: Ticket) -> None:
+        self._cut.numbers[CutCounter.LOST_BLOCKS] += mark_lost(self._cut, ticket.lost)
+        self.room.tell_lost(ticket.lost_errno, ticket.lost)
+
+    # --- the next cut ----------------------------------------------------------------------------------------
+
+    def _new_preserver(self, cut: Cut) -> Preserver:
+        kind = DurablePreserver if self._is_power else StagedPreserver
+        return kind(self._store, cut, self._image, self.room.may_lose)
+
+    def _discard(self) -> None:
+        self._preserver.discard()
+
+    def begin_cut(self, cut: Cut, header: Header, check_wanted: Callable[[], None] = lambda: None) -> Cut:
+        """From here on ``cut`` (prepared and empty) is the snapshot. The one before has ended for its readers; the
+        caller lets go of it when nobody waits for him.
+
+        Waits for the writes under way; its own work takes the same time whatever the size of the image. After the
+        waiting ``check_wanted`` may raise what it likes: then, as after an OSError, all is as before.
+        """
+        with self._changed:
+            try:
+                self._gate.close()
+                if self._is_power:
+                    # What the new snapshot shows must not be undone by a power loss.
+                    self._syncer.sync_unasked()
+                self._image.check_whole()
+                check_wanted()
+                # Whatever may fail comes before the one step that cannot be taken back.
+                preserver, ended = self._new_preserver(cut), self._preserver
+                before = enter_cut(self._store, cut, header)
+                self._cut, self._numbers, self._preserver = cut, cut.numbers, preserver
+                self._relief = Relief(self._store, cut, self._lock, self._claims)
+                self._image.forget()
+                self.room.begin_cut()
+            finally:
+                self._gate.open()
+        with contextlib.suppress(OSError):
+            ended.close()
+        self._wake_compactor()
+        return before
+
+    def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut) -> int:
+        """The map of ``cut`` is known: see ``Relief.settle_free``. Of one that is over nothing is done."""
+        relief = self._relief
+        return relief.settle_free(free_runs) if relief.cut is cut else 0
+
+    def release(self, first: int, end: int, cut: Cut | None = None) -> int:
+        """The imager has these blocks of ``cut`` (the present one): see ``Relief.release``."""
+        relief = self._relief
+        if cut not in (None, relief.cut):
+            raise SnapshotEnded("a newer cut replaced the one that is released")
+        return relief.release(first, end)
+
+    # --- the rest ----------------------------------------------------------------------------------------
+
+    def note_damage(self, generation: int) -> None:
+        """A reader found something of this cut in the store that is not what was written; nothing when it is over."""
+        with self._lock:
+            if generation != self._cut.generation:
+                return
+            self.room.look_at_store()
+            numbers = self._cut.numbers
+            numbers[CutCounter.DAMAGED_READS] += 1
+            if numbers.state is State.ACTIVE:
+                numbers[CutCounter.STATE] = State.DAMAGED
+
+    def sync(self) -> None:
+        """Make all live writes durable, as fsync of the image does; waits for the disk."""
+        self._syncer.sync()
+
+    def try_sync(self) -> bool:
+        """The same, if it will not take long."""
+        return self._syncer.try_sync()
+
+    def trim(self) -> None:
+        """Give back the resident memory of the mappings."""
+        cut = self._store.hold_cut()
+        try:
+            cut.trim()
+        finally:
+            cut.let_go()
+
+    def close(self) -> None:
+        """Writes that wait fail with EngineClosed; the image is synced. The store stays as it is."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            while self._claims:
+                self._changed.wait()
+        self._preserver.close()
+        self._image.sync()
+
+    def seal(self) -> bool:
+        """After ``close``, with the compactor gone: make the store survive a restart. False: it was not drained.
+
+        OSError: the store's disk refuses, or files of it were cut short.
+        """
+        if not self._store.is_whole:
+            raise OSError(errno.EIO, "files of it were cut short or cannot be read")
+        if self.room.staged_bytes():
+            return False
+        write_seal(self._store, self._image.identity().mtime_ns)
+        return True
+
+
+def allocate_changed(cut: Cut, ticket: Ticket) -> None:
+    """A write that preserves nothing still notes that the blocks changed."""
+    with store_errors():
+        cut.changed.allocate(ticket.first, ticket.end)

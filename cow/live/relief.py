@@ -1,0 +1,138 @@
+"""Owing less: blocks that hold nothing, and blocks that the imager already has.
+
+Neither is preserved any more when it is overwritten. A block that a write is about to preserve at this very
+moment is left out; that costs its space and nothing else. A block that the compactor is moving at this very moment
+gets a record after all: what was released while it worked is *late*, and looked at again once it is idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+from cow.disk.bitmaps import Bitmap
+from cow.disk.layout import Counter, CutCounter, Durability
+from cow.disk.seal import free_is_noted, seal_free
+from cow.disk.store import Cut, Store
+from cow.errors import SnapshotEnded
+from cow.live.giveback import GiveBack
+from cow.live.losses import Runs, count_marked
+from cow.live.traffic import Claims
+
+_PIECE_BLOCKS = 1 << 18
+
+
+class Relief:
+    """For one cut of ``store``; does nothing once that is over. ``lock`` is the engine's."""
+
+    def __init__(self, store: Store, cut: Cut, lock: threading.Lock, claims: Claims) -> None:
+        self._store, self.cut, self._lock, self._claims = store, cut, lock, claims
+        self._control, self._numbers = store.control, cut.numbers
+        self._is_power = store.header.durability is Durability.POWER
+        self._give_back = GiveBack(cut, store.files)
+        self._late: list[tuple[int, int]] = []
+
+    def settle_free(self, free_runs: Iterable[tuple[int, int]]) -> int:
+        """The map is known: these blocks hold nothing, so they are owed no more; how many were owed.
+
+        A cut's map is made known once: the next call goes on with that one, whatever it brings.
+        OSError(ENOSPC): the blocks not reached yet stay owed, which is safe. SnapshotEnded: there is a newer cut.
+        """
+        with self.cut.held():
+            return self._settle_free(free_runs)
+
+    def _settle_free(self, free_runs: Iterable[tuple[int, int]]) -> int:
+        cut, count = self.cut, 0
+        if not free_is_noted(cut):
+            for first, end in free_runs:
+                cut.free.set_range(first, end)
+            # Known and proven to be free before the first is settled: what is settled for no reason is damage.
+            seal_free(cut, self._store.files)
+        free_blocks, is_first = cut.free.count(), not self._numbers[CutCounter.FREE_BLOCKS]
+        for first, end in (piece for run in cut.free.set_runs() for piece in _pieces(*run)):
+            with self._lock:
+                self._check()
+                # From the first on: until then readers look at none of them.
+                self._numbers[CutCounter.FREE_BLOCKS] = free_blocks
+                if is_first:
+                    self._miss_no_more(first, end, [cut.released])
+                count += self._settle_run(first, end)
+        return count
+
+    def release(self, first: int, end: int) -> int:
+        """The imager has these blocks: nothing is owed for them, and their copies are given back.
+
+        Returns how many were not released before. One call at a time. SnapshotEnded: there is a newer cut.
+        """
+        with self.cut.held():
+            return self._release(first, end)
+
+    def _release(self, first: int, end: int) -> int:
+        cut, count, parts = self.cut, 0, Runs()
+        for low, high in _pieces(first, end):
+            with self._lock:
+                self._check()
+                for part in self._claims.unclaimed(low, high):
+                    # Released before settled: a reader that finds a block settled looks at this last.
+                    count += part[1] - part[0] - cut.released.count_set(*part)
+                    self._miss_no_more(*part, [cut.free, cut.released])
+                    cut.released.set_range(*part)
+                    parts.append(part)
+        if self._is_power:
+            # A power loss must not make a block look owed that was overwritten without being preserved.
+            self._store.files.sync(cut.released.file.fd)
+        for part in parts:
+            with self._lock:
+                self._check()
+                self._settle_run(*part)
+        with self._lock:
+            self._numbers[CutCounter.RELEASED_BLOCKS] += count
+        if not self._control[Counter.COMPACTOR_IDLE]:
+            self._note_late(first, end)
+        self._return_records(first, end)
+        return count
+
+    def look_again(self) -> bool:
+        """Give back what was stored after its release; False while the compactor works. Not beside ``release``."""
+        if self._late and not self._control[Counter.COMPACTOR_IDLE]:
+            return False
+        late, self._late = self._late, []
+        with contextlib.suppress(SnapshotEnded), self.cut.held():
+            for first, end in late:
+                self._return_records(first, end)
+        return True
+
+    def _check(self) -> None:
+        if self.cut.is_over:
+            raise SnapshotEnded(f"cut {self.cut.generation} has ended")
+
+    def _note_late(self, first: int, end: int) -> None:
+        if self._late and self._late[-1][1] == first:
+            first, _ = self._late.pop()
+        self._late.append((first, end))
+
+    def _return_records(self, first: int, end: int) -> None:
+        returned_bytes = self._give_back.give_back(first, end)
+        with self._lock:
+            self._numbers[CutCounter.RETURNED_BYTES] += returned_bytes
+
+    def _miss_no_more(self, first: int, end: int, excused: Sequence[Bitmap]) -> None:
+        """Nobody will ask for these blocks, so those among them that are lost count no more."""
+        lost_blocks = self._numbers[CutCounter.LOST_BLOCKS]
+        if lost_blocks:
+            self._numbers[CutCounter.LOST_BLOCKS] = max(0, lost_blocks - count_marked(self.cut, first, end, excused))
+
+    def _settle_run(self, first: int, end: int) -> int:
+        cut, settled = self.cut, 0
+        for low, high in self._claims.unclaimed(first, end):
+            settled += high - low - cut.settled.count_set(low, high)
+            cut.settled.set_range(low, high)
+        self._numbers[CutCounter.SETTLED_BLOCKS] += settled
+        return settled
+
+
+def _pieces(first: int, end: int) -> Iterator[tuple[int, int]]:
+    """So few blocks at once that nobody who waits for the lock notices."""
+    for low in range(first, end, _PIECE_BLOCKS):
+        yield low, min(low + _PIECE_BLOCKS, end)

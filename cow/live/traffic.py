@@ -1,0 +1,100 @@
+"""Who is writing to the live view at this moment: the gate that a cut closes, and the claims on blocks.
+
+Both belong to the engine's one lock; what says "lock held" is called with it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from cow.live.preserve import Ticket
+
+# Waiting writes look again this often even if nobody wakes them.
+_LOOK_AGAIN_S = 0.05
+# Writes inside the event loop are over in less, and wake nobody.
+_GATE_LOOK_S = 0.0002
+
+
+class Gate:
+    """Writes pass it on their way; while a cut is made it is closed, and nobody is between it and the image."""
+
+    def __init__(self, changed: threading.Condition) -> None:
+        self._changed = changed
+        self._closed = False
+        # The offsets of writes that have not returned yet. Appending and popping are whole steps for all
+        # threads, which adding to a number is not.
+        self.under_way: list[int] = []
+
+    def try_enter(self, offset: int) -> bool:
+        """Pass without waiting; ``leave`` follows if it says True."""
+        # Append, then look: who closes the gate does it first and then looks who is under way.
+        self.under_way.append(offset)
+        if self._closed:
+            self.under_way.pop()
+            return False
+        return True
+
+    def enter(self, offset: int) -> None:
+        """Pass, once the gate is open."""
+        while not self.try_enter(offset):
+            with self._changed:
+                while self._closed:
+                    self._changed.wait()
+
+    def leave(self) -> None:
+        """The write is over, however it ended."""
+        self.under_way.pop()
+
+    def wait_outside(self) -> None:
+        """Wait a little (lock held) without keeping a cut waiting; there may be a new cut afterwards."""
+        offset = self.under_way.pop()
+        try:
+            self._changed.wait(_LOOK_AGAIN_S)
+            while self._closed:
+                self._changed.wait()
+        finally:
+            self.under_way.append(offset)
+
+    def close(self) -> None:
+        """Let nobody new in and wait (lock held) for those under way; ``open`` must follow."""
+        self._closed = True
+        while self.under_way:
+            self._changed.wait(_GATE_LOOK_S)
+
+    def open(self) -> None:
+        """Let writes go on (lock held)."""
+        self._closed = False
+        self._changed.notify_all()
+
+
+class Claims:
+    """Tickets of writes that preserve their blocks in a thread right now (lock held for every method)."""
+
+    def __init__(self) -> None:
+        self._tickets: list[Ticket] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._tickets)
+
+    def add(self, ticket: Ticket) -> None:
+        self._tickets.append(ticket)
+
+    def remove(self, ticket: Ticket) -> None:
+        self._tickets.remove(ticket)
+
+    def touch(self, first: int, end: int) -> bool:
+        """Whether one of these blocks is claimed."""
+        if not self._tickets:
+            return False
+        return any(ticket.first < end and first < ticket.end for ticket in self._tickets)
+
+    def unclaimed(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of the run that nobody claims."""
+        for ticket in sorted(self._tickets, key=lambda ticket: ticket.first):
+            if ticket.first < end and first < ticket.end:
+                if first < ticket.first:
+                    yield first, ticket.first
+                first = max(first, ticket.end)
+        if first < end:
+            yield first, end

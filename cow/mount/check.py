@@ -1,0 +1,307 @@
+"""Looking at a store without changing it: what is wrong in it, and what is in it.
+
+Everything is opened for reading only and no lock is taken, so a store in use can be looked at as well; what
+changes meanwhile is looked at twice before it is called wrong. Sentences name the file and the block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cow.disk.bitmaps import Bitmap, bitmap_bytes
+from cow.disk.codec import RecordHeader, slot_checksums, slot_seed
+from cow.disk.files import Files
+from cow.disk.header import Header, read_header
+from cow.disk.layout import (
+    ENTRY_BYTES,
+    KIND_MASK,
+    LOST_ENTRY,
+    PAGE_OF_NUMBERS_BYTES,
+    SEQ_MASK,
+    STAGED,
+    STORED,
+    Counter,
+    CutCounter,
+    Place,
+    State,
+    unpack_place,
+)
+from cow.disk.seal import broken_maps, free_is_noted, free_is_proven, read_seal
+from cow.disk.segments import ScanProblem, SegmentReader, scan_segment, segment_numbers
+from cow.disk.staging import file_bytes
+from cow.disk.store import (
+    BITMAP_NAMES,
+    CONTROL_NAME,
+    INDEX_NAME,
+    NUMBERS_NAME,
+    STAGING_NAME,
+    Store,
+    cut_path,
+    foreign_names,
+    holds_preserved,
+    open_reader,
+)
+from cow.errors import CowError, Damaged, StoreDamaged, StoreError
+
+# A damaged store may have millions of wrong blocks; the first of them tell enough.
+MAX_PROBLEMS = 100
+
+
+@dataclass(slots=True)
+class Report:
+    """What ``verify`` found: sentences, and how much was looked at."""
+
+    problems: list[str] = field(default_factory=list)
+    records: int = 0
+    blocks: int = 0
+    damaged: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.problems
+
+    def add(self, sentence: str, *, damaged_blocks: int = 0) -> None:
+        self.damaged += damaged_blocks
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(sentence)
+        elif len(self.problems) == MAX_PROBLEMS:
+            self.problems.append("there are more problems, not listed here")
+
+
+# --- verify --------------------------------------------------------------------------------------------------
+
+
+def verify(path: Path, files: Files) -> Report:
+    """Check every map, record and preserved block of the store. StoreError: there is no store that could be."""
+    report = Report()
+    header = _header_of(path)
+    for name, (file, size_bytes) in _expected_files(path, header).items():
+        _check_size(report, name, file, size_bytes)
+    if report.problems:
+        return report
+    try:
+        store = open_reader(path, files)
+    except (CowError, ValueError, OSError) as error:
+        report.add(f"the store cannot be opened: {error}")
+        return report
+    try:
+        _verify_open(report, store)
+    finally:
+        store.close()
+    return report
+
+
+def _header_of(path: Path) -> Header:
+    """StoreDamaged: what is in it tells that there was one."""
+    header = read_header(path)
+    if header is not None:
+        return header
+    if path.is_dir() and not foreign_names(path) and holds_preserved(path):
+        raise StoreDamaged(str(path), "has lost its header")
+    raise StoreError(str(path), "holds no snapshot")
+
+
+def _expected_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
+    cut, count = cut_path(path, header.generation), header.geometry.block_count
+    expected = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
+    expected[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
+    expected[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
+    expected[CONTROL_NAME] = path / CONTROL_NAME, PAGE_OF_NUMBERS_BYTES
+    expected[NUMBERS_NAME] = cut / NUMBERS_NAME, PAGE_OF_NUMBERS_BYTES
+    return expected
+
+
+def _check_size(report: Report, name: str, file: Path, size_bytes: int) -> None:
+    try:
+        found = file.lstat().st_size
+    except OSError as error:
+        report.add(f"{name}: {error.strerror}")
+        return
+    if found != size_bytes:
+        report.add(f"{name}: {found} bytes long instead of {size_bytes}")
+
+
+def _verify_open(report: Report, store: Store) -> None:
+    cut, numbers = store.cut, store.cut.numbers
+    if numbers[CutCounter.STATE] not in State.__members__.values():
+        report.add(f"numbers: {numbers[CutCounter.STATE]} is no state")
+    if numbers.state is State.OVERFLOWED:
+        report.add("the snapshot has overflowed: nothing of it can be read")
+        return
+    if numbers[CutCounter.UNREADABLE] or cut.is_unreadable:
+        report.add("nothing of the snapshot can be proven right")
+    if free_is_noted(cut) and not free_is_proven(cut):
+        report.add("free: not what was noted when the map became known")
+    seal = read_seal(store.path, cut.generation)
+    if seal:
+        for name in broken_maps(store, seal):
+            report.add(f"{name}: not what was sealed")
+    report.records = sum(1 for _ in _records(store))
+    _verify_blocks(report, store)
+    if store.control[Counter.GENERATION] != cut.generation:
+        report.problems.clear()
+        report.add("a new cut was made while the store was looked at: look again")
+
+
+def _records(store: Store) -> Iterator[tuple[Place, RecordHeader]]:
+    """All records; bytes that are none are of importance only if a block needs them: a kill cuts records short."""
+    for number in segment_numbers(store.cut.segments):
+        with contextlib.suppress(FileNotFoundError):  # given back meanwhile
+            for found in scan_segment(store.cut.segments, number, store.files):
+                if not isinstance(found, ScanProblem):
+                    yield found
+
+
+def _verify_blocks(report: Report, store: Store) -> None:
+    """Every settled block has a copy that is whole, or needs none."""
+    reader = SegmentReader(store.cut.segments, store.files)
+    proven = 0
+    try:
+        for block_no in _copied_blocks(store):
+            report.blocks += 1
+            entry = store.cut.index.get(block_no)
+            if entry and entry == proven:
+                continue  # another block of the same record
+            # Once more: the compactor may have moved the block between the two looks.
+            what = _fault(store, reader, block_no) and _fault(store, reader, block_no)
+            if not what:
+                proven = entry if entry & KIND_MASK == STORED else 0
+            elif not store.cut.released.get(block_no):
+                report.add(what, damaged_blocks=1)
+    finally:
+        reader.close()
+
+
+def _copied_blocks(store: Store) -> Iterator[int]:
+    """The blocks that must have a copy: settled, and neither released nor free without one."""
+    cut = store.cut
+    for settled_first, settled_end in cut.settled.set_runs():
+        for is_released, first, end in cut.released.runs(settled_first, settled_end):
+            if is_released:
+                continue
+            for is_free, low, high in cut.free.runs(first, end):
+                for block_no in range(low, high):
+                    if not is_free or cut.index.get(block_no) not in (0, LOST_ENTRY):
+                        yield block_no
+
+
+def _fault(store: Store, reader: SegmentReader, block_no: int) -> str | None:
+    entry = store.cut.index.get(block_no)
+    kind = entry & KIND_MASK
+    if kind == STAGED:
+        return _slot_fault(store, block_no, entry & SEQ_MASK)
+    if kind != STORED:
+        return f"block {block_no}: overwritten, and nothing says where its old content is"
+    try:
+        reader.read(entry, block_no, store.cut.generation)
+    except Damaged as error:
+        return str(error)
+    return None
+
+
+def _slot_fault(store: Store, block_no: int, seq: int) -> str | None:
+    staging, size = store.staging, store.header.block_bytes
+    raw = memoryview(bytearray(size))
+    staging.read_into(raw, seq)
+    if slot_checksums(raw, size, slot_seed(store.cut.generation, seq)) != staging.checksums(seq, 1):
+        return f"block {block_no}: the staged block's checksum does not fit"
+    return None
+
+
+# --- dump ----------------------------------------------------------------------------------------------------
+
+
+def dump(path: Path, files: Files, max_entries: int | None = 64) -> Iterator[str]:
+    """The store in readable lines; ``max_entries`` bounds the runs, entries and records listed of each kind."""
+    header = _header_of(path)
+    yield from _dump_header(header)
+    store = open_reader(path, files)
+    try:
+        yield from _dump_numbers(store)
+        for name, bitmap in zip(BITMAP_NAMES, store.cut.bitmaps, strict=True):
+            yield from _bounded(f"{name}:", _bitmap_lines(bitmap), max_entries)
+        yield from _bounded("index:", _index_lines(store), max_entries)
+        yield from _bounded("records:", _record_lines(store), max_entries)
+        yield from _dump_seal(store)
+    finally:
+        store.close()
+
+
+def _bounded(title: str, lines: Iterator[str], max_lines: int | None) -> Iterator[str]:
+    yield title
+    for number, line in enumerate(lines):
+        if number == max_lines:
+            yield "  ..."
+            return
+        yield f"  {line}"
+
+
+def _dump_header(header: Header) -> Iterator[str]:
+    yield "header:"
+    for name in Header.__slots__:
+        value = getattr(header, name)
+        if value == "":
+            continue
+        if isinstance(value, bytes):
+            value = value.hex()
+        yield f"  {name} {getattr(value, 'name', value)}"
+
+
+def _dump_numbers(store: Store) -> Iterator[str]:
+    for page in (store.control, store.cut.numbers):
+        yield f"{page.file.path.name}:"
+        for name, value in page.by_name().items():
+            if value:
+                yield f"  {name} {value}"
+
+
+def _bitmap_lines(bitmap: Bitmap) -> Iterator[str]:
+    for first, end in bitmap.set_runs():
+        yield f"{first}..{end - 1}"
+
+
+def _index_lines(store: Store) -> Iterator[str]:
+    for first, entries in store.cut.index.filled_runs():
+        for block_no, entry in enumerate(entries, first):
+            if entry:
+                yield f"{block_no} {_entry_text(entry)}"
+
+
+def _entry_text(entry: int) -> str:
+    if entry & KIND_MASK == STAGED:
+        return f"staged {entry & SEQ_MASK}"
+    if entry & KIND_MASK != STORED:
+        return f"unknown {entry:#x}"
+    place = unpack_place(entry)
+    if not place.segment_no:
+        return "lost"
+    return f"segment {place.segment_no} offset {place.offset} length {place.length}"
+
+
+def _record_lines(store: Store) -> Iterator[str]:
+    for number in segment_numbers(store.cut.segments):
+        for found in scan_segment(store.cut.segments, number, store.files, verify=True):
+            if isinstance(found, ScanProblem):
+                yield f"PROBLEM {found}"
+                continue
+            place, record = found
+            blocks = f"{record.block_no}..{record.block_no + record.block_count - 1}"
+            yield (
+                f"segment {number} offset {place.offset} blocks {blocks} {record.flag.name.lower()} "
+                f"{record.payload_bytes} of {record.raw_bytes} bytes checksum {record.checksum:016x}"
+            )
+
+
+def _dump_seal(store: Store) -> Iterator[str]:
+    seal = read_seal(store.path, store.cut.generation)
+    if seal is None:
+        yield "no seal"
+        return
+    yield "seal:"
+    for name, digest in seal.digests.items():
+        yield f"  {name} {digest}"
+    for name, number in seal.numbers.items():
+        yield f"  {name} {number}"

@@ -1,0 +1,237 @@
+"""Making the maps of a cut agree with what is really preserved, after a kill, a power loss or damage.
+
+What is proof, strongest first: a record's checksum; a staged slot's checksum, seeded with its sequence
+number; an index entry that points to either; a bit. From a wrong bit or entry nothing wrong is ever read
+if these hold:
+
+*   every block with a preserved copy is settled (else the image's newer bytes would be taken for old ones);
+*   every settled block has a copy, or is free, or is released (else it is damaged, and reads say so);
+*   an entry names only what exists.
+
+Which maps may be believed is decided in repair; here it is carried out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from cow.disk.codec import slot_checksums, slot_seed
+from cow.disk.layout import (
+    KIND_MASK,
+    LOST_ENTRY,
+    NO_TAG,
+    RECORD,
+    SEQ_MASK,
+    STAGED,
+    STORED,
+    Counter,
+    CutCounter,
+    RecordFlag,
+    State,
+    pack_place,
+    unpack_place,
+)
+from cow.disk.segments import ScanProblem, scan_segment, segment_numbers, segment_path
+from cow.disk.store import Cut, Store
+
+# Entries are looked at in pieces of this many, so that memory stays bounded.
+_PIECE_BLOCKS = 1 << 16
+
+
+# --- staging -------------------------------------------------------------------------------------------------
+
+
+def adopt_staging(store: Store) -> dict[int, int]:
+    """Take over the ring as the killed server left it: sequence number by block, of every slot that holds one."""
+    control, slots = store.control, store.staging.slots
+    freed, committed, reserved = (
+        control[counter] for counter in (Counter.FREED_SEQ, Counter.COMMITTED_SEQ, Counter.RESERVED_SEQ)
+    )
+    if not freed <= committed <= reserved <= freed + slots:
+        # One of the numbers is damaged: no slot can be told from one of another lap.
+        return forget_staging(store)
+    # Whoever died between indexing and committing left slots that are as good as committed.
+    control[Counter.COMMITTED_SEQ] = reserved
+    return _live_slots(store, freed, reserved)
+
+
+def _live_slots(store: Store, start: int, until: int) -> dict[int, int]:
+    staging, size = store.staging, store.header.block_bytes
+    found: dict[int, int] = {}
+    buffer = memoryview(bytearray(size))
+    tags, noted = staging.tags(start, until - start), staging.checksums(start, until - start)
+    for seq, tag, checksum in zip(range(start, until), tags, noted, strict=True):
+        if tag == NO_TAG or tag >= store.geometry.block_count:
+            continue
+        staging.read_into(buffer, seq)
+        if slot_checksums(buffer, size, slot_seed(store.cut.generation, seq)) == [checksum]:
+            found[tag] = seq
+    return found
+
+
+def forget_staging(store: Store) -> dict[int, int]:
+    """Nothing in the ring counts: after a power loss, or a clean end that emptied it."""
+    control = store.control
+    top = max(control[Counter.RESERVED_SEQ], control[Counter.FREED_SEQ], control[Counter.COMMITTED_SEQ])
+    # No sequence number may repeat, so go on above all of them; damaged ones must not use them up.
+    top = (top & (SEQ_MASK >> 8)) + store.staging.slots
+    for counter in (Counter.RESERVED_SEQ, Counter.COMMITTED_SEQ, Counter.FREED_SEQ):
+        control[counter] = top
+    return {}
+
+
+# --- index ---------------------------------------------------------------------------------------------------
+
+
+def drop_doubtful(store: Store, staged: dict[int, int], *, settled_is_known: bool) -> int:
+    """Drop entries that name what cannot be; how many of them are lost unless ``mend_index`` finds them.
+
+    An entry whose block is not settled was never finished: the image still holds the block, nothing is lost.
+    """
+    cut, lost_blocks = store.cut, 0
+    for block_no, _ in _doubtful(store, staged):
+        is_lost = cut.settled.get(block_no) or not settled_is_known
+        cut.index.set_stored(block_no, block_no + 1, LOST_ENTRY if is_lost else 0)
+        lost_blocks += is_lost
+    return lost_blocks
+
+
+def _doubtful(store: Store, staged: dict[int, int]) -> Iterator[tuple[int, int]]:
+    sizes, released = _segment_sizes(store), store.cut.released
+    sane = LOST_ENTRY
+    for first, entries in store.cut.index.filled_runs():
+        for block_no, entry in enumerate(entries, first):
+            if entry in (0, sane):
+                continue
+            if not _is_sane(block_no, entry, staged, sizes):
+                # What was released may be gone, and is never read.
+                if not released.get(block_no):
+                    yield block_no, entry
+            elif entry & KIND_MASK == STORED:
+                sane = entry  # the blocks of one record share their entry
+
+
+def _segment_sizes(store: Store) -> dict[int, int]:
+    directory = store.cut.segments
+    return {number: os.stat(segment_path(directory, number)).st_size for number in segment_numbers(directory)}
+
+
+def _is_sane(block_no: int, entry: int, staged: dict[int, int], sizes: dict[int, int]) -> bool:
+    kind = entry & KIND_MASK
+    if kind == STAGED:
+        return staged.get(block_no) == entry & SEQ_MASK
+    place = unpack_place(entry)
+    return kind == STORED and place.offset + RECORD.size < sizes.get(place.segment_no, 0)
+
+
+def mend_index(store: Store, staged: dict[int, int]) -> None:
+    """Fill entries that are missing or lost from the records and slots that hold their blocks."""
+    cut, count = store.cut, store.geometry.block_count
+    for number in segment_numbers(cut.segments):
+        for found in scan_segment(cut.segments, number, store.files, verify=True):
+            if isinstance(found, ScanProblem):
+                continue
+            place, record = found
+            first, end = record.block_no, record.block_no + record.block_count
+            if record.generation == cut.generation and end <= count:
+                _fill_entries(cut, first, end, LOST_ENTRY if record.flag is RecordFlag.LOST else pack_place(place))
+    for block_no, seq in staged.items():
+        _fill_entries(cut, block_no, block_no + 1, STAGED | seq)
+
+
+def _fill_entries(cut: Cut, first: int, end: int, entry: int) -> None:
+    cut.index.allocate(first, end)
+    for block_no, present in enumerate(cut.index.get_range(first, end), first):
+        if present in (0, LOST_ENTRY):
+            cut.index.set_stored(block_no, block_no + 1, entry)
+
+
+def count_preserved(store: Store) -> int:
+    """Blocks that have an entry, lost ones included."""
+    return sum(len(entries) - entries.count(0) for _, entries in store.cut.index.filled_runs())
+
+
+def count_lost(store: Store) -> int:
+    """Blocks whose old content is gone: their entry says so, or nothing says why they are settled.
+
+    Asked when everything that has an entry is settled.
+    """
+    return sum(_count_lost(store.cut, first, end) for first, end in store.cut.settled.set_runs())
+
+
+def _count_lost(cut: Cut, first: int, end: int) -> int:
+    count = 0
+    for is_free, free_first, free_end in cut.free.runs(first, end):
+        if is_free:
+            continue
+        for is_released, low, high in cut.released.runs(free_first, free_end):
+            if not is_released:
+                count += _count_without_copy(cut, low, high)
+    return count
+
+
+def _count_without_copy(cut: Cut, first: int, end: int) -> int:
+    count = 0
+    for start in range(first, end, _PIECE_BLOCKS):
+        entries = cut.index.get_range(start, min(start + _PIECE_BLOCKS, end))
+        count += entries.count(0) + entries.count(LOST_ENTRY)
+    return count
+
+
+# --- bitmaps and numbers -------------------------------------------------------------------------------------
+
+
+def settle_preserved(store: Store) -> None:
+    """Settle whatever has a copy or needs none: stopping between index and settled must not lose a block."""
+    cut = store.cut
+    for first, entries in cut.index.filled_runs():
+        if cut.settled.all_set(first, first + len(entries)):
+            continue
+        for block_no, entry in enumerate(entries, first):
+            if entry and not cut.settled.get(block_no):
+                cut.settled.set_range(block_no, block_no + 1)
+    for given in (cut.free, cut.released):
+        for first, end in given.set_runs():
+            if not cut.settled.all_set(first, end):
+                cut.settled.set_range(first, end)
+
+
+def assume_changed(store: Store) -> None:
+    """Take every settled block for changed: an incremental backup may copy too much, never too little."""
+    for first, end in store.cut.settled.set_runs():
+        store.cut.changed.set_range(first, end)
+
+
+def recount(store: Store, *, records: bool) -> None:
+    """Take the numbers of status from the maps, and with ``records`` from the segments themselves."""
+    cut, numbers = store.cut, store.cut.numbers
+    numbers[CutCounter.SETTLED_BLOCKS] = cut.settled.count()
+    numbers[CutCounter.CHANGED_BLOCKS] = cut.changed.count()
+    numbers[CutCounter.RELEASED_BLOCKS] = cut.released.count()
+    numbers[CutCounter.FREE_BLOCKS] = cut.free.count()
+    numbers[CutCounter.PRESERVED_BLOCKS] = count_preserved(store)
+    if not records:
+        return
+    numbers[CutCounter.RETURNED_BYTES] = 0
+    stored = raw = 0
+    for number in segment_numbers(cut.segments):
+        for found in scan_segment(cut.segments, number, store.files):
+            if not isinstance(found, ScanProblem):
+                stored += found[1].payload_bytes
+                raw += found[1].raw_bytes
+    numbers[CutCounter.STORED_BYTES], numbers[CutCounter.STORED_RAW_BYTES] = stored, raw
+
+
+def mark_damaged(store: Store) -> None:
+    """The snapshot goes on for what is provably right."""
+    numbers = store.cut.numbers
+    if numbers.state is State.ACTIVE:
+        numbers[CutCounter.STATE] = State.DAMAGED
+
+
+def mark_unreadable(store: Store) -> None:
+    """Nothing of the snapshot can be proven right; said on the disk too, or a power loss would undo it."""
+    mark_damaged(store)
+    store.cut.numbers[CutCounter.UNREADABLE] = 1
+    store.cut.note_unreadable(store.files)

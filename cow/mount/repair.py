@@ -1,0 +1,197 @@
+"""Deciding what a store that was left behind still proves, and making it whole again.
+
+====================  ==================  ==================  ===================  =============================
+how it ended          index               settled             free                 numbers of the control page
+====================  ==================  ==================  ===================  =============================
+SEALED                by its digest       by its digest       by its digest        from the seal
+KILLED                each entry checked  believed            by its own digest    believed
+POWER_LOST (power)    from the records    ones believed       by its own digest    from the maps
+====================  ==================  ==================  ===================  =============================
+
+A map that is missing or not what its digest says is *broken*: it begins anew, empty, and is filled from the
+others. A block that then is settled for no reason any more is lost: reads of it fail. A block that might have
+been overwritten and passes for owed would be read wrong, so where that cannot be excluded nothing is read.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+from cow.disk.bitmaps import bitmap_bytes
+from cow.disk.files import Files, MappedFile, check_directory, is_plain
+from cow.disk.header import Header
+from cow.disk.layout import (
+    ENTRY_BYTES,
+    KEPT_STATES,
+    PAGE_OF_NUMBERS_BYTES,
+    Counter,
+    CutCounter,
+    Durability,
+    State,
+    Trait,
+    numbers_with,
+)
+from cow.disk.numbers import Control, CutNumbers, Page
+from cow.disk.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
+from cow.disk.staging import file_bytes
+from cow.disk.store import (
+    BITMAP_NAMES,
+    CONTROL_NAME,
+    INDEX_NAME,
+    NUMBERS_NAME,
+    SEGMENTS_NAME,
+    STAGING_NAME,
+    Store,
+    cut_path,
+)
+from cow.errors import CowError
+from cow.mount.rebuild import (
+    adopt_staging,
+    assume_changed,
+    count_lost,
+    count_preserved,
+    drop_doubtful,
+    forget_staging,
+    mark_unreadable,
+    mend_index,
+    recount,
+    settle_preserved,
+)
+
+_PAGES: dict[str, type[Page]] = {CONTROL_NAME: Control, NUMBERS_NAME: CutNumbers}
+
+
+class End(Enum):
+    """How the last use of the store ended."""
+
+    SEALED = "cleanly"
+    KILLED = "with its processes"
+    POWER_LOST = "with the machine"
+
+
+def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
+    """Put an empty file in the place of each that is missing or cannot be the right one; their names."""
+    cut = cut_path(path, header.generation)
+    (cut / SEGMENTS_NAME).mkdir(0o700, parents=True, exist_ok=True)
+    for directory in (cut, cut / SEGMENTS_NAME):
+        check_directory(directory)
+    replaced = set()
+    for name, (file, size_bytes) in _wanted_files(path, header).items():
+        page = _PAGES.get(name)
+        if is_plain(file, size_bytes) and (page is None or _is_page(page, file, files)):
+            continue
+        file.unlink(missing_ok=True)
+        if page is not None:
+            page(file, files, writable=True, create=True).close()
+        else:
+            MappedFile(file, size_bytes, files, writable=True, create=True).close()
+        replaced.add(name)
+    return replaced
+
+
+def _wanted_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
+    cut, count = cut_path(path, header.generation), header.geometry.block_count
+    wanted = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
+    wanted[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
+    wanted[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
+    wanted[CONTROL_NAME] = path / CONTROL_NAME, PAGE_OF_NUMBERS_BYTES
+    wanted[NUMBERS_NAME] = cut / NUMBERS_NAME, PAGE_OF_NUMBERS_BYTES
+    return wanted
+
+
+def is_control(path: Path, files: Files) -> bool:
+    """Whether the store has a control page that can be read."""
+    return _is_page(Control, path / CONTROL_NAME, files)
+
+
+def _is_page(kind: type[Page], path: Path, files: Files) -> bool:
+    try:
+        kind(path, files).close()
+    except (OSError, ValueError, CowError):
+        return False
+    return True
+
+
+def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> list[str]:
+    """Make the store's maps agree with what it holds; sentences on what is lost."""
+    numbers, pages = store.cut.numbers, {CONTROL_NAME, NUMBERS_NAME}
+    _restore_numbers(store, seal, are_known=end is End.KILLED and not replaced & pages)
+    if numbers[CutCounter.STATE] not in KEPT_STATES:
+        # Nobody can read it any more, and its records may be gone already.
+        forget_staging(store)
+        return []
+    broken = (replaced | _broken_maps(store, seal)) - {STAGING_NAME}
+    if end is End.KILLED and broken & pages:
+        mark_unreadable(store)
+        return ["the snapshot cannot be read any more: the store lost its numbers"]
+    staged = adopt_staging(store) if end is End.KILLED else forget_staging(store)
+    broken -= pages
+    notes = _mend(store, end, broken, staged) if end is not End.SEALED or broken else []
+    lost_blocks = numbers[CutCounter.LOST_BLOCKS]
+    if lost_blocks and not numbers[CutCounter.UNREADABLE]:
+        notes.append(f"blocks of the snapshot that are lost and read as errors: {lost_blocks}")
+    recount(store, records=end is End.POWER_LOST)
+    if end is End.KILLED and store.header.durability is Durability.POWER:
+        # A record that was written and not flushed may have been found and indexed: nothing would flush it later.
+        sync_segments(store)
+    return notes
+
+
+def _restore_numbers(store: Store, seal: Seal | None, *, are_known: bool) -> None:
+    cut, numbers = store.cut, store.cut.numbers
+    store.control[Counter.GENERATION] = cut.generation
+    for number in numbers_with(Trait.PASSING):
+        store.page_of(number)[number] = 0
+    if seal:
+        seal.restore(store)
+    elif not are_known:
+        numbers[CutCounter.STATE] = State.ACTIVE
+    elif numbers[CutCounter.STATE] not in State.__members__.values():
+        numbers[CutCounter.STATE] = State.DAMAGED
+        mark_unreadable(store)
+    if not cut.is_intact:
+        # What was said on the disk holds, whatever the page says.
+        numbers[CutCounter.STATE] = State.DAMAGED if cut.is_unreadable else State.OVERFLOWED
+        numbers[CutCounter.UNREADABLE] = int(cut.is_unreadable)
+
+
+def _broken_maps(store: Store, seal: Seal | None) -> set[str]:
+    broken, cut = set(broken_maps(store, seal)) if seal else set(), store.cut
+    if free_is_noted(cut):
+        return broken if free_is_proven(cut) else broken | {"free"}
+    # Whoever was making the map did not finish it, and settled nothing because of it.
+    if cut.free.count():
+        cut.free.file.clear()
+    return broken
+
+
+def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> list[str]:
+    power_lost = end is End.POWER_LOST
+    preserved = store.cut.numbers[CutCounter.PRESERVED_BLOCKS]
+    maps = map_files(store)
+    for name in broken | ({INDEX_NAME} if power_lost else set()):
+        maps[name].clear()
+    lost_blocks = drop_doubtful(store, staged, settled_is_known="settled" not in broken)
+    if power_lost or lost_blocks or INDEX_NAME in broken or count_lost(store):
+        mend_index(store, staged)
+    settle_preserved(store)
+    if power_lost or "changed" in broken:
+        assume_changed(store)
+    named = ", ".join(sorted(broken))
+    if not power_lost and _may_pass_for_owed(store, end, broken, preserved):
+        mark_unreadable(store)
+        return [f"the snapshot cannot be read any more: the store is damaged ({named})"]
+    lost_blocks = store.cut.numbers[CutCounter.LOST_BLOCKS] = count_lost(store)
+    if lost_blocks or not broken or power_lost:
+        return []  # after a power loss, maps are as old as the disk left them
+    return [f"the store was damaged ({named}) and has been made whole again"]
+
+
+def _may_pass_for_owed(store: Store, end: End, broken: set[str], preserved: int) -> bool:
+    """Whether a block that was overwritten may be neither settled nor known as preserved, free or released."""
+    if "settled" not in broken:
+        return False
+    if broken & {"free", "released"}:
+        return True
+    return INDEX_NAME in broken and (end is End.KILLED or count_preserved(store) != preserved)
