@@ -33,21 +33,16 @@ from cow.disk.store import Cut, Store
 from cow.errors import EngineClosed, SnapshotEnded
 from cow.faults import missing_pages
 from cow.live.cutting import enter_cut
+from cow.live.durable import DurablePreserver
 from cow.live.heartbeat import Heartbeat
 from cow.live.losses import mark_lost
 from cow.live.overflow import Event, OverflowPolicy
 from cow.live.pace import Pace
-from cow.live.preserve import (
-    DurablePreserver,
-    Preserver,
-    StagedPreserver,
-    StoreRefused,
-    Ticket,
-    WaitForCompactor,
-    store_errors,
-)
+from cow.live.preserve import Preserver, StoreRefused, Ticket, WaitForCompactor, allocate_changed
 from cow.live.relief import Relief
 from cow.live.room import Room
+from cow.live.size import BufferSize
+from cow.live.staged import StagedPreserver
 from cow.live.syncing import Syncer
 from cow.live.traffic import Claims, Gate
 
@@ -93,7 +88,8 @@ class LiveEngine:
         image.on_short = self._note_short
         self._closed = self._ring_rests = False
         self._is_power = store.header.durability is Durability.POWER
-        self.room = Room(store, policy, self._changed, self._gate, self._discard, wake_compactor, on_event)
+        self.size = BufferSize(store)
+        self.room = Room(store, policy, self.size, self._changed, self._gate, self._discard, wake_compactor, on_event)
         self._preserver = self._new_preserver(store.cut)
         self._relief = Relief(store, store.cut, self._lock, self._claims)
         self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
@@ -204,7 +200,7 @@ class LiveEngine:
     def _empty_ring(self) -> bool:
         staging = self._store.staging
         with self._lock:
-            if not self.room.ring_is_empty:
+            if not self.size.ring_is_empty:
                 return False
             if not staging.takes_space:
                 return True
@@ -356,7 +352,7 @@ class LiveEngine:
 
     def _new_preserver(self, cut: Cut) -> Preserver:
         kind = DurablePreserver if self._is_power else StagedPreserver
-        return kind(self._store, cut, self._image, self.room.may_lose)
+        return kind(self._store, cut, self._image, self.size, self.room.may_lose)
 
     def _discard(self) -> None:
         self._preserver.discard()
@@ -448,13 +444,7 @@ class LiveEngine:
         """
         if not self._store.is_whole:
             raise OSError(errno.EIO, "files of it were cut short or cannot be read")
-        if self.room.staged_bytes():
+        if self.size.staged_bytes():
             return False
         write_seal(self._store, self._image.identity().mtime_ns)
         return True
-
-
-def allocate_changed(cut: Cut, ticket: Ticket) -> None:
-    """A write that preserves nothing still notes that the blocks changed."""
-    with store_errors():
-        cut.changed.allocate(ticket.first, ticket.end)

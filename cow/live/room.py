@@ -1,4 +1,4 @@
-"""Room in the side buffer: how much is taken, who waits for more, and who gives way when there is none."""
+"""Room in the side buffer: who waits for more, and who gives way when there is none."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cow.disk.layout import KEPT_STATES, Counter, CutCounter, State
 from cow.disk.store import Store
 from cow.errors import BufferFull, EngineClosed
 from cow.live.overflow import Event, EventKind, OverflowPolicy
+from cow.live.size import BufferSize
 from cow.live.traffic import Gate
 
 _WARN_PERCENT = (80, 90, 95)
@@ -24,13 +25,14 @@ class Room:
         self,
         store: Store,
         policy: OverflowPolicy,
+        size: BufferSize,
         changed: threading.Condition,
         gate: Gate,
         discard: Callable[[], None],
         wake_compactor: Callable[[], None],
         on_event: Callable[[Event], None],
     ) -> None:
-        self._store, self._control, self._policy = store, store.control, policy
+        self._store, self._control, self._policy, self._size = store, store.control, policy, size
         self._changed, self._gate = changed, gate
         self._discard, self._wake_compactor, self._on_event = discard, wake_compactor, on_event
         self._warned_percent = 0
@@ -74,23 +76,6 @@ class Room:
         """Whether an old block that the image cannot give is lost; else the write that wants to replace it fails."""
         return self._policy is not OverflowPolicy.BREAK_WRITE
 
-    def staged_bytes(self) -> int:
-        """Raw bytes in the ring that are not in a segment yet, those of the present cut."""
-        control, first = self._control, self._store.cut.numbers[CutCounter.FIRST_SEQ]
-        slots = control[Counter.RESERVED_SEQ] - max(control[Counter.FREED_SEQ], first)
-        return slots * self._store.geometry.block_bytes
-
-    @property
-    def ring_is_empty(self) -> bool:
-        return self._control[Counter.RESERVED_SEQ] == self._control[Counter.FREED_SEQ]
-
-    def taken_bytes(self) -> int:
-        """Size of the side buffer, with staged blocks as large as they will be if they compress as others did."""
-        numbers = self._store.cut.numbers
-        stored, raw = numbers[CutCounter.STORED_BYTES], numbers[CutCounter.STORED_RAW_BYTES]
-        staged = self.staged_bytes()
-        return stored - numbers[CutCounter.RETURNED_BYTES] + (staged * stored // raw if raw else staged)
-
     # --- called by the engine with the lock held -------------------------------------------------------------
 
     def begin_cut(self) -> None:
@@ -99,7 +84,7 @@ class Room:
 
     def warn(self) -> None:
         """Tell the owner when the next share of the limit has been reached."""
-        percent = 100 * self.taken_bytes() // self._control[Counter.LIMIT_BYTES]
+        percent = self._size.limit_percent()
         reached = max((step for step in _WARN_PERCENT if percent >= step), default=0)
         if reached > self._warned_percent:
             self._warned_percent = reached

@@ -73,14 +73,11 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
 
 def _buffer(instance: Instance, engine: LiveEngine) -> dict[str, Any]:
     store = instance.store
-    numbers = store.cut.numbers
-    staged = engine.room.staged_bytes()
-    # Two processes count, and one may be a step ahead of the other.
-    stored = max(0, numbers[CutCounter.STORED_BYTES] - numbers[CutCounter.RETURNED_BYTES])
+    size = engine.size.shown()
     return {
-        "raw_bytes": numbers[CutCounter.STORED_RAW_BYTES] + staged,
-        "stored_bytes": stored + staged,
-        "staged_bytes": staged,
+        "raw_bytes": size.raw_bytes,
+        "stored_bytes": size.stored_bytes,
+        "staged_bytes": size.staged_bytes,
         "limit_bytes": store.control[Counter.LIMIT_BYTES] or None,
         "on_overflow": instance.options.on_overflow,
     }

@@ -200,4 +200,4 @@ def check_end(rig: Rig, writers: Sequence[Writer]) -> None:
             live[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES] = sector(number, version)
     assert rig.live() == live
     # Nothing was reserved and forgotten.
-    assert rig.engine.room.staged_bytes() == 0
+    assert rig.engine.size.staged_bytes() == 0

@@ -9,8 +9,8 @@ import time
 import pytest
 
 from cow.live import pace as pace_module
+from cow.live.durable import GroupFlush
 from cow.live.pace import Pace
-from cow.live.preserve import GroupFlush
 
 
 class Disk:

@@ -1,0 +1,85 @@
+"""The size of the side buffer, and its limit: the one place that computes them from the numbers of the processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from cow.disk.layout import Counter, CutCounter
+from cow.disk.store import Store
+
+# Places in the pages as plain numbers: to look a member of an enumeration up takes longer than to use it.
+_LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
+_RESERVED_SEQ: Final = Counter.RESERVED_SEQ.value
+_FREED_SEQ: Final = Counter.FREED_SEQ.value
+_FIRST_SEQ: Final = CutCounter.FIRST_SEQ.value
+_STORED_BYTES: Final = CutCounter.STORED_BYTES.value
+_STORED_RAW_BYTES: Final = CutCounter.STORED_RAW_BYTES.value
+_RETURNED_BYTES: Final = CutCounter.RETURNED_BYTES.value
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The side buffer as people see it, in bytes: before compression, as it is now, and the part in the ring."""
+
+    raw_bytes: int
+    stored_bytes: int
+    staged_bytes: int
+
+
+class BufferSize:
+    """How large the side buffer of the present cut of ``store`` is, whichever cut that is.
+
+    =========  ===================================================================================================
+    staged     in the ring, raw until it is known how small they get; without the slots of the cut before, which
+               are about to be forgotten
+    stored     payload of the records in segments, without what was given back
+    promised   raw, on the way into a segment (``power``): counted until its index entries are made
+    =========  ===================================================================================================
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._control, self._block_bytes = store, store.control, store.geometry.block_bytes
+        # Its preserver counts here, with the engine's lock held.
+        self.promised_bytes = 0
+
+    def _look(self) -> tuple[int, int]:
+        """The staged bytes and the stored bytes."""
+        control, numbers = self._control, self._store.cut.numbers
+        first = numbers[_FIRST_SEQ]
+        # Freed before stored: a step that ends in between is counted twice, not missed.
+        slots = control[_RESERVED_SEQ] - max(control[_FREED_SEQ], first)
+        stored_bytes = numbers[_STORED_BYTES] - numbers[_RETURNED_BYTES]
+        # Two processes count, and one may be a step ahead of the other.
+        return slots * self._block_bytes, stored_bytes if stored_bytes > 0 else 0
+
+    def over_limit(self, more_bytes: int) -> bool:
+        """Whether the side buffer has no room for so much more, raw (lock held)."""
+        limit_bytes = self._control[_LIMIT_BYTES]
+        if not limit_bytes:
+            return False
+        staged_bytes, stored_bytes = self._look()
+        return stored_bytes + staged_bytes + self.promised_bytes + more_bytes > limit_bytes
+
+    def limit_percent(self) -> int:
+        """How much of the limit, which there is, is taken if what is staged compresses as all before it did."""
+        staged_bytes, taken_bytes = self._look()
+        numbers = self._store.cut.numbers
+        payload_bytes, raw_bytes = numbers[_STORED_BYTES], numbers[_STORED_RAW_BYTES]
+        taken_bytes += staged_bytes * payload_bytes // raw_bytes if raw_bytes else staged_bytes
+        return 100 * taken_bytes // self._control[_LIMIT_BYTES]
+
+    def staged_bytes(self) -> int:
+        """Raw bytes of the present cut that are in the ring and in no segment yet."""
+        return self._look()[0]
+
+    @property
+    def ring_is_empty(self) -> bool:
+        """Whether no slot is in use, not even for the cut before."""
+        return self._control[_RESERVED_SEQ] == self._control[_FREED_SEQ]
+
+    def shown(self) -> Shown:
+        """For status."""
+        staged_bytes, stored_bytes = self._look()
+        raw_bytes = self._store.cut.numbers[_STORED_RAW_BYTES]
+        return Shown(raw_bytes + staged_bytes, stored_bytes + staged_bytes, staged_bytes)

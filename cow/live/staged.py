@@ -1,0 +1,116 @@
+"""Preserving for ``process``: raw into the memory-mapped staging ring (see ``preserve``)."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Final
+
+from cow.disk.image import Image
+from cow.disk.layout import Counter, CutCounter
+from cow.disk.store import Cut, Store
+from cow.live.losses import read_or_lose, without
+from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate, store_errors
+from cow.live.size import BufferSize
+
+# Places in the pages as plain numbers: to look a member of an enumeration up takes longer than to use it.
+_RESERVED_SEQ: Final = Counter.RESERVED_SEQ.value
+_COMMITTED_SEQ: Final = Counter.COMMITTED_SEQ.value
+_FREED_SEQ: Final = Counter.FREED_SEQ.value
+_STORE_ERRNO: Final = CutCounter.STORE_ERRNO.value
+
+
+class StagedPreserver:
+    """Into the ring. Slots are committed in order: those behind a ticket that is not filled yet must wait."""
+
+    def __init__(self, store: Store, cut: Cut, image: Image, size: BufferSize, may_lose: Callable[[], bool]) -> None:
+        self._cut, self._image, self._size, self._may_lose = cut, image, size, may_lose
+        self._staging, self._control, self._geometry = store.staging, store.control, store.geometry
+        self._open: list[Ticket] = []
+
+    def begin(self, ticket: Ticket) -> None:
+        control, staging = self._control, self._staging
+        count = ticket.count_owed()
+        reserved = control[_RESERVED_SEQ]
+        # Before the size: what the compactor frees in between makes room, so it is worth waiting for.
+        waiting = reserved - control[_FREED_SEQ]
+        failed = self._cut.numbers[_STORE_ERRNO]
+        if self._size.over_limit(count * self._geometry.block_bytes):
+            if waiting and not failed:
+                raise WaitForCompactor
+            raise StoreRefused(failed or errno.ENOSPC)
+        if waiting + count > staging.slots:
+            if failed:
+                raise StoreRefused(failed)
+            raise WaitForCompactor
+        try:
+            staging.allocate()
+            allocate(self._cut, ticket)
+        except OSError as error:
+            raise StoreRefused(error.errno or errno.EIO) from error
+        ticket.seq, ticket.count = reserved, count
+        control[_RESERVED_SEQ] = reserved + count
+        self._open.append(ticket)
+
+    def try_fill(self, ticket: Ticket) -> bool:
+        seq = ticket.seq
+        for first, end in ticket.runs:
+            views = self._staging.views(seq, end - first)
+            if not self._image.try_read_into(views, self._geometry.extent(first, end)[0]):
+                return False
+            self._staging.fill(self._cut.generation, seq, first, end)
+            seq += end - first
+        return True
+
+    def fill(self, ticket: Ticket) -> None:
+        seq = ticket.seq
+        for first, end in ticket.runs:
+            self._fill_run(ticket, seq, first, end)
+            seq += end - first
+
+    def _fill_run(self, ticket: Ticket, seq: int, first: int, end: int) -> None:
+        staging, base = self._staging, seq - first
+
+        def slots(low: int, high: int) -> list[memoryview]:
+            return staging.views(base + low, high - low)
+
+        try:
+            lost, code = read_or_lose(self._image, self._geometry, (first, end), slots, self._may_lose)
+        except OSError as error:
+            if error.errno != errno.EFAULT:
+                raise
+            raise StoreRefused(errno.EIO) from error
+        with store_errors():
+            for low, high in without((first, end), lost):
+                staging.fill(self._cut.generation, base + low, low, high)
+        for low, high in lost:
+            staging.void(base + low, high - low)
+        ticket.lose(lost, code)
+
+    def publish(self, ticket: Ticket) -> None:
+        seq = ticket.seq
+        try:
+            for first, end in ticket.runs:
+                self._cut.index.set_staged(first, end, seq)
+                seq += end - first
+        finally:
+            # Slots that got no entry are dead, the others may be settled.
+            self._commit(ticket)
+
+    def abandon(self, ticket: Ticket) -> None:
+        if self._control[_RESERVED_SEQ] == ticket.seq + ticket.count:
+            self._control[_RESERVED_SEQ] = ticket.seq
+        else:
+            self._staging.void(ticket.seq, ticket.count)
+        self._commit(ticket)
+
+    def _commit(self, ticket: Ticket) -> None:
+        self._open.remove(ticket)
+        control = self._control
+        control[_COMMITTED_SEQ] = self._open[0].seq if self._open else control[_RESERVED_SEQ]
+
+    def discard(self) -> None:
+        """The compactor owns the segments and does it."""
+
+    def close(self) -> None:
+        """Nothing is open."""
