@@ -11,8 +11,7 @@ Stopped between any two of them, the snapshot and the image are both right.
 
 ``try_write`` and ``try_read`` never wait: they do the whole work inside the caller's thread if nothing
 stands in the way, or nothing at all and say so; then the caller gives ``write`` or ``read`` a thread that may
-wait. A block that a waiting thread is about to preserve is *claimed*: no other write may touch it before
-the claim ends. All shared state is under one lock, which is never held during a wait.
+wait. Steps 1 to 3 are ``Claiming``'s. All shared state is under one lock, which is never held during a wait.
 """
 
 from __future__ import annotations
@@ -22,39 +21,25 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
 
 from cow.disk.files import Data
 from cow.disk.header import Header
 from cow.disk.image import Image
-from cow.disk.layout import Counter, CutCounter, Durability, State, pack_missing, unpack_missing
+from cow.disk.layout import CutCounter, Durability, State, pack_missing, unpack_missing
 from cow.disk.seal import write_seal
 from cow.disk.store import Cut, Store
-from cow.errors import EngineClosed, SnapshotEnded
+from cow.errors import SnapshotEnded
 from cow.faults import missing_pages
+from cow.live.claiming import Claiming
 from cow.live.cutting import enter_cut
-from cow.live.durable import DurablePreserver
 from cow.live.heartbeat import Heartbeat
-from cow.live.losses import mark_lost
 from cow.live.overflow import Event, OverflowPolicy
 from cow.live.pace import Pace
-from cow.live.preserve import Preserver, StoreRefused, Ticket, WaitForCompactor, allocate_changed
 from cow.live.relief import Relief
 from cow.live.room import Room
 from cow.live.size import BufferSize
-from cow.live.staged import StagedPreserver
 from cow.live.syncing import Syncer
-from cow.live.traffic import Claims, Gate
-
-# One request never takes more of the ring than this share, or the ring could not hold two at once.
-_RING_SHARE = 4
-
-# Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
-_PRESERVED_BLOCKS: Final = CutCounter.PRESERVED_BLOCKS.value
-_SETTLED_BLOCKS: Final = CutCounter.SETTLED_BLOCKS.value
-_CHANGED_BLOCKS: Final = CutCounter.CHANGED_BLOCKS.value
-_COMPACTOR_IDLE: Final = Counter.COMPACTOR_IDLE.value
-_LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
+from cow.live.traffic import Gate
 
 
 class LiveEngine:
@@ -77,22 +62,21 @@ class LiveEngine:
         self._store, self._image = store, image
         self._wake_compactor = wake_compactor
         self.geometry = store.geometry
-        self._control, self._cut, self._numbers = store.control, store.cut, store.cut.numbers
+        self._cut, self._numbers = store.cut, store.cut.numbers
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._claims, self._gate = Claims(), Gate(self._changed)
+        self._gate, self.size = Gate(self._changed), BufferSize(store)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
         self._on_beat, self._missed_pages = on_beat, missing_pages[0]
         self._syncer = Syncer(image)
         image.shortest_bytes = image.size_bytes - unpack_missing(store.cut.numbers[CutCounter.MISSING_BYTES])
         image.on_short = self._note_short
-        self._closed = self._ring_rests = False
         self._is_power = store.header.durability is Durability.POWER
-        self.size = BufferSize(store)
         self.room = Room(store, policy, self.size, self._changed, self._gate, self._discard, wake_compactor, on_event)
-        self._preserver = self._new_preserver(store.cut)
-        self._relief = Relief(store, store.cut, self._lock, self._claims)
-        self._max_blocks = max(1, store.staging.slots // _RING_SHARE)
+        self._claiming = Claiming(
+            store, image, self._lock, self._changed, self._gate, self.room, self.size, wake_compactor
+        )
+        self._relief = Relief(store, store.cut, self._lock, self._claiming.claims)
 
     # --- reading ---------------------------------------------------------------------------------------------
 
@@ -130,7 +114,7 @@ class LiveEngine:
         if not self._pace.is_quick(now_ns) or not self._gate.try_enter(offset):
             return False
         try:
-            if self._owes(first, end) and not self._try_preserve(first, end):
+            if self._owes(first, end) and not self._claiming.try_preserve(first, end):
                 return False
             self._write_image(offset, data, now_ns)
             self._pace.note(now_ns)
@@ -147,12 +131,12 @@ class LiveEngine:
         view = memoryview(data)
         self.geometry.span(offset, len(view))
         start = offset
-        for at, length in self.geometry.pieces(offset, len(view), self._max_blocks):
+        for at, length in self.geometry.pieces(offset, len(view), self._claiming.max_blocks):
             self._gate.enter(at)
             try:
                 first, end = self.geometry.span(at, length)
                 if self._owes(first, end):
-                    self._preserve(first, end)
+                    self._claiming.preserve(first, end)
                 self._write_image(at, view[at - start : at - start + length], time.monotonic_ns())
             finally:
                 self._gate.leave()
@@ -192,27 +176,10 @@ class LiveEngine:
         False while the compactor still works. Not beside ``release``.
         """
         try:
-            return self._empty_ring() and self._relief.look_again()
+            return self._claiming.empty_ring() and self._relief.look_again()
         except OSError:
             # A filesystem that takes nothing back now will not do so in a moment.
             return True
-
-    def _empty_ring(self) -> bool:
-        staging = self._store.staging
-        with self._lock:
-            if not self.size.ring_is_empty:
-                return False
-            if not staging.takes_space:
-                return True
-            self._ring_rests = True
-        try:
-            staging.give_back()
-        finally:
-            with self._changed:
-                self._ring_rests = False
-                self._changed.notify_all()
-        staging.warm()
-        return True
 
     def _note_short(self) -> None:
         """Readers of the snapshot look at this after they have read a block that is owed."""
@@ -224,138 +191,10 @@ class LiveEngine:
         """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
         self._heartbeat.note_times(mtime_ns)
 
-    # --- preserving ------------------------------------------------------------------------------------------
-
-    def _try_preserve(self, first: int, end: int) -> bool:
-        # Who waits for room comes first: else a large write might never find enough of it.
-        if self._is_power or self.room.pressing or end - first > self._max_blocks:
-            return False
-        with self._lock:
-            if self._ring_rests or self._claims.touch(first, end):
-                return False
-            ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
-            try:
-                self._begin(ticket)
-            except (WaitForCompactor, StoreRefused):
-                return False
-            if ticket.runs and not self._try_fill(ticket):
-                self._preserver.abandon(ticket)
-                return False
-            try:
-                self._publish(ticket)
-            except OSError:
-                return False  # the thread that tries again meets it too, and there it is an overflow
-        return True
-
-    def _try_fill(self, ticket: Ticket) -> bool:
-        try:
-            return self._preserver.try_fill(ticket)
-        except OSError:
-            # The thread that tries again meets the same error and reports it.
-            return False
-
-    def _begin(self, ticket: Ticket) -> None:
-        if ticket.runs:
-            self._preserver.begin(ticket)
-        else:
-            allocate_changed(self._cut, ticket)
-
-    def _preserve(self, first: int, end: int) -> None:
-        try:
-            self._preserve_in_turn(first, end)
-        finally:
-            self.room.stop_pressing()
-
-    def _preserve_in_turn(self, first: int, end: int) -> None:
-        while (ticket := self._claim(first, end)) is not None:
-            filled, refusal_errno = False, 0
-            try:
-                if ticket.runs:
-                    self._preserver.fill(ticket)
-                filled = True
-            except StoreRefused as refused:
-                refusal_errno = refused.errno
-            finally:
-                refusal_errno = self._end_claim(ticket, filled) or refusal_errno
-            if not refusal_errno:
-                return
-            with self._changed:
-                self.room.give_way(refusal_errno)
-
-    def _claim(self, first: int, end: int) -> Ticket | None:
-        """Wait until these blocks are nobody else's and there is room; None when nothing need be preserved."""
-        with self._changed:
-            while True:
-                if self._closed:
-                    raise EngineClosed("the live view is being closed")
-                if not self._numbers.is_kept:
-                    return None
-                if not self._ring_rests and not self._claims.touch(first, end):
-                    ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
-                    try:
-                        self._begin(ticket)
-                    except StoreRefused as refused:
-                        self.room.give_way(refused.errno)
-                        continue
-                    except WaitForCompactor:
-                        self.room.await_compactor()
-                    else:
-                        self._claims.add(ticket)
-                        return ticket
-                self._gate.wait_outside()
-
-    def _end_claim(self, ticket: Ticket, filled: bool) -> int:
-        """0, or the errno that the store refused with at the last moment."""
-        with self._changed:
-            self._claims.remove(ticket)
-            try:
-                if filled:
-                    self._publish(ticket)
-                elif ticket.runs:
-                    self._preserver.abandon(ticket)
-            except OSError as error:
-                return error.errno or errno.EIO
-            finally:
-                self._changed.notify_all()
-        return 0
-
-    def _publish(self, ticket: Ticket) -> None:
-        """Steps 2 and 3 of a write; everything stored into here was allocated by ``_begin``.
-
-        OSError: where maps are written, the disk may still refuse. What is settled by then has its copy.
-        """
-        control, cut, numbers = self._control, self._cut, self._numbers
-        if ticket.runs:
-            self._preserver.publish(ticket)
-            if ticket.lost:
-                self._lose(ticket)
-            for first, end in ticket.runs:
-                cut.settled.set_allocated(first, end)
-            count = ticket.count
-            numbers[_PRESERVED_BLOCKS] += count
-            numbers[_SETTLED_BLOCKS] += count
-            if control[_COMPACTOR_IDLE]:
-                self._wake_compactor()
-            if control[_LIMIT_BYTES]:
-                self.room.warn()
-        first, end = ticket.first, ticket.end
-        unchanged = end - first - cut.changed.count_set(first, end)
-        if unchanged:
-            cut.changed.set_allocated(first, end)
-            numbers[_CHANGED_BLOCKS] += unchanged
-
-    def _lose(self, ticket: Ticket) -> None:
-        self._cut.numbers[CutCounter.LOST_BLOCKS] += mark_lost(self._cut, ticket.lost)
-        self.room.tell_lost(ticket.lost_errno, ticket.lost)
-
     # --- the next cut ----------------------------------------------------------------------------------------
 
-    def _new_preserver(self, cut: Cut) -> Preserver:
-        kind = DurablePreserver if self._is_power else StagedPreserver
-        return kind(self._store, cut, self._image, self.size, self.room.may_lose)
-
     def _discard(self) -> None:
-        self._preserver.discard()
+        self._claiming.discard()
 
     def begin_cut(self, cut: Cut, header: Header, check_wanted: Callable[[], None] = lambda: None) -> Cut:
         """From here on ``cut`` (prepared and empty) is the snapshot. The one before has ended for its readers; the
@@ -373,10 +212,11 @@ class LiveEngine:
                 self._image.check_whole()
                 check_wanted()
                 # Whatever may fail comes before the one step that cannot be taken back.
-                preserver, ended = self._new_preserver(cut), self._preserver
+                preserver = self._claiming.new_preserver(cut)
                 before = enter_cut(self._store, cut, header)
-                self._cut, self._numbers, self._preserver = cut, cut.numbers, preserver
-                self._relief = Relief(self._store, cut, self._lock, self._claims)
+                self._cut, self._numbers = cut, cut.numbers
+                ended = self._claiming.begin_cut(cut, preserver)
+                self._relief = Relief(self._store, cut, self._lock, self._claiming.claims)
                 self._image.forget()
                 self.room.begin_cut()
             finally:
@@ -429,12 +269,7 @@ class LiveEngine:
 
     def close(self) -> None:
         """Writes that wait fail with EngineClosed; the image is synced. The store stays as it is."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            while self._claims:
-                self._changed.wait()
-        self._preserver.close()
+        self._claiming.close()
         self._image.sync()
 
     def seal(self) -> bool:

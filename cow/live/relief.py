@@ -16,9 +16,9 @@ from cow.disk.layout import Counter, CutCounter, Durability
 from cow.disk.seal import free_is_noted, seal_free
 from cow.disk.store import Cut, Store
 from cow.errors import SnapshotEnded
+from cow.live.claiming import Claims
 from cow.live.giveback import GiveBack
 from cow.live.losses import Runs, count_marked
-from cow.live.traffic import Claims
 
 _PIECE_BLOCKS = 1 << 18
 

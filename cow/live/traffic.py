@@ -1,14 +1,11 @@
-"""Who is writing to the live view at this moment: the gate that a cut closes, and the claims on blocks.
+"""Who is writing to the live view at this moment: the gate that a cut closes.
 
-Both belong to the engine's one lock; what says "lock held" is called with it.
+It belongs to the engine's one lock; what says "lock held" is called with it.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-
-from cow.live.preserve import Ticket
 
 # Waiting writes look again this often even if nobody wakes them.
 _LOOK_AGAIN_S = 0.05
@@ -66,35 +63,3 @@ class Gate:
         """Let writes go on (lock held)."""
         self._closed = False
         self._changed.notify_all()
-
-
-class Claims:
-    """Tickets of writes that preserve their blocks in a thread right now (lock held for every method)."""
-
-    def __init__(self) -> None:
-        self._tickets: list[Ticket] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._tickets)
-
-    def add(self, ticket: Ticket) -> None:
-        self._tickets.append(ticket)
-
-    def remove(self, ticket: Ticket) -> None:
-        self._tickets.remove(ticket)
-
-    def touch(self, first: int, end: int) -> bool:
-        """Whether one of these blocks is claimed."""
-        if not self._tickets:
-            return False
-        return any(ticket.first < end and first < ticket.end for ticket in self._tickets)
-
-    def unclaimed(self, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """The parts of the run that nobody claims."""
-        for ticket in sorted(self._tickets, key=lambda ticket: ticket.first):
-            if ticket.first < end and first < ticket.end:
-                if first < ticket.first:
-                    yield first, ticket.first
-                first = max(first, ticket.end)
-        if first < end:
-            yield first, end
