@@ -205,7 +205,7 @@ class SnapshotReader:
     def _record(self, entry: int, block_no: int) -> tuple[int, int, memoryview]:
         cached = self._records.get(entry)
         if cached is None:
-            header, raw = self._segments.read(entry, block_no, self._cut.generation, may_wait=self._may_wait)
+            header, raw = self._segments.read(entry, block_no, may_wait=self._may_wait)
             cached = header.block_no, header.block_count, memoryview(raw)
             self._records[entry] = cached
             if len(self._records) > _CACHED_RECORDS:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 from operator import eq
 
+from cow.compact.giveback import GiveBack
 from cow.compact.records import Encoder, RecordWriter
 from cow.compact.runs import Piece, Run, find_neighbours, join
 from cow.compact.squeeze import Squeezer
@@ -38,7 +39,9 @@ def acceleration_for(share: float) -> int:
 
 
 class Compactor:
-    """Owns the segments and ``FREED_SEQ``; follows the live server from cut to cut."""
+    """Owns ``FREED_SEQ``, and the segments: nobody else removes anything of them. Follows the live server from cut to
+    cut.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store, self._control, self._staging = store, store.control, store.staging
@@ -108,8 +111,11 @@ class Compactor:
 
     def _enter(self, cut: Cut) -> None:
         self._cut = cut
+        # The cuts before are over, and so are their records.
+        cut.segments.remove_older()
         self._records = RecordWriter(self._store, cut, self._encoder, self._direct)
-        self._squeezer = Squeezer(self._store, cut, self._records)
+        self._give_back = GiveBack(self._store, cut)
+        self._squeezer = Squeezer(self._store, cut, self._records, self._give_back)
 
     def _move(self, seq: int, count: int) -> None:
         runs = self._collect(seq, count)
@@ -121,7 +127,6 @@ class Compactor:
         segments = self._records.store(runs, acceleration)
         if acceleration != COMPRESS_WELL:
             self._squeezer.add(segments)
-        self._records.publish_sums()
 
     def _collect(self, seq: int, count: int) -> list[Run]:
         """Copy the step's slots and find the runs among the live ones."""
@@ -163,6 +168,16 @@ class Compactor:
         """Compress some records that were stored in haste again; see ``Squeezer.squeeze``."""
         self._follow_cut()
         return self._squeezer.squeeze()
+
+    def give_back(self) -> bool:
+        """Give the space of some released records back to the disk; False when there are none."""
+        self._follow_cut()
+        return self._give_back.step()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing waits to be moved, and nothing was released since ``give_back`` last found nothing."""
+        return not self.backlog_slots and self._give_back.is_done
 
     def drain(self) -> None:
         """Move everything that is committed; OSError when the store cannot take it."""

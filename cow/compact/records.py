@@ -8,7 +8,7 @@ from cow.compact.runs import Run
 from cow.disk.codec import STORE_RAW, RecordHeader, encode, payload_bytes
 from cow.disk.direct import DirectWriter
 from cow.disk.layout import CutCounter, pack_place
-from cow.disk.segments import SegmentWriter, remove_segments
+from cow.disk.segments import SegmentWriter
 from cow.disk.store import Cut, Store
 
 _WORKERS = 2
@@ -38,44 +38,45 @@ def _encode(runs: list[Run], generation: int, acceleration: int) -> list[bytes]:
 
 
 class RecordWriter:
-    """The records of one cut; used by the compactor's thread only."""
+    """The records of one cut, and what they count for; used by the compactor's thread only."""
 
     def __init__(self, store: Store, cut: Cut, encoder: Encoder, direct: DirectWriter) -> None:
-        self._numbers, self._files, self._cut = cut.numbers, store.files, cut
+        self._store, self._numbers, self._cut = store, cut.numbers, cut
         self._encoder, self._direct = encoder, direct
-        self._stored_bytes = cut.numbers[CutCounter.STORED_BYTES]
-        self._stored_raw_bytes = cut.numbers[CutCounter.STORED_RAW_BYTES]
         self._writer = self._new_writer()
 
     def _new_writer(self) -> SegmentWriter:
-        return SegmentWriter(self._cut.segments, self._files, direct=self._direct)
+        return SegmentWriter(self._cut.segments, self._store.control, self._store.files, direct=self._direct)
 
     def store(self, runs: list[Run], acceleration: int) -> set[int]:
         """Append a record for each run and point the index to it; the numbers of the segments they are in.
 
-        OSError: no entry names any of them.
+        OSError: of the runs whose entries are as before, no record counts.
         """
         records = self._encoder.encode(runs, self._cut.generation, acceleration)
         places = self._writer.append(records)
         for run, record, place in zip(runs, records, places, strict=True):
-            self._cut.index.replace(run.block_no, run.entries, pack_place(place))
-            self._stored_raw_bytes += len(run.raw)
-            self._stored_bytes += payload_bytes(record)
+            # Counted first: killed in between, the records of one step count twice and none is missed.
+            self._count(len(run.raw), payload_bytes(record))
+            try:
+                self._cut.index.replace(run.block_no, run.entries, pack_place(place))
+            except OSError:
+                self._count(-len(run.raw), -payload_bytes(record))
+                raise
         return {place.segment_no for place in places}
 
     def discount(self, header: RecordHeader) -> None:
-        """A record is stored no more."""
-        self._stored_raw_bytes -= header.raw_bytes
-        self._stored_bytes -= header.payload_bytes
+        """A record is stored no more: its blocks have other ones."""
+        self._count(-header.raw_bytes, -header.payload_bytes)
 
-    def publish_sums(self) -> None:
+    def _count(self, raw_bytes: int, stored_bytes: int) -> None:
         """Before slots are freed: a reader of both numbers may count a block twice, never miss one."""
-        self._numbers[CutCounter.STORED_RAW_BYTES] = self._stored_raw_bytes
-        self._numbers[CutCounter.STORED_BYTES] = self._stored_bytes
+        self._numbers[CutCounter.STORED_RAW_BYTES] += raw_bytes
+        self._numbers[CutCounter.STORED_BYTES] += stored_bytes
 
     @property
     def segment_no(self) -> int:
-        """The segment that is appended to."""
+        """The segment that is appended to; 0 for none."""
         return self._writer.segment_no
 
     def begin_segment(self) -> None:
@@ -85,7 +86,7 @@ class RecordWriter:
     def remove_all(self) -> None:
         """Give the space of all records back; nobody may be reading them."""
         self._writer.close()
-        remove_segments(self._cut.segments)
+        self._cut.segments.remove()
         self._writer = self._new_writer()
 
     def close(self) -> None:

@@ -10,12 +10,13 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 
+from cow.compact.giveback import GiveBack
 from cow.compact.records import RecordWriter
 from cow.compact.runs import Piece, join
 from cow.disk.codec import COMPRESS_WELL, RecordHeader, decode
 from cow.disk.files import open_plain
 from cow.disk.layout import RECORD_RAW_BYTES, Counter, CutCounter, Place, blocks_in_record, pack_place
-from cow.disk.segments import ScanProblem, scan_segment, segment_path
+from cow.disk.segments import ScanProblem, scan_segment
 from cow.disk.store import Cut, Store
 from cow.errors import Damaged
 
@@ -24,10 +25,11 @@ _BYTES_AT_ONCE = 4 << 20
 
 
 class Squeezer:
-    """For one cut, beside its ``RecordWriter``; used by the compactor's thread only."""
+    """For one cut, beside its ``RecordWriter`` and its ``GiveBack``; used by the compactor's thread only."""
 
-    def __init__(self, store: Store, cut: Cut, records: RecordWriter) -> None:
-        self._control, self._files, self._cut, self._records = store.control, store.files, cut, records
+    def __init__(self, store: Store, cut: Cut, records: RecordWriter, give_back: GiveBack) -> None:
+        self._control, self._files, self._cut = store.control, store.files, cut
+        self._records, self._give_back = records, give_back
         self._numbers = cut.numbers
         self._block_bytes = store.header.block_bytes
         self._records_at_once = max(1, _BYTES_AT_ONCE // max(self._block_bytes, RECORD_RAW_BYTES))
@@ -74,9 +76,8 @@ class Squeezer:
             return
         self._hasty.pop(0)
         self._scan = None
-        # The highest number stays: the next writer of this cut must not use it again.
-        if not self._is_spoiled and segment_no < self._records.segment_no:
-            segment_path(self._cut.segments, segment_no).unlink(missing_ok=True)
+        if not self._is_spoiled:
+            self._cut.segments.path(segment_no).unlink(missing_ok=True)
         self._is_spoiled = False
 
     def _store_again(self, records: list[tuple[Place, RecordHeader]]) -> None:
@@ -84,17 +85,20 @@ class Squeezer:
         size, index, released = self._block_bytes, self._cut.index, self._cut.released
         live: list[Piece] = []
         blocks: dict[int, memoryview] = {}
-        dropped: list[tuple[Place, RecordHeader]] = []
+        dropped: list[RecordHeader] = []
         for place, header in records:
             raw = self._read(place)
-            if released.all_set(header.block_no, header.block_no + header.block_count):
-                continue  # the live server gives it back, and counts that itself
             if raw is None:
                 self._is_spoiled = True
                 continue
-            dropped.append((place, header))
             entry = pack_place(place)
-            for at, block_no in enumerate(range(header.block_no, header.block_no + header.block_count)):
+            end = header.block_no + header.block_count
+            if released.all_set(header.block_no, end) and entry in index.get_range(header.block_no, end):
+                # While it is there: it counts as given back, not as squeezed.
+                self._give_back.give_back(header.block_no, end)
+                continue
+            dropped.append(header)
+            for at, block_no in enumerate(range(header.block_no, end)):
                 if index.get(block_no) == entry and not released.get(block_no):
                     blocks[block_no] = raw[at * size : (at + 1) * size]
                     live.append((block_no, [entry]))
@@ -102,20 +106,13 @@ class Squeezer:
         for run in runs:
             run.raw = b"".join(blocks[block_no] for block_no in range(run.block_no, run.end))
         self._records.store(runs, COMPRESS_WELL)
-        for place, header in dropped:
-            if not self._was_given_back(place, header):
-                self._records.discount(header)
-        self._records.publish_sums()
-
-    def _was_given_back(self, place: Place, header: RecordHeader) -> bool:
-        """Whether the live server has freed this record since it was read, and counts it."""
-        released = self._cut.released.all_set(header.block_no, header.block_no + header.block_count)
-        return released and self._read(place) is None
+        for header in dropped:
+            self._records.discount(header)
 
     def _read(self, place: Place) -> memoryview | None:
-        """The blocks of a record; None when it is damaged, or was given back this moment: its segment stays."""
+        """The blocks of a record; None when it is damaged, and then its segment stays."""
         try:
-            fd = open_plain(segment_path(self._cut.segments, place.segment_no), os.O_RDONLY)
+            fd = open_plain(self._cut.segments.path(place.segment_no), os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:

@@ -6,16 +6,22 @@ Renaming the header in is the commit point of a new store and of a new cut.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import stat
+import time
+import uuid
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from cow.disk.codec import checksum
 from cow.disk.files import Files, open_plain, read_plain
+from cow.disk.image import Image
 from cow.disk.layout import (
     FORMAT_VERSION,
     HEADER,
     HEADER_CHECKSUM,
+    HEADER_CUT,
     HEADER_MAGIC,
+    HEADER_START,
     MAX_PATH_BYTES,
     Durability,
     Protect,
@@ -27,33 +33,60 @@ HEADER_NAME = "header"
 
 
 @dataclass(frozen=True, slots=True)
+class CutHeader:
+    """The facts of one cut: when it was taken, and what the image's file was then. Times in ns since 1970."""
+
+    generation: int
+    taken_at_ns: int
+    image_atime_ns: int
+    image_mtime_ns: int
+    image_mode: int
+    image_uid: int
+    image_gid: int
+    snapshot_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
-    """The facts of one cut of one image. Times in ns since 1970, sizes in bytes."""
+    """The facts of a store: what image it is for, how it keeps, and its cuts, oldest first. Sizes in bytes."""
 
     block_bytes: int
     image_bytes: int
     image_dev: int
     image_ino: int
-    image_mode: int
-    image_uid: int
-    image_gid: int
-    image_atime_ns: int
-    image_mtime_ns: int
-    taken_at_ns: int
-    generation: int
     staging_slots: int
     durability: Durability
     protect: Protect
     is_device: bool
     store_id: bytes
     boot_id: bytes
-    snapshot_id: bytes
     image_path: str
-    device_id: str = ""
+    device_id: str
+    cuts: tuple[CutHeader, ...]
 
     @property
     def geometry(self) -> Geometry:
         return Geometry(self.image_bytes, self.block_bytes)
+
+    @property
+    def cut(self) -> CutHeader:
+        """The present cut: the newest."""
+        return self.cuts[-1]
+
+
+def cut_header(image: Image, generation: int) -> CutHeader:
+    """Of a cut that is taken now."""
+    info = os.fstat(image.fd)
+    return CutHeader(
+        generation=generation,
+        taken_at_ns=time.time_ns(),
+        image_atime_ns=info.st_atime_ns,
+        image_mtime_ns=info.st_mtime_ns,
+        image_mode=stat.S_IMODE(info.st_mode),
+        image_uid=info.st_uid,
+        image_gid=info.st_gid,
+        snapshot_id=uuid.uuid4().bytes,
+    )
 
 
 def encode_header(header: Header) -> bytes:
@@ -65,32 +98,46 @@ def encode_header(header: Header) -> bytes:
         header.image_bytes,
         header.image_dev,
         header.image_ino,
-        header.image_mode,
-        header.image_uid,
-        header.image_gid,
-        header.image_atime_ns,
-        header.image_mtime_ns,
-        header.taken_at_ns,
-        header.generation,
         header.staging_slots,
         header.durability,
         header.protect,
         header.is_device,
         len(device_id),
         len(path),
+        len(header.cuts),
         header.store_id,
         header.boot_id,
-        header.snapshot_id,
     )
-    body += path + device_id
+    body += path + device_id + b"".join(HEADER_CUT.pack(*astuple(cut)) for cut in header.cuts)
     return body + HEADER_CHECKSUM.pack(checksum(body))
 
 
 def decode_header(data: bytes, store: str) -> Header:
     """Inverse of ``encode_header``; StoreError says what is wrong with the bytes."""
-    if len(data) < HEADER.size or not data.startswith(HEADER_MAGIC):
+    if len(data) < HEADER_START.size or not data.startswith(HEADER_MAGIC):
         raise StoreDamaged(store, "has a damaged header")
-    _magic, version, *facts, device_id_bytes, path_bytes, store_id, boot_id, snapshot_id = HEADER.unpack_from(data)
+    _check_version(HEADER_START.unpack_from(data)[1], store)
+    if len(data) < HEADER.size:
+        raise StoreDamaged(store, "has a damaged header")
+    _magic, _version, *facts, device_id_bytes, path_bytes, cut_count, store_id, boot_id = HEADER.unpack_from(data)
+    path_end = HEADER.size + path_bytes
+    cuts_start = path_end + device_id_bytes
+    end = cuts_start + cut_count * HEADER_CUT.size
+    if path_bytes > MAX_PATH_BYTES or len(data) != end + HEADER_CHECKSUM.size:
+        raise StoreDamaged(store, "has a damaged header")
+    if HEADER_CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
+        raise StoreDamaged(store, "has a damaged header")
+    if cut_count != 1:
+        raise StoreError(store, f"was written by a newer snapfs ({cut_count} cuts, this one knows one)")
+    *numbers, durability, protect, is_device = facts
+    path, device_id = os.fsdecode(data[HEADER.size : path_end]), os.fsdecode(data[path_end:cuts_start])
+    cuts = tuple(CutHeader(*values) for values in HEADER_CUT.iter_unpack(data[cuts_start:end]))
+    kinds = (Durability(durability), Protect(protect), bool(is_device))
+    values = [*numbers, *kinds, store_id, boot_id, path, device_id, cuts]
+    return Header(*values)
+
+
+def _check_version(version: int, store: str) -> None:
     if version > FORMAT_VERSION:
         raise StoreError(store, f"was written by a newer snapfs (format {version}, this one knows {FORMAT_VERSION})")
     if version < FORMAT_VERSION:
@@ -99,17 +146,6 @@ def decode_header(data: bytes, store: str) -> Header:
             f"was written by an older snapfs (format {version}, this one knows {FORMAT_VERSION}), which alone can "
             "read its snapshot",
         )
-    path_end = HEADER.size + path_bytes
-    end = path_end + device_id_bytes
-    if path_bytes > MAX_PATH_BYTES or len(data) != end + HEADER_CHECKSUM.size:
-        raise StoreDamaged(store, "has a damaged header")
-    if HEADER_CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
-        raise StoreDamaged(store, "has a damaged header")
-    *numbers, durability, protect, is_device = facts
-    path, device_id = os.fsdecode(data[HEADER.size : path_end]), os.fsdecode(data[path_end:end])
-    kinds = (Durability(durability), Protect(protect), bool(is_device))
-    values = [*numbers, *kinds, store_id, boot_id, snapshot_id, path, device_id]
-    return Header(*values)
 
 
 def read_header(store: Path) -> Header | None:

@@ -1,4 +1,4 @@
-"""Every byte of the store: constants and structs of format version 2. Described in FORMAT.md.
+"""Every byte of the store: constants and structs of format version 3. Described in FORMAT.md.
 
 All integers are little-endian. Nothing here reads, writes or decides anything.
 """
@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Self
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # --- header -------------------------------------------------------------------------------------------------
 
 HEADER_MAGIC = b"snapfsST"
-# magic, version, block_bytes, image_bytes, image_dev, image_ino, image_mode, image_uid, image_gid,
-# image_atime_ns, image_mtime_ns, taken_at_ns, generation, staging_slots, durability, protect, is_device,
-# device_id_bytes, path_bytes, store_id, boot_id, snapshot_id; then the path and the device's identity
-HEADER = struct.Struct("<8sII QQQ III QQQQQ BBBBI 16s16s16s")
+# magic, version: the same in every format
+HEADER_START = struct.Struct("<8sI")
+# magic, version, block_bytes, image_bytes, image_dev, image_ino, staging_slots, durability, protect, is_device,
+# device_id_bytes, path_bytes, cut_count, store_id, boot_id; then the path, the device's identity, and the cuts
+HEADER = struct.Struct("<8sII QQQQ BBBB II 16s16s")
+# generation, taken_at_ns, image_atime_ns, image_mtime_ns, image_mode, image_uid, image_gid, snapshot_id
+HEADER_CUT = struct.Struct("<QQQQ IIIxxxx 16s")
 HEADER_CHECKSUM = struct.Struct("<Q")
 MAX_PATH_BYTES = 4096
 # What one byte can count.
@@ -91,6 +94,7 @@ class Counter(Number):
     PRESSED = 9, Owner.LIVE, Trait.PASSING  # 1 while writes wait for room
     COMPACTOR_IDLE = 10, Owner.COMPACTOR, Trait.PASSING  # 1 while it waits to be woken
     SHOWN_GENERATION = 11, Owner.SNAPSHOT, Trait.PASSING  # the cut that its view shows
+    NEXT_SEGMENT = 13, Owner.APPENDER, Trait.SEALED  # segments below have been used, and never are again
     UNSEEN = 12, Owner.MOUNT  # its mark until both views have answered; killed before, nobody has seen the snapshot
 
 
@@ -103,7 +107,7 @@ class CutCounter(Number):
     FIRST_SEQ = 3, Owner.LIVE, Trait.PASSING  # staged slots below belong to an earlier cut
     STORED_BYTES = 4, Owner.APPENDER, Trait.SEALED  # payload bytes of all records
     STORED_RAW_BYTES = 5, Owner.APPENDER, Trait.SEALED  # the same before compression
-    RETURNED_BYTES = 6, Owner.LIVE, Trait.SEALED  # payload bytes of records that were given back
+    RETURNED_BYTES = 6, Owner.COMPACTOR, Trait.SEALED  # payload bytes of records that were given back
     STORE_ERRNO = 7, Owner.COMPACTOR, Trait.PASSING  # why nothing can be written to segments, 0 when it can
     PRESERVED_BLOCKS = 8, Owner.LIVE, Trait.SEALED, Trait.RECOUNTED  # lost ones included
     SETTLED_BLOCKS = 9, Owner.LIVE, Trait.RECOUNTED
@@ -139,8 +143,8 @@ def unpack_missing(number: int) -> int:
 # In UNSEEN. Only the whole of it counts: a damaged number must not give up a snapshot.
 UNSEEN_MARK = int.from_bytes(b"snapfsUS", "little")
 
-CONTROL_MAGIC = int.from_bytes(b"snapfsC2", "little")
-NUMBERS_MAGIC = int.from_bytes(b"snapfsN2", "little")
+CONTROL_MAGIC = int.from_bytes(b"snapfsC3", "little")
+NUMBERS_MAGIC = int.from_bytes(b"snapfsN3", "little")
 
 
 class State(IntEnum):

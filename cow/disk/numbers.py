@@ -33,7 +33,8 @@ from cow.errors import StoreDamaged
 # Places as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _STATE: Final = CutCounter.STATE.value
 _UNREADABLE: Final = CutCounter.UNREADABLE.value
-# More than any process can be cuts behind.
+# Where the pages of cuts begin, and how many there are: more than any process can be cuts behind.
+_OF_CUTS: Final = 3
 _SHARED_PAGES: Final = 256
 
 
@@ -41,17 +42,24 @@ class SharedPages:
     """Memory for pages, inherited by every process that is forked after it was made; untouched, it costs nothing."""
 
     def __init__(self) -> None:
-        self._memory = memoryview(mmap.mmap(-1, (2 + _SHARED_PAGES) * PAGE_OF_NUMBERS_BYTES))
-        self._ended = self._memory[PAGE_OF_NUMBERS_BYTES : 2 * PAGE_OF_NUMBERS_BYTES].cast("Q")
+        self._memory = memoryview(mmap.mmap(-1, (_OF_CUTS + _SHARED_PAGES) * PAGE_OF_NUMBERS_BYTES))
+        self._ended = self._page(1).cast("Q")
+
+    def _page(self, place: int) -> memoryview:
+        return self._memory[place * PAGE_OF_NUMBERS_BYTES : (place + 1) * PAGE_OF_NUMBERS_BYTES]
 
     @property
     def control(self) -> memoryview:
-        return self._memory[:PAGE_OF_NUMBERS_BYTES]
+        return self._page(0)
+
+    @property
+    def releases(self) -> memoryview:
+        """See ``Releases``."""
+        return self._page(2)
 
     def of_cut(self, generation: int) -> memoryview:
         """The same page in each process, and that of the cut 256 generations later."""
-        at = (2 + generation % _SHARED_PAGES) * PAGE_OF_NUMBERS_BYTES
-        return self._memory[at : at + PAGE_OF_NUMBERS_BYTES]
+        return self._page(_OF_CUTS + generation % _SHARED_PAGES)
 
     @staticmethod
     def share_a_page(one: int, other: int) -> bool:

@@ -15,7 +15,6 @@ from pathlib import Path
 from cow.disk.codec import checksum, checksum_stream
 from cow.disk.files import Files, MappedFile, open_plain, read_plain
 from cow.disk.layout import Trait, numbers_with
-from cow.disk.segments import segment_numbers, segment_path
 from cow.disk.store import BITMAP_NAMES, FREE_SEAL_NAME, INDEX_NAME, SEAL_NAME, Cut, Store, cut_path
 
 MAP_NAMES = (*BITMAP_NAMES, INDEX_NAME)
@@ -86,11 +85,11 @@ def map_files(store: Store) -> dict[str, MappedFile]:
 
 def sync_segments(store: Store) -> None:
     """Make all records durable."""
-    directory = store.cut.segments
-    for number in segment_numbers(directory):
-        with open(open_plain(segment_path(directory, number), os.O_RDONLY), "rb") as segment:
+    segments = store.cut.segments
+    for number in segments.numbers():
+        with open(open_plain(segments.path(number), os.O_RDONLY), "rb") as segment:
             store.files.sync(segment.fileno())
-    store.files.sync_directory(directory)
+    store.files.sync_directory(segments.directory)
 
 
 def seal_free(cut: Cut, files: Files) -> None:

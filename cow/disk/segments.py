@@ -1,8 +1,8 @@
-"""Segments: append-only files of records, 64 MiB each at most.
+"""Segments: append-only files of records, 64 MiB each at most, in one directory of the store for all its cuts.
 
-One process writes (the compactor; with durability ``power`` the live server), any process reads. A segment is
-never appended to after a restart: a torn record at its end stays where it is and no index entry names it.
-What is released goes back to the filesystem: single records as holes, whole segments by name.
+A segment holds records of one generation, and its number is never used again. One process appends (the compactor;
+with durability ``power`` the live server), the compactor alone removes, any process reads. A segment is never
+appended to after a restart: a torn record at its end stays where it is and no index entry names it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from cow.disk.codec import RecordHeader, decode, parse_header
@@ -25,34 +26,69 @@ from cow.disk.layout import (
     RECORD_ALIGN,
     RECORD_MAGIC,
     SEGMENT_BYTES,
+    Counter,
     Place,
     RecordFlag,
     unpack_place,
 )
+from cow.disk.numbers import Control
 from cow.errors import CowError, Damaged, WouldWait
 
 _OPEN_SEGMENTS = 32
+_NAME = re.compile(r"(\d{8,})-(\d{8,})", re.ASCII)
 _MAGIC = RECORD_MAGIC.to_bytes(4, "little")
 
 
-def segment_path(directory: Path, segment_no: int) -> Path:
-    return directory / f"{segment_no:08d}"
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Those of a store's segments that hold the records of one generation."""
+
+    directory: Path
+    generation: int
+
+    def path(self, segment_no: int) -> Path:
+        return self.directory / f"{segment_no:08d}-{self.generation:08d}"
+
+    def numbers(self) -> list[int]:
+        """The numbers of all that are present, ascending."""
+        return sorted(number for number, generation in _present(self.directory) if generation == self.generation)
+
+    def remove(self) -> None:
+        """Give the space of all records back, as far as the disk takes it."""
+        for number in self.numbers():
+            with contextlib.suppress(OSError):
+                self.path(number).unlink()
+
+    def remove_older(self) -> None:
+        """The same for those of all cuts before, which may be over at different times."""
+        for _, generation in _present(self.directory):
+            if generation < self.generation:
+                Segments(self.directory, generation).remove()
+
+    def remove_others(self) -> None:
+        """The same for those of all other cuts, while there is none but this; OSError when one of a later stays."""
+        self.remove_older()
+        later = {generation for _, generation in _present(self.directory) if generation > self.generation}
+        for generation in later:
+            Segments(self.directory, generation).remove()
+        stays = next((found for found in _present(self.directory) if found[1] in later), None)
+        if stays is not None:
+            path = Segments(self.directory, stays[1]).path(stays[0])
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), os.fspath(path))
 
 
-def segment_numbers(directory: Path) -> list[int]:
-    """The numbers of all segments present, ascending; none when the cut is over and its directory gone."""
+def _present(directory: Path) -> list[tuple[int, int]]:
+    """Number and generation of every segment of a store; none when the directory is gone."""
     try:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return sorted(int(name) for name in names if name.isdecimal())
+    return [(int(found[1]), int(found[2])) for found in map(_NAME.fullmatch, names) if found]
 
 
-def remove_segments(directory: Path) -> None:
-    """Give the space of all records back, as far as the disk takes it."""
-    for segment_no in segment_numbers(directory):
-        with contextlib.suppress(OSError):
-            segment_path(directory, segment_no).unlink()
+def first_unused(directory: Path) -> int:
+    """A number above those of all segments that are there, whosever they are."""
+    return max((number for number, _ in _present(directory)), default=0) + 1
 
 
 class SegmentWriter:
@@ -62,10 +98,17 @@ class SegmentWriter:
     """
 
     def __init__(
-        self, directory: Path, files: Files, *, durable: bool = False, direct: DirectWriter | None = None
+        self,
+        segments: Segments,
+        control: Control,
+        files: Files,
+        *,
+        durable: bool = False,
+        direct: DirectWriter | None = None,
     ) -> None:
-        self._directory, self._files, self._durable = directory, files, durable
-        self.segment_no = max(segment_numbers(directory), default=0)
+        self._segments, self._control, self._files, self._durable = segments, control, files, durable
+        # That which is appended to; 0 before the first record.
+        self.segment_no = 0
         self._direct = direct
         self._offset = SEGMENT_BYTES
         self.fd = -1
@@ -109,8 +152,6 @@ class SegmentWriter:
         return end, length
 
     def _next_segment(self) -> None:
-        if self.segment_no >= MAX_SEGMENT_NO:
-            raise OSError(errno.ENOSPC, "the store has no segment numbers left")
         if self._durable and self.fd >= 0:
             # The flush that the old segment's writers are about to wait for goes to the new one.
             try:
@@ -118,19 +159,30 @@ class SegmentWriter:
             except OSError:
                 self.distrust()
                 raise
-        path = segment_path(self._directory, self.segment_no + 1)
-        path.unlink(missing_ok=True)  # what one that was killed here left
-        fd = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        segment_no, fd = self._create()
         try:
             if self._durable:
                 # Records are only as durable as the name of their file.
-                self._files.sync_directory(self._directory)
+                self._files.sync_directory(self._segments.directory)
         except BaseException:
             os.close(fd)
+            self._segments.path(segment_no).unlink(missing_ok=True)
+            # Whoever removes segments takes the one before for finished.
+            self.begin_segment()
             raise
         self.close()
-        self.fd, self._offset = fd, 0
-        self.segment_no += 1
+        self.fd, self._offset, self.segment_no = fd, 0, segment_no
+
+    def _create(self) -> tuple[int, int]:
+        control = self._control
+        while (segment_no := max(1, control[Counter.NEXT_SEGMENT])) <= MAX_SEGMENT_NO:
+            with contextlib.suppress(FileExistsError):
+                fd = open_plain(self._segments.path(segment_no), os.O_RDWR | os.O_CREAT | os.O_EXCL)
+                control[Counter.NEXT_SEGMENT] = segment_no + 1
+                return segment_no, fd
+            # Whoever made it was killed before he could say so.
+            control[Counter.NEXT_SEGMENT] = segment_no + 1
+        raise OSError(errno.ENOSPC, "the store has no segment numbers left")
 
     def begin_segment(self) -> None:
         """Append no more to the present segment."""
@@ -151,14 +203,13 @@ class SegmentWriter:
 
 
 class SegmentReader:
-    """Reads single records by index entry, checked; thread-safe."""
+    """Reads single records by index entry, checked; used by one thread at a time."""
 
-    def __init__(self, directory: Path, files: Files) -> None:
-        self._directory, self._files = directory, files
+    def __init__(self, segments: Segments, files: Files) -> None:
+        self._segments, self._files = segments, files
         self._open: OrderedDict[int, int] = OrderedDict()
-        self._lock = threading.Lock()
 
-    def read(self, entry: int, block_no: int, generation: int, *, may_wait: bool = True) -> tuple[RecordHeader, Data]:
+    def read(self, entry: int, block_no: int, *, may_wait: bool = True) -> tuple[RecordHeader, Data]:
         """Header and raw blocks of the record that holds ``block_no``; Damaged when it does not.
 
         WouldWait: unless ``may_wait``, what is not in the page cache is not read.
@@ -166,14 +217,12 @@ class SegmentReader:
         if entry == LOST_ENTRY:
             raise Damaged("its preserved content is lost", block_no)
         place = unpack_place(entry)
-        with self._lock:
-            # Read under the lock: another thread may close the least recently used descriptor.
-            data = self._read_place(self._descriptor(place.segment_no, block_no), place, may_wait=may_wait)
+        data = self._read_place(self._descriptor(place.segment_no, block_no), place, may_wait=may_wait)
         try:
             header, raw = decode(data)
         except Damaged as error:
             raise Damaged(f"{error.what} (segment {place.segment_no}, offset {place.offset})", block_no) from None
-        if header.generation != generation or not 0 <= block_no - header.block_no < header.block_count:
+        if header.generation != self._segments.generation or not 0 <= block_no - header.block_no < header.block_count:
             raise Damaged(f"the record of segment {place.segment_no} belongs to other blocks", block_no)
         if header.flag is RecordFlag.LOST:
             raise Damaged("its preserved content is lost", block_no)
@@ -193,7 +242,7 @@ class SegmentReader:
             self._open.move_to_end(segment_no)
             return fd
         try:
-            fd = open_plain(segment_path(self._directory, segment_no), os.O_RDONLY)
+            fd = open_plain(self._segments.path(segment_no), os.O_RDONLY)
         except FileNotFoundError:
             raise Damaged(f"segment {segment_no} is missing", block_no) from None
         # A segment that was squeezed or given back keeps its space on disk as long as it is open somewhere.
@@ -218,14 +267,14 @@ class ScanProblem(CowError):
 
 
 def scan_segment(
-    directory: Path, segment_no: int, files: Files, *, verify: bool = False
+    segments: Segments, segment_no: int, files: Files, *, verify: bool = False
 ) -> Iterator[tuple[Place, RecordHeader] | ScanProblem]:
     """All records of a segment in order; with ``verify`` their checksums too.
 
     A place that holds no valid record is reported once; the scan finds its way again at the next multiple of
     32 bytes where a whole, valid record begins.
     """
-    fd = open_plain(segment_path(directory, segment_no), os.O_RDONLY)
+    fd = open_plain(segments.path(segment_no), os.O_RDONLY)
     try:
         size_bytes = os.fstat(fd).st_size
         offset, lost = 0, False

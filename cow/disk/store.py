@@ -4,8 +4,9 @@
     control         the numbers the processes share
     staging         the ring
     lock            held with flock while the store is in use; the holder's process number in it
-    cut-00000001/   settled, changed, released, free, index, numbers, segments/; free.seal once the map of free
-                    blocks is known; intact, which the end of the snapshot renames; and seal after a clean end
+    segments/       the records of all cuts: 00000001-00000001 and so on, by number and generation
+    cut-00000001/   settled, changed, released, free, index, numbers; free.seal once the map of free blocks is
+                    known; intact, which the end of the snapshot renames; and seal after a clean end
 
 Only these names are ever removed: whatever else a user put there stays, and the directory with it.
 """
@@ -28,6 +29,8 @@ from cow.disk.header import HEADER_NAME, Header, read_header
 from cow.disk.index import Index
 from cow.disk.layout import Counter, CutCounter, State
 from cow.disk.numbers import Control, CutNumbers, Page, SharedPages
+from cow.disk.releases import Releases
+from cow.disk.segments import Segments
 from cow.disk.staging import Staging
 from cow.errors import SnapshotEnded, StoreBusy, StoreDamaged, StoreError
 from cow.geometry import Geometry
@@ -50,6 +53,11 @@ _NEVER: Final = memoryview(bytes(8)).cast("Q")
 
 def cut_path(store: Path, generation: int) -> Path:
     return store / f"{_CUT_PREFIX}{generation:08d}"
+
+
+def segments_of(store: Path, generation: int) -> Segments:
+    """The segments of the store with records of this generation."""
+    return Segments(store / SEGMENTS_NAME, generation)
 
 
 @dataclass(slots=True)
@@ -103,8 +111,8 @@ class Cut:
         return self._holders > 0
 
     @property
-    def segments(self) -> Path:
-        return self.path / SEGMENTS_NAME
+    def segments(self) -> Segments:
+        return segments_of(self.path.parent, self.generation)
 
     @property
     def is_intact(self) -> bool:
@@ -176,10 +184,8 @@ def open_cut(
     path = cut_path(store, generation)
     if create:
         path.mkdir(0o700)
-        (path / SEGMENTS_NAME).mkdir(0o700)
         (path / INTACT_NAME).touch(0o600)
-    for directory in (path, path / SEGMENTS_NAME):
-        check_directory(directory)
+    check_directory(path)
     count = geometry.block_count
     settled, changed, released, free = (
         Bitmap(path / name, count, files, writable=writable, create=create) for name in BITMAP_NAMES
@@ -191,7 +197,6 @@ def open_cut(
         numbers[CutCounter.STATE] = State.ACTIVE
         numbers.write_back()
         # The header's commit makes the cut's own name durable, not the names in it.
-        files.sync_directory(path / SEGMENTS_NAME)
         files.sync_directory(path)
     return Cut(generation, path, settled, changed, released, free, index, numbers)
 
@@ -219,6 +224,11 @@ class Store:
     def end_of(self, generation: int) -> memoryview:
         """See ``SharedPages.end_of``. A reader from outside the instance is never told."""
         return _NEVER if self.pages is None else self.pages.end_of(generation)
+
+    @property
+    def releases(self) -> Releases:
+        """What the compactor has to give back; of an instance's own, else nobody would ever take it."""
+        return Releases((self.pages or SharedPages()).releases)
 
     def page_of(self, number: Counter | CutCounter) -> Page:
         """Where the number is, for the present cut."""
@@ -263,14 +273,14 @@ class Store:
             header = read_header(self.path)
             if header is None:
                 raise StoreDamaged(str(self.path), "has lost its header")
-            if header.generation == self.cut.generation and self.cut.is_open:
+            if header.cut.generation == self.cut.generation and self.cut.is_open:
                 return self
             try:
-                cut = self.open_cut(header.generation, writable=writable)
+                cut = self.open_cut(header.cut.generation, writable=writable)
             except FileNotFoundError:
                 # Gone between the two looks, if there is a later one.
                 later = read_header(self.path)
-                if later is None or later.generation == header.generation:
+                if later is None or later.cut.generation == header.cut.generation:
                     raise
             else:
                 return replace(self, header=header, cut=cut, _lock=threading.Lock())
@@ -303,9 +313,10 @@ def open_parts(path: Path, header: Header, files: Files, *, writable: bool, lock
     """Open all files that ``header`` promises; OSError or ValueError when one is missing or too short."""
     pages = SharedPages() if writable else None
     shared = None if pages is None else pages.control
+    check_directory(path / SEGMENTS_NAME)
     control = Control(path / CONTROL_NAME, files, writable=writable, shared=shared)
     staging = Staging(path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=writable)
-    cut = open_cut(path, header.generation, header.geometry, files, writable=writable, pages=pages)
+    cut = open_cut(path, header.cut.generation, header.geometry, files, writable=writable, pages=pages)
     return Store(path, header, control, staging, cut, files, lock_fd, pages)
 
 
@@ -354,7 +365,8 @@ def _holds_data(path: Path) -> bool:
 
 def foreign_names(path: Path) -> list[str]:
     """Names in the directory that no store has: a sign that it is the user's, not ours."""
-    names = (name for name in os.listdir(path) if name not in _PLAIN_NAMES and not _is_cut(name))
+    known = _PLAIN_NAMES | {SEGMENTS_NAME}
+    names = (name for name in os.listdir(path) if name not in known and not _is_cut(name))
     return sorted(name for name in names if not name.startswith(_STAND_INS))
 
 
@@ -371,6 +383,18 @@ def remove_cuts(path: Path, keep: int | None = None) -> None:
     for name in os.listdir(path):
         if _is_cut(name) and name != kept:
             _remove_tree(path / name)
+
+
+def remove_segments(path: Path, keep: int = 0) -> None:
+    """Remove the segments of all cuts but generation ``keep``, as far as the disk lets them go.
+
+    OSError when one of a later cut stays: its records would pass for those of a cut to come.
+    """
+    directory = path / SEGMENTS_NAME
+    if directory.is_symlink() or not directory.is_dir():
+        directory.unlink(missing_ok=True)
+        return
+    Segments(directory, keep).remove_others()
 
 
 def remove_cut(path: Path, generation: int) -> None:
@@ -402,6 +426,9 @@ def remove_store(path: Path) -> None:
         # A header that goes missing in any other way leaves no such name behind.
         os.rename(path / HEADER_NAME, path / UNFINISHED_NAME)
     remove_cuts(path)
+    with contextlib.suppress(OSError):
+        remove_segments(path)
+        (path / SEGMENTS_NAME).rmdir()
     # Debris without this name beside it would look like a store that lost its header.
     kept = {UNFINISHED_NAME} if any(map(_is_cut, os.listdir(path))) else set()
     for name in sorted(_PLAIN_NAMES - kept):

@@ -169,7 +169,7 @@ class Claiming:
         return ended
 
     def discard(self) -> None:
-        """The snapshot is over: give everything back to the disk. OSError: the disk's."""
+        """The snapshot is over: hold nothing of the side buffer open."""
         self._preserver.discard()
 
     # --- inside ----------------------------------------------------------------------------------------------

@@ -7,13 +7,9 @@ killed after it the new one; what belongs to neither is removed at the next open
 from __future__ import annotations
 
 import contextlib
-import os
-import stat
-import time
-import uuid
 from dataclasses import replace
 
-from cow.disk.header import Header, write_header
+from cow.disk.header import Header, cut_header, write_header
 from cow.disk.image import Image
 from cow.disk.layout import Counter, CutCounter, Durability
 from cow.disk.store import Cut, Store, open_cut, remove_cut
@@ -32,19 +28,8 @@ def prepare_cut(store: Store) -> Cut:
 
 
 def next_header(store: Store, image: Image, cut: Cut) -> Header:
-    """The header of ``cut``, taken now."""
-    info = os.fstat(image.fd)
-    return replace(
-        store.header,
-        generation=cut.generation,
-        snapshot_id=uuid.uuid4().bytes,
-        taken_at_ns=time.time_ns(),
-        image_mode=stat.S_IMODE(info.st_mode),
-        image_uid=info.st_uid,
-        image_gid=info.st_gid,
-        image_atime_ns=info.st_atime_ns,
-        image_mtime_ns=info.st_mtime_ns,
-    )
+    """The header with ``cut``, taken now, in the place of the one before."""
+    return replace(store.header, cuts=(cut_header(image, cut.generation),))
 
 
 def enter_cut(store: Store, cut: Cut, header: Header) -> Cut:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from cow.disk.codec import encode, encode_lost, payload_bytes
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Place, blocks_in_record, pack_place
-from cow.disk.segments import SegmentWriter, remove_segments
+from cow.disk.segments import SegmentWriter
 from cow.disk.store import Cut, Store
 from cow.live.losses import read_or_lose, without
 from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate, store_errors
@@ -66,8 +66,8 @@ class DurablePreserver:
 
     def __init__(self, store: Store, cut: Cut, image: Image, size: BufferSize, may_lose: Callable[[], bool]) -> None:
         self._cut, self._image, self._size, self._may_lose = cut, image, size, may_lose
-        self._geometry, self._files = store.geometry, store.files
-        self._writer = SegmentWriter(cut.segments, store.files, durable=True)
+        self._control, self._geometry, self._files = store.control, store.geometry, store.files
+        self._writer = SegmentWriter(cut.segments, store.control, store.files, durable=True)
         self._write_lock = threading.Lock()
         self._flush = GroupFlush(self._sync)
         self._run_blocks = blocks_in_record(self._geometry.block_bytes)
@@ -160,9 +160,9 @@ class DurablePreserver:
 
     def discard(self) -> None:
         with self._write_lock:
+            # An open file keeps its space on disk, also when the compactor has removed it.
             self._writer.close()
-            remove_segments(self._cut.segments)
-            self._writer = SegmentWriter(self._cut.segments, self._files, durable=True)
+            self._writer = SegmentWriter(self._cut.segments, self._control, self._files, durable=True)
 
     def close(self) -> None:
         with self._write_lock:

@@ -171,12 +171,9 @@ class LiveEngine:
         return self._heartbeat.note_quiet(self._gate.under_way)
 
     def rest(self) -> bool:
-        """Nobody has written for a while: give space back to the disk, the ring's and what was released late.
-
-        False while the compactor still works. Not beside ``release``.
-        """
+        """Nobody has written for a while: give the ring's space back to the disk; False while it holds anything."""
         try:
-            return self._claiming.empty_ring() and self._relief.look_again()
+            return self._claiming.empty_ring()
         except OSError:
             # A filesystem that takes nothing back now will not do so in a moment.
             return True
@@ -236,7 +233,10 @@ class LiveEngine:
         relief = self._relief
         if cut not in (None, relief.cut):
             raise SnapshotEnded("a newer cut replaced the one that is released")
-        return relief.release(first, end)
+        try:
+            return relief.release(first, end)
+        finally:
+            self._wake_compactor()
 
     # --- the rest ----------------------------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ class Preserver(Protocol):
         """Give the room back."""
 
     def discard(self) -> None:
-        """The snapshot is over: give everything back to the disk."""
+        """The snapshot is over: hold nothing open that the compactor is about to remove."""
 
     def close(self) -> None:
         """Close what is open."""

@@ -1,23 +1,22 @@
 """Owing less: blocks that hold nothing, and blocks that the imager already has.
 
 Neither is preserved any more when it is overwritten. A block that a write is about to preserve at this very
-moment is left out; that costs its space and nothing else. A block that the compactor is moving at this very moment
-gets a record after all: what was released while it worked is *late*, and looked at again once it is idle.
+moment is left out; that costs its space and nothing else. What of released blocks was preserved the compactor gives
+back, when it has been told (`Releases`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 from cow.disk.bitmaps import Bitmap
-from cow.disk.layout import Counter, CutCounter, Durability
+from cow.disk.layout import CutCounter, Durability
+from cow.disk.releases import ReleasedRange
 from cow.disk.seal import free_is_noted, seal_free
 from cow.disk.store import Cut, Store
 from cow.errors import SnapshotEnded
 from cow.live.claiming import Claims
-from cow.live.giveback import GiveBack
 from cow.live.losses import Runs, count_marked
 
 _PIECE_BLOCKS = 1 << 18
@@ -28,10 +27,8 @@ class Relief:
 
     def __init__(self, store: Store, cut: Cut, lock: threading.Lock, claims: Claims) -> None:
         self._store, self.cut, self._lock, self._claims = store, cut, lock, claims
-        self._control, self._numbers = store.control, cut.numbers
+        self._numbers, self._releases = cut.numbers, store.releases
         self._is_power = store.header.durability is Durability.POWER
-        self._give_back = GiveBack(cut, store.files)
-        self._late: list[tuple[int, int]] = []
 
     def settle_free(self, free_runs: Iterable[tuple[int, int]]) -> int:
         """The map is known: these blocks hold nothing, so they are owed no more; how many were owed.
@@ -61,12 +58,16 @@ class Relief:
         return count
 
     def release(self, first: int, end: int) -> int:
-        """The imager has these blocks: nothing is owed for them, and their copies are given back.
+        """The imager has these blocks: nothing is owed for them, and their copies will be given back.
 
         Returns how many were not released before. One call at a time. SnapshotEnded: there is a newer cut.
         """
         with self.cut.held():
-            return self._release(first, end)
+            try:
+                return self._release(first, end)
+            finally:
+                # Also of a part: what is released is never read again.
+                self._releases.put(ReleasedRange(self.cut.generation, first, end))
 
     def _release(self, first: int, end: int) -> int:
         cut, count, parts = self.cut, 0, Runs()
@@ -88,34 +89,11 @@ class Relief:
                 self._settle_run(*part)
         with self._lock:
             self._numbers[CutCounter.RELEASED_BLOCKS] += count
-        if not self._control[Counter.COMPACTOR_IDLE]:
-            self._note_late(first, end)
-        self._return_records(first, end)
         return count
-
-    def look_again(self) -> bool:
-        """Give back what was stored after its release; False while the compactor works. Not beside ``release``."""
-        if self._late and not self._control[Counter.COMPACTOR_IDLE]:
-            return False
-        late, self._late = self._late, []
-        with contextlib.suppress(SnapshotEnded), self.cut.held():
-            for first, end in late:
-                self._return_records(first, end)
-        return True
 
     def _check(self) -> None:
         if self.cut.is_over:
             raise SnapshotEnded(f"cut {self.cut.generation} has ended")
-
-    def _note_late(self, first: int, end: int) -> None:
-        if self._late and self._late[-1][1] == first:
-            first, _ = self._late.pop()
-        self._late.append((first, end))
-
-    def _return_records(self, first: int, end: int) -> None:
-        returned_bytes = self._give_back.give_back(first, end)
-        with self._lock:
-            self._numbers[CutCounter.RETURNED_BYTES] += returned_bytes
 
     def _miss_no_more(self, first: int, end: int, excused: Sequence[Bitmap]) -> None:
         """Nobody will ask for these blocks, so those among them that are lost count no more."""

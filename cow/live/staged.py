@@ -110,7 +110,7 @@ class StagedPreserver:
         control[_COMMITTED_SEQ] = self._open[0].seq if self._open else control[_RESERVED_SEQ]
 
     def discard(self) -> None:
-        """The compactor owns the segments and does it."""
+        """Nothing is open."""
 
     def close(self) -> None:
         """Nothing is open."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from cow.disk.bitmaps import Bitmap, bitmap_bytes
 from cow.disk.codec import RecordHeader, slot_checksums, slot_seed
 from cow.disk.files import Files
-from cow.disk.header import Header, read_header
+from cow.disk.header import CutHeader, Header, read_header
 from cow.disk.layout import (
     ENTRY_BYTES,
     KIND_MASK,
@@ -30,7 +30,7 @@ from cow.disk.layout import (
     unpack_place,
 )
 from cow.disk.seal import broken_maps, free_is_noted, free_is_proven, read_seal
-from cow.disk.segments import ScanProblem, SegmentReader, scan_segment, segment_numbers
+from cow.disk.segments import ScanProblem, SegmentReader, scan_segment
 from cow.disk.staging import file_bytes
 from cow.disk.store import (
     BITMAP_NAMES,
@@ -105,7 +105,7 @@ def _header_of(path: Path) -> Header:
 
 
 def _expected_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
-    cut, count = cut_path(path, header.generation), header.geometry.block_count
+    cut, count = cut_path(path, header.cut.generation), header.geometry.block_count
     expected = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
     expected[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
     expected[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
@@ -148,7 +148,7 @@ def _verify_open(report: Report, store: Store) -> None:
 
 def _records(store: Store) -> Iterator[tuple[Place, RecordHeader]]:
     """All records; bytes that are none are of importance only if a block needs them: a kill cuts records short."""
-    for number in segment_numbers(store.cut.segments):
+    for number in store.cut.segments.numbers():
         with contextlib.suppress(FileNotFoundError):  # given back meanwhile
             for found in scan_segment(store.cut.segments, number, store.files):
                 if not isinstance(found, ScanProblem):
@@ -196,7 +196,7 @@ def _fault(store: Store, reader: SegmentReader, block_no: int) -> str | None:
     if kind != STORED:
         return f"block {block_no}: overwritten, and nothing says where its old content is"
     try:
-        reader.read(entry, block_no, store.cut.generation)
+        reader.read(entry, block_no)
     except Damaged as error:
         return str(error)
     return None
@@ -241,9 +241,16 @@ def _bounded(title: str, lines: Iterator[str], max_lines: int | None) -> Iterato
 
 def _dump_header(header: Header) -> Iterator[str]:
     yield "header:"
-    for name in Header.__slots__:
-        value = getattr(header, name)
-        if value == "":
+    yield from _fields(header)
+    for cut in header.cuts:
+        yield f"cut {cut.generation}:"
+        yield from _fields(cut)
+
+
+def _fields(facts: Header | CutHeader) -> Iterator[str]:
+    for name in facts.__slots__:
+        value = getattr(facts, name)
+        if value == "" or isinstance(value, tuple):
             continue
         if isinstance(value, bytes):
             value = value.hex()
@@ -282,7 +289,7 @@ def _entry_text(entry: int) -> str:
 
 
 def _record_lines(store: Store) -> Iterator[str]:
-    for number in segment_numbers(store.cut.segments):
+    for number in store.cut.segments.numbers():
         for found in scan_segment(store.cut.segments, number, store.files, verify=True):
             if isinstance(found, ScanProblem):
                 yield f"PROBLEM {found}"

@@ -32,7 +32,7 @@ from cow.disk.layout import (
     pack_place,
     unpack_place,
 )
-from cow.disk.segments import ScanProblem, scan_segment, segment_numbers, segment_path
+from cow.disk.segments import ScanProblem, scan_segment
 from cow.disk.store import Cut, Store
 
 # Entries are looked at in pieces of this many, so that memory stays bounded.
@@ -113,8 +113,8 @@ def _doubtful(store: Store, staged: dict[int, int]) -> Iterator[tuple[int, int]]
 
 
 def _segment_sizes(store: Store) -> dict[int, int]:
-    directory = store.cut.segments
-    return {number: os.stat(segment_path(directory, number)).st_size for number in segment_numbers(directory)}
+    segments = store.cut.segments
+    return {number: os.stat(segments.path(number)).st_size for number in segments.numbers()}
 
 
 def _is_sane(block_no: int, entry: int, staged: dict[int, int], sizes: dict[int, int]) -> bool:
@@ -128,7 +128,7 @@ def _is_sane(block_no: int, entry: int, staged: dict[int, int], sizes: dict[int,
 def mend_index(store: Store, staged: dict[int, int]) -> None:
     """Fill entries that are missing or lost from the records and slots that hold their blocks."""
     cut, count = store.cut, store.geometry.block_count
-    for number in segment_numbers(cut.segments):
+    for number in cut.segments.numbers():
         for found in scan_segment(cut.segments, number, store.files, verify=True):
             if isinstance(found, ScanProblem):
                 continue
@@ -215,7 +215,7 @@ def recount(store: Store, *, records: bool) -> None:
         return
     numbers[CutCounter.RETURNED_BYTES] = 0
     stored = raw = 0
-    for number in segment_numbers(cut.segments):
+    for number in cut.segments.numbers():
         for found in scan_segment(cut.segments, number, store.files):
             if not isinstance(found, ScanProblem):
                 stored += found[1].payload_bytes

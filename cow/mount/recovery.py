@@ -17,8 +17,6 @@ right makes the snapshot DAMAGED: its reads fail, the image is untouched.
 from __future__ import annotations
 
 import os
-import stat
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,7 +25,7 @@ from pathlib import Path
 
 from cow.disk.files import Files
 from cow.disk.filesystems import forbid_copying
-from cow.disk.header import Header, read_header, write_header
+from cow.disk.header import Header, cut_header, read_header, write_header
 from cow.disk.image import Image
 from cow.disk.layout import STAGING_BYTES, Counter, Durability, Protect
 from cow.disk.numbers import Control, SharedPages
@@ -35,6 +33,7 @@ from cow.disk.seal import break_seal, read_seal
 from cow.disk.staging import Staging, slot_count
 from cow.disk.store import (
     CONTROL_NAME,
+    SEGMENTS_NAME,
     STAGING_NAME,
     Store,
     foreign_names,
@@ -43,6 +42,7 @@ from cow.disk.store import (
     open_cut,
     open_parts,
     remove_cuts,
+    remove_segments,
     remove_store,
 )
 from cow.errors import ImageChanged, NotAStore, StoreDamaged, StoreError
@@ -148,46 +148,41 @@ def _begin(path: Path, image: Image, request: Request, files: Files, lock_fd: in
     for name in (CONTROL_NAME, STAGING_NAME):
         (path / name).unlink(missing_ok=True)
     remove_cuts(path)
+    remove_segments(path)
+    (path / SEGMENTS_NAME).mkdir(0o700, exist_ok=True)
     header = _new_header(image, request)
     pages = SharedPages()
     control = Control(path / CONTROL_NAME, files, writable=True, create=True, shared=pages.control)
     staging = Staging(
         path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=True, create=True
     )
-    cut = open_cut(path, header.generation, header.geometry, files, writable=True, create=True, pages=pages)
+    cut = open_cut(path, header.cut.generation, header.geometry, files, writable=True, create=True, pages=pages)
     store = Store(path, header, control, staging, cut, files, lock_fd, pages)
     # What the image holds now must not be undone by a power loss: it is what the snapshot shows.
     image.sync()
-    control[Counter.GENERATION] = header.generation
+    control[Counter.GENERATION] = header.cut.generation
+    control[Counter.NEXT_SEGMENT] = 1
     control[Counter.IMAGE_MTIME_NS] = image.identity().mtime_ns
     write_header(path, header, files)
     return store
 
 
 def _new_header(image: Image, request: Request, generation: int = 1) -> Header:
-    identity, info = image.identity(), os.fstat(image.fd)
-    geometry = Geometry(image.size_bytes, request.block_bytes)
+    identity, geometry = image.identity(), Geometry(image.size_bytes, request.block_bytes)
     return Header(
         block_bytes=geometry.block_bytes,
         image_bytes=geometry.image_bytes,
         image_dev=identity.dev,
         image_ino=identity.ino,
-        image_mode=stat.S_IMODE(info.st_mode),
-        image_uid=info.st_uid,
-        image_gid=info.st_gid,
-        image_atime_ns=info.st_atime_ns,
-        image_mtime_ns=info.st_mtime_ns,
-        taken_at_ns=time.time_ns(),
-        generation=generation,
         staging_slots=slot_count(request.block_bytes, request.staging_bytes),
         durability=request.durability,
         protect=request.protect,
         is_device=identity.is_device,
         store_id=uuid.uuid4().bytes,
         boot_id=request.boot_id,
-        snapshot_id=uuid.uuid4().bytes,
         image_path=request.image_path,
         device_id=request.device_id,
+        cuts=(cut_header(image, generation),),
     )
 
 
@@ -196,10 +191,10 @@ def _new_header(image: Image, request: Request, generation: int = 1) -> Header:
 
 def _carry_on(path: Path, header: Header, image: Image, request: Request, files: Files, lock_fd: int) -> Opened:
     _check_image(path, header, image, request)
-    if request.is_lost(header.snapshot_id):
+    if request.is_lost(header.cut.snapshot_id):
         store = _begin(path, image, request, files, lock_fd)
         return Opened(store, Outcome.LOST, ["the store's disk failed while it was in use, and the snapshot was lost"])
-    seal = read_seal(path, header.generation)
+    seal = read_seal(path, header.cut.generation)
     end = End.SEALED if seal else End.KILLED if header.boot_id == request.boot_id else End.POWER_LOST
     if end is End.POWER_LOST and header.durability is Durability.PROCESS:
         store = _begin(path, image, request, files, lock_fd)
@@ -215,7 +210,8 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
         raise _changed(path)
     if end is End.KILLED:
         _check_killed_mtime(path, header, image, files)
-    remove_cuts(path, keep=header.generation)
+    remove_cuts(path, keep=header.cut.generation)
+    remove_segments(path, keep=header.cut.generation)
     replaced = replace_unusable(path, header, files)
     store = open_parts(path, header, files, writable=True, lock_fd=lock_fd)
     try:
@@ -230,7 +226,7 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
         write_header(path, store.header, files)
         store.control[Counter.IMAGE_MTIME_NS] = image.identity().mtime_ns
         store.control[Counter.WRITING] = 0
-        break_seal(path, header.generation, files)
+        break_seal(path, header.cut.generation, files)
     except BaseException:
         store.lock_fd = -1
         store.close()

@@ -24,6 +24,7 @@ from cow.disk.header import Header
 from cow.disk.layout import (
     ENTRY_BYTES,
     KEPT_STATES,
+    MAX_SEGMENT_NO,
     PAGE_OF_NUMBERS_BYTES,
     Counter,
     CutCounter,
@@ -34,6 +35,7 @@ from cow.disk.layout import (
 )
 from cow.disk.numbers import Control, CutNumbers, Page
 from cow.disk.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
+from cow.disk.segments import first_unused
 from cow.disk.staging import file_bytes
 from cow.disk.store import (
     BITMAP_NAMES,
@@ -72,9 +74,9 @@ class End(Enum):
 
 def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
     """Put an empty file in the place of each that is missing or cannot be the right one; their names."""
-    cut = cut_path(path, header.generation)
-    (cut / SEGMENTS_NAME).mkdir(0o700, parents=True, exist_ok=True)
-    for directory in (cut, cut / SEGMENTS_NAME):
+    cut = cut_path(path, header.cut.generation)
+    for directory in (cut, path / SEGMENTS_NAME):
+        directory.mkdir(0o700, exist_ok=True)
         check_directory(directory)
     replaced = set()
     for name, (file, size_bytes) in _wanted_files(path, header).items():
@@ -91,7 +93,7 @@ def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
 
 
 def _wanted_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
-    cut, count = cut_path(path, header.generation), header.geometry.block_count
+    cut, count = cut_path(path, header.cut.generation), header.geometry.block_count
     wanted = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
     wanted[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
     wanted[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
@@ -150,10 +152,18 @@ def _restore_numbers(store: Store, seal: Seal | None, *, are_known: bool) -> Non
     elif numbers[CutCounter.STATE] not in State.__members__.values():
         numbers[CutCounter.STATE] = State.DAMAGED
         mark_unreadable(store)
+    _find_next_segment(store)
     if not cut.is_intact:
         # What was said on the disk holds, whatever the page says.
         numbers[CutCounter.STATE] = State.DAMAGED if cut.is_unreadable else State.OVERFLOWED
         numbers[CutCounter.UNREADABLE] = int(cut.is_unreadable)
+
+
+def _find_next_segment(store: Store) -> None:
+    """After a power loss, or damage, the number may be behind what is there, or none that could be."""
+    control, unused = store.control, first_unused(store.cut.segments.directory)
+    noted = control[Counter.NEXT_SEGMENT]
+    control[Counter.NEXT_SEGMENT] = unused if noted > MAX_SEGMENT_NO else max(noted, unused)
 
 
 def _broken_maps(store: Store, seal: Seal | None) -> set[str]:

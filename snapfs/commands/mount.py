@@ -187,7 +187,7 @@ def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:
         live_file=instance.live / instance.view_name,
         snap_file=instance.snap / instance.view_name,
         store=instance.store_path,
-        taken_at=utc_text(header.taken_at_ns),
+        taken_at=utc_text(header.cut.taken_at_ns),
         state=instance.store.cut.numbers.state.name.lower(),
         outcome=opened.outcome,
         notes=(*notes, *(f"{note[0].upper()}{note[1:]}." for note in opened.notes)),

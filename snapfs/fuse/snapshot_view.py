@@ -36,7 +36,7 @@ class _Shown:
 
     def __init__(self, store: Store, image: Image) -> None:
         self.store, self._image = store, image
-        self.inode = pyfuse3.InodeT(IMAGE_INODE + store.header.generation)
+        self.inode = pyfuse3.InodeT(IMAGE_INODE + store.header.cut.generation)
         self.reader = SnapshotReader(store, image)
         self._idle: list[SnapshotReader] = []
         self._is_closed = False
@@ -111,8 +111,8 @@ class SnapshotView(View):
         return self._shown.store.header
 
     def permission(self) -> Permission:
-        header = self.header
-        return self._permissions.of_snapshot(Permission(header.image_mode, header.image_uid, header.image_gid))
+        cut = self.header.cut
+        return self._permissions.of_snapshot(Permission(cut.image_mode, cut.image_uid, cut.image_gid))
 
     def image_attributes(self) -> pyfuse3.EntryAttributes:
         header, permission = self.header, self.permission()
@@ -124,8 +124,8 @@ class SnapshotView(View):
         entry.st_size = header.image_bytes
         entry.st_blksize = header.block_bytes
         entry.st_blocks = -(-header.image_bytes // 512)
-        entry.st_atime_ns, entry.st_mtime_ns = header.image_atime_ns, header.image_mtime_ns
-        entry.st_ctime_ns = header.taken_at_ns
+        entry.st_atime_ns, entry.st_mtime_ns = header.cut.image_atime_ns, header.cut.image_mtime_ns
+        entry.st_ctime_ns = header.cut.taken_at_ns
         entry.attr_timeout, entry.entry_timeout = _ATTRIBUTES_LAST_S, LASTING_S
         return entry
 
@@ -175,7 +175,7 @@ class SnapshotView(View):
             return cast(bytes, view)
         except Exception as error:
             if isinstance(error, Damaged):
-                self._on_damage(shown.store.header.generation, str(error))
+                self._on_damage(shown.store.header.cut.generation, str(error))
             raise fuse_error(error) from error
 
     async def _read(self, shown: _Shown, offset: int, length: int) -> memoryview:

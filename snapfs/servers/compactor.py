@@ -60,7 +60,9 @@ class _Loop:
         while not self._stopped or self._is_needed():
             if not self._compactor.backlog_slots:
                 self._compactor.tidy()
-                if self._paused() and not self._squeeze():
+                if self._give_back() or not self._paused():
+                    continue
+                if not self._squeeze():
                     self._idle()
             elif self._control[Counter.PRESSED] or self._compactor.backlog_share >= _HURRY_SHARE or self._paused():
                 self._step()
@@ -80,7 +82,7 @@ class _Loop:
         work, control = self._instance.work, self._control
         control[Counter.COMPACTOR_IDLE] = 1
         # A short wait first: a commit that did not see the flag yet is visible after it, and needs no bell.
-        if not work.wait(_SETTLE_S) and not self._compactor.backlog_slots and not self._stopped:
+        if not work.wait(_SETTLE_S) and self._compactor.is_done and not self._stopped:
             work.wait(None)
         control[Counter.COMPACTOR_IDLE] = 0
 
@@ -88,6 +90,12 @@ class _Loop:
         before = self._control[Counter.COMMITTED_SEQ]
         self._instance.work.wait(_PAUSE_S)
         return self._control[Counter.COMMITTED_SEQ] == before
+
+    def _give_back(self) -> bool:
+        has_given = self._compactor.give_back()
+        if has_given and self._control[Counter.PRESSED]:
+            self._instance.room.ring()
+        return has_given
 
     def _squeeze(self) -> bool:
         try:
@@ -114,5 +122,7 @@ class _Loop:
     def _drain(self) -> None:
         try:
             self._compactor.drain()
+            while self._compactor.give_back():
+                pass
         except OSError as error:
             _LOG.warning("the ring could not be emptied: %s", error.strerror)

@@ -172,8 +172,8 @@ class Cuts:
         self._instance.new_cut.ring()
         self._facts, self.map_state = NOTHING_FROZEN, "none"
         return CutTaken(
-            id=str(uuid.UUID(bytes=header.snapshot_id)),
-            taken_at=utc_text(header.taken_at_ns),
+            id=str(uuid.UUID(bytes=header.cut.snapshot_id)),
+            taken_at=utc_text(header.cut.taken_at_ns),
             cut_ms=cut_ms,
             open_for_writing=open_for_writing,
         )
@@ -181,7 +181,7 @@ class Cuts:
     def _next_header(self, cut: Cut) -> Header:
         mode, uid, gid = self._instance.permissions.now
         header = next_header(self._instance.store, self._instance.image, cut)
-        return replace(header, image_mode=mode, image_uid=uid, image_gid=gid)
+        return replace(header, cuts=(replace(header.cut, image_mode=mode, image_uid=uid, image_gid=gid),))
 
     async def note_facts(self, request: NoteFacts, client: Client) -> FactsNoted:
         if not self._turns.is_of(client):
@@ -236,7 +236,7 @@ class Cuts:
         if store.header.protect is not Protect.USED or self.map_state in ("ready", "computing"):
             return
         # Nothing can have been mounted from a view that did not exist.
-        facts: Facts | None = NOTHING_FROZEN if store.header.generation == 1 else read_facts(self._path)
+        facts: Facts | None = NOTHING_FROZEN if store.header.cut.generation == 1 else read_facts(self._path)
         self._facts = facts or NOTHING_FROZEN
         if store.cut.numbers[CutCounter.FREE_BLOCKS] and read_regions(self._path) is not None:
             self.map_state = "ready"

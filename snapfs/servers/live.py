@@ -165,7 +165,7 @@ class LiveServer:
             why = f"the store could not be closed as it should be ({error.strerror})"
             if error.errno in DISK_ERRORS and not self._store_tells_the_end:
                 # What of it reached the disk, and when, nobody knows.
-                note_lost(self._instance.store.header.snapshot_id)
+                note_lost(self._instance.store.header.cut.snapshot_id)
         if why:
             is_kept = self._instance.store.cut.numbers.is_kept
             what_of_it = "the snapshot lasts until the machine restarts" if is_kept else "the snapshot is lost"
@@ -216,7 +216,7 @@ class LiveServer:
     def _on_event(self, event: Event) -> None:
         if not event.is_on_disk:
             # Before the write that takes something from the snapshot goes on.
-            note_lost(self._instance.store.header.snapshot_id)
+            note_lost(self._instance.store.header.cut.snapshot_id)
         if event.kind is EventKind.BUFFER_FILLING:
             _LOG.warning("the side buffer has reached %d %% of its limit", event.value)
         elif event.kind is EventKind.WAITING:
@@ -345,7 +345,7 @@ class LiveServer:
         return Released(count)
 
     def _check_released(self, request: Release) -> None:
-        snapshot_id = str(uuid.UUID(bytes=self._instance.store.header.snapshot_id))
+        snapshot_id = str(uuid.UUID(bytes=self._instance.store.header.cut.snapshot_id))
         if (request.generation, request.id) != (self._generation, snapshot_id):
             raise self._has_ended(request)
 

@@ -57,9 +57,9 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
     settled, preserved = numbers[CutCounter.SETTLED_BLOCKS], numbers[CutCounter.PRESERVED_BLOCKS]
     state = numbers.state
     return {
-        "id": str(uuid.UUID(bytes=header.snapshot_id)),
+        "id": str(uuid.UUID(bytes=header.cut.snapshot_id)),
         "state": state.name.lower(),
-        "taken_at": utc_text(header.taken_at_ns),
+        "taken_at": utc_text(header.cut.taken_at_ns),
         "freeze_ms": None,
         "protect": "used" if header.protect is Protect.USED else "all",
         "used_blocks": count - numbers[CutCounter.FREE_BLOCKS],

@@ -58,7 +58,7 @@ class SnapshotServer:
         )
         self._watch_reads(view)
         mount_view(instance, SNAPSHOT, view, (*instance.options.fuse_options, "ro"))
-        store.control[Counter.SHOWN_GENERATION] = store.header.generation
+        store.control[Counter.SHOWN_GENERATION] = store.header.cut.generation
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_view)
@@ -97,12 +97,12 @@ class SnapshotServer:
 
     def _new_pass(self, view: SnapshotView) -> SinglePass:
         header = view.header
-        snapshot_id = str(uuid.UUID(bytes=header.snapshot_id))
+        snapshot_id = str(uuid.UUID(bytes=header.cut.snapshot_id))
 
         def release(offset: int, length: int) -> None:
             self._tell(
                 Release(
-                    generation=header.generation,
+                    generation=header.cut.generation,
                     id=snapshot_id,
                     offset=offset,
                     length=length,
@@ -122,7 +122,7 @@ class SnapshotServer:
             await trio.lowlevel.wait_readable(instance.new_cut.fd)
             instance.new_cut.hush()
             store = self._present_store()
-            old_inode, generation = view.image_inode, store.header.generation
+            old_inode, generation = view.image_inode, store.header.cut.generation
             view.show(store)
             # In a thread: the kernel may ask for something before it lets go.
             await trio.to_thread.run_sync(self._forget, os.fsencode(instance.view_name), old_inode)

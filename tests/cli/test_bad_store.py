@@ -33,7 +33,7 @@ FILES = [
     "cut-00000001/index",
     "cut-00000001/intact",
     "cut-00000001/seal",
-    "cut-00000001/segments/00000001",
+    "segments/00000001-00000001",
 ]
 
 
@@ -222,7 +222,7 @@ def damage_is_told(bench: Bench) -> bool:
 def test_a_record_damaged_while_mounted(kept: Kept) -> None:
     bench = kept.bench
     bench.mount("--store", bench.store).ok()
-    flip(bench.store / "cut-00000001/segments/00000001")
+    flip(bench.store / "segments/00000001-00000001")
     blocks = read_blocks(bench.snap_file, len(kept.frozen) // BLOCK_BYTES)
     assert None in blocks
     assert all(block in (None, kept.frozen[no * BLOCK_BYTES :][:BLOCK_BYTES]) for no, block in enumerate(blocks))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from command_line import Bench, snapfs
 
-SEGMENT = "cut-00000001/segments/00000001"
+SEGMENT = "segments/00000001-00000001"
 
 
 @pytest.fixture

@@ -91,7 +91,7 @@ def test_the_log_warns_before_and_tells_the_overflow_once(bench: Bench, frozen: 
 def test_break_snapshot_gives_the_space_back(bench: Bench, frozen: bytes, too_much: Path) -> None:
     with bench.mounted(f"--buffer-limit={LIMIT_MIB}M"):
         write_all(bench.live_file, too_much)
-        segments = bench.default_store / "cut-00000001" / "segments"
+        segments = bench.default_store / "segments"
         wait_until(lambda: disk_bytes(segments) <= 8192)
 
 

@@ -140,6 +140,11 @@ class Rig:
         """The map of the present cut is known."""
         return self.engine.settle_free(runs, self.cut)
 
+    def give_back(self) -> None:
+        """What was released is given back, as by a compactor that has nothing else to do."""
+        while self.compactor.give_back():
+            pass
+
     def snapshot(self) -> bytes:
         return self.reader.read(0, len(self.old))
 

@@ -34,6 +34,7 @@ def fill(rig: Rig) -> None:
     rig.write(6 * 4096, pattern(2 * 4096, 48))
     rig.compactor.drain()
     rig.engine.release(3, 5)
+    rig.give_back()
     rig.write(3 * 4096, pattern(4096, 44))
     rig.write(15 * 4096, pattern(3, 45))
     rig.write(12 * 4096, pattern(4096, 46))
@@ -54,11 +55,16 @@ def main() -> None:
         fixed = replace(
             header,
             image_path="/srv/disk.img",
-            taken_at_ns=TIME_NS,
-            image_atime_ns=TIME_NS,
-            image_mtime_ns=TIME_NS,
             store_id=bytes(range(16)),
-            snapshot_id=bytes(range(16, 32)),
+            cuts=(
+                replace(
+                    header.cut,
+                    taken_at_ns=TIME_NS,
+                    image_atime_ns=TIME_NS,
+                    image_mtime_ns=TIME_NS,
+                    snapshot_id=bytes(range(16, 32)),
+                ),
+            ),
         )
         write_header(rig.store_path, fixed, rig.files)
         (rig.store_path / "lock").unlink()

@@ -11,12 +11,11 @@ import pytest
 from engine_rig import Rig, pattern
 
 import cow.disk.files
-import cow.disk.segments
+import cow.live.durable
 import cow.live.relief
 from cow.disk.files import Files
 from cow.disk.filesystems import Storing
-from cow.disk.layout import Counter, CutCounter, Durability, State
-from cow.disk.segments import segment_numbers
+from cow.disk.layout import CutCounter, Durability, State
 from cow.disk.store import Cut, Store
 from cow.errors import SnapshotEnded, SnapshotLost
 from cow.live.cutting import discard_cut, next_header, prepare_cut
@@ -100,29 +99,31 @@ def test_a_record_at_the_border_of_two_pieces_is_given_back_once(make_rig: MakeR
     rig.compactor.drain()
     rig.write(65_590 * small, pattern(small, 4))
     rig.compactor.drain()
-    rig.control[Counter.COMPACTOR_IDLE] = 1
     rig.engine.release(0, 65_590)
+    rig.give_back()
     rig.engine.release(65_590, 65_600)
+    rig.give_back()
     assert rig.numbers[CutCounter.RETURNED_BYTES] == rig.numbers[CutCounter.STORED_BYTES]
 
 
-def test_what_is_looked_at_again_may_end_meanwhile(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_given_back_may_be_of_a_cut_that_ends_meanwhile(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rig = make_rig(OLD)
     rig.open()
     rig.write(0, NEW)
-    rig.engine.release(0, 64)
     rig.compactor.drain()
-    rig.control[Counter.COMPACTOR_IDLE] = 1
+    rig.engine.release(0, 64)
     left: list[Cut] = []
-    give_back = rig.engine._relief._give_back.give_back
+    give_back = rig.compactor._give_back.give_back
 
-    def cut_first(first: int, end: int) -> int:
+    def cut_first(first: int, end: int) -> None:
         left.append(new_cut(rig))
         left[0].let_go()
-        return give_back(first, end)
+        give_back(first, end)
 
-    monkeypatch.setattr(rig.engine._relief._give_back, "give_back", cut_first)
-    rig.engine.rest()
+    monkeypatch.setattr(rig.compactor._give_back, "give_back", cut_first)
+    rig.give_back()
     assert left
     assert rig.snapshot() == NEW + OLD[len(NEW) :]
 
@@ -146,7 +147,7 @@ def test_a_late_compactor_counts_nothing_for_the_new_cut(make_rig: MakeRig) -> N
     rig.write(0, NEW)
     rig.compactor.drain()
     before = new_cut(rig)
-    rig.compactor._records.publish_sums()
+    rig.compactor._records._count(4096, 4096)
     assert rig.numbers[CutCounter.STORED_BYTES] == 0
     before.let_go()
 
@@ -157,15 +158,15 @@ def test_a_segment_of_nothing_but_released_records_goes_whatever_lies_between_th
     rig.write(0, NEW[: 8 * BLOCK_BYTES])
     rig.compactor.drain()
     # As many records at once as are written past the page cache: each beginning at a page.
-    with rig.cut.segments.joinpath("00000001").open("ab") as segment:
+    with rig.cut.segments.path(1).open("ab") as segment:
         segment.truncate(segment.tell() + 3000)
     rig.compactor._records.begin_segment()
     rig.write(8 * BLOCK_BYTES, NEW[: 8 * BLOCK_BYTES])
     rig.compactor.drain()
-    assert segment_numbers(rig.cut.segments) == [1, 2]
-    rig.control[Counter.COMPACTOR_IDLE] = 1
+    assert rig.cut.segments.numbers() == [1, 2]
     rig.engine.release(0, 8)
-    assert segment_numbers(rig.cut.segments) == [2]
+    rig.give_back()
+    assert rig.cut.segments.numbers() == [2]
 
 
 def test_a_failed_sync_of_a_cut_is_told_to_the_next_who_syncs(
@@ -224,7 +225,7 @@ def test_what_fails_beside_the_commit_leaves_the_present_cut(
     assert rig.store is not None
     cut, present = prepare_cut(rig.store), rig.store.cut
     with monkeypatch.context() as patched:
-        patched.setattr(cow.disk.segments, "segment_numbers", failing(errno.EMFILE, times=1))
+        patched.setattr(cow.live.durable, "SegmentWriter", failing(errno.EMFILE, times=1))
         with pytest.raises(OSError, match="Too many open files"):
             rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
     discard_cut(cut)
@@ -339,7 +340,6 @@ def test_what_the_disk_does_not_take_back_is_not_counted_as_returned(
     rig.open()
     rig.write(0, NEW)
     rig.compactor.drain()
-    rig.control[Counter.COMPACTOR_IDLE] = 1
     pwrite = rig.files.pwrite
 
     def refused(fd: int, data: bytes, offset: int) -> None:
@@ -350,6 +350,7 @@ def test_what_the_disk_does_not_take_back_is_not_counted_as_returned(
     monkeypatch.setattr(rig.files, "pwrite", refused)
     for _ in range(2):
         rig.engine.release(0, 64)
+        rig.give_back()
     assert rig.numbers[CutCounter.RETURNED_BYTES] == 0
 
 

@@ -33,8 +33,8 @@ FILES = [
     "cut-00000001/numbers",
     "cut-00000001/intact",
     "cut-00000001/seal",
-    "cut-00000001/segments/00000001",
-    "cut-00000001/segments/00000002",
+    "segments/00000001-00000001",
+    "segments/00000002-00000001",
 ]
 MakeRig = Callable[..., Rig]
 
@@ -216,8 +216,8 @@ def test_settled_and_index_lost_after_a_clean_end_come_back_from_the_records(
 
 def test_a_record_lost_with_settled_and_index_makes_all_unreadable(make_rig: MakeRig, tmp_path: Path) -> None:
     left = leave(make_rig(OLD), tmp_path, "seal")
-    for name in ("settled", "index", "segments/00000002"):
-        (left.rig.store_path / "cut-00000001" / name).unlink()
+    for name in ("cut-00000001/settled", "cut-00000001/index", "segments/00000002-00000001"):
+        (left.rig.store_path / name).unlink()
     left.rig.open()
     assert readable_blocks(left.rig, "") == 0
 

@@ -1,13 +1,16 @@
-"""What is released while the compactor has it in its hands is given back once the compactor is idle."""
+"""What was preserved of released blocks is given back by the compactor, whenever it hears of that."""
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable
 
 import pytest
-from engine_rig import Rig, pattern
+from engine_rig import NEXT_BOOT, Rig, pattern
 
-from cow.disk.layout import Counter, CutCounter
+from cow.compact.compactor import Compactor
+from cow.disk.layout import CutCounter, Durability
 from cow.errors import BlockReleased
 
 BLOCK_BYTES, BLOCKS = 4096, 64
@@ -41,40 +44,105 @@ def kept_bytes(rig: Rig) -> int:
 
 
 def assert_all_given_back(rig: Rig) -> None:
-    assert rig.engine.rest()
+    rig.give_back()
     assert kept_bytes(rig) == 0
     with pytest.raises(BlockReleased):
         rig.reader.read(0, BLOCK_BYTES)
 
 
-def test_a_record_made_meanwhile_is_given_back_at_rest(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    release_within_store(rig, monkeypatch)
+def test_what_was_stored_before_is_given_back(rig: Rig) -> None:
     rig.compactor.drain()
-    assert kept_bytes(rig) > 0
-    rig.control[Counter.COMPACTOR_IDLE] = 1
+    rig.engine.release(0, BLOCKS)
     assert_all_given_back(rig)
 
 
-def test_nothing_is_looked_at_while_the_compactor_works(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_made_meanwhile_is_given_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     release_within_store(rig, monkeypatch)
     rig.compactor.drain()
-    assert not rig.engine.rest()
     assert kept_bytes(rig) > 0
+    assert_all_given_back(rig)
 
 
-def test_a_record_squeezed_meanwhile_is_counted_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def store_in_haste(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("cow.compact.compactor.acceleration_for", lambda share: 0)
         rig.compactor.drain()
+
+
+def test_a_record_squeezed_meanwhile_is_counted_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_in_haste(rig, monkeypatch)
     release_within_store(rig, monkeypatch)
     while rig.compactor.squeeze():
         pass
-    rig.control[Counter.COMPACTOR_IDLE] = 1
     assert_all_given_back(rig)
 
 
-def test_what_an_idle_compactor_has_stored_is_given_back_at_once(rig: Rig) -> None:
-    rig.compactor.drain()
-    rig.control[Counter.COMPACTOR_IDLE] = 1
+def test_a_record_released_before_it_is_squeezed_is_counted_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_in_haste(rig, monkeypatch)
+    monkeypatch.setattr("cow.compact.squeeze._BYTES_AT_ONCE", 64 << 10)
+    rig.compactor.squeeze()
     rig.engine.release(0, BLOCKS)
-    assert kept_bytes(rig) == 0
+    while rig.compactor.squeeze():
+        pass
+    assert_all_given_back(rig)
+
+
+def test_a_compactor_gives_back_what_was_released_before_it_began(rig: Rig) -> None:
+    rig.compactor.drain()
+    rig.engine.release(0, BLOCKS)
+    assert rig.store is not None
+    rig.store.releases.take()  # by one who was killed
+    rig.compactor.close()
+    rig.compactor = Compactor(rig.store)
+    assert_all_given_back(rig)
+
+
+def test_more_ranges_than_are_remembered_are_all_given_back(rig: Rig) -> None:
+    rig.compactor.drain()
+    for _ in range(10):
+        for block_no in range(BLOCKS):
+            rig.engine.release(block_no, block_no + 1)
+    assert_all_given_back(rig)
+    assert rig.compactor.is_done
+
+
+def test_the_next_cut_owes_nothing_for_what_was_released_before(rig: Rig) -> None:
+    rig.compactor.drain()
+    rig.engine.release(0, BLOCKS)
+    rig.make_cut()
+    rig.write(0, OLD)
+    rig.compactor.drain()
+    rig.give_back()
+    assert rig.numbers[CutCounter.RETURNED_BYTES] == 0
+    assert rig.snapshot() == NEW
+
+
+def test_a_segment_that_is_appended_to_stays(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, durability=Durability.POWER)
+    rig.open()
+    rig.write(0, NEW[: 8 * BLOCK_BYTES])
+    rig.engine.release(0, 8)
+    rig.give_back()
+    rig.write(8 * BLOCK_BYTES, NEW[: 8 * BLOCK_BYTES])
+    assert rig.cut.segments.numbers() == [1]
+    rig.abandon()
+    rig.open(NEXT_BOOT)
+    assert rig.reader.read(8 * BLOCK_BYTES, len(OLD) - 8 * BLOCK_BYTES) == OLD[8 * BLOCK_BYTES :]
+
+
+def test_a_released_part_is_given_back_although_the_rest_failed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.compactor.drain()
+    monkeypatch.setattr("cow.live.relief._PIECE_BLOCKS", BLOCKS // 2)
+    allocate = rig.cut.released.allocate
+
+    def refused(first: int, end: int) -> None:
+        if first:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(first, end)
+
+    monkeypatch.setattr(rig.cut.released, "allocate", refused)
+    before = kept_bytes(rig)
+    with pytest.raises(OSError, match="No space"):
+        rig.engine.release(0, BLOCKS)
+    rig.give_back()
+    assert 0 < kept_bytes(rig) < before

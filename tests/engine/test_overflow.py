@@ -14,7 +14,6 @@ import pytest
 from engine_rig import QuickFiles, Rig
 
 from cow.disk.layout import Counter, Durability, State
-from cow.disk.segments import segment_numbers
 from cow.errors import BufferFull, EngineClosed, SnapshotLost
 from cow.live.overflow import EventKind, OverflowPolicy
 
@@ -38,8 +37,10 @@ class RefusingFiles(QuickFiles):
 
     def pwrite(self, fd: int, data: bytes | bytearray | memoryview, offset: int) -> None:
         path = os.readlink(f"/proc/self/fd/{fd}")
-        if "/cut-" in path:
-            self._refuse("append" if "/segments/" in path else "allocate")
+        if "/segments/" in path:
+            self._refuse("append")
+        elif "/cut-" in path:
+            self._refuse("allocate")
         super().pwrite(fd, data, offset)
 
     def allocate(self, fd: int, offset: int, length: int) -> None:
@@ -92,7 +93,7 @@ def test_an_overflowed_snapshot_gives_its_space_back(make_rig: MakeRig, durabili
     write_blocks(rig, 0, LIMIT_BLOCKS + 1)
     rig.compactor.drain()
     rig.compactor.tidy()
-    assert segment_numbers(rig.cut.segments) == []
+    assert rig.cut.segments.numbers() == []
 
 
 @BOTH
@@ -270,7 +271,7 @@ def test_a_failed_flush_is_believed_of_every_record_before_it(make_rig: MakeRig)
     writers = [threading.Thread(target=write, args=(block_no,)) for block_no in (0, 9)]
     writers[0].start()
     assert files.begun.wait(10)
-    segment = rig.cut.segments / "00000001"
+    segment = rig.cut.segments.path(1)
     size_bytes = segment.stat().st_size
     writers[1].start()
     wait_until(lambda: segment.stat().st_size > size_bytes)
@@ -280,7 +281,7 @@ def test_a_failed_flush_is_believed_of_every_record_before_it(make_rig: MakeRig)
     assert refusals == [errno.EIO, errno.EIO]
     assert rig.live() == OLD
     write(9)
-    assert segment_numbers(rig.cut.segments) == [1, 2]
+    assert rig.cut.segments.numbers() == [1, 2]
     assert rig.snapshot() == OLD
 
 

@@ -13,7 +13,6 @@ from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
 
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Durability, State
-from cow.disk.segments import segment_numbers, segment_path
 from cow.disk.store import lock_store, remove_store
 from cow.errors import ImageChanged, StoreBusy, StoreError
 from cow.mount.recovery import Outcome, Request, open_store
@@ -87,7 +86,7 @@ def test_records_found_after_a_kill_are_made_durable(make_rig: MakeRig) -> None:
     rig.abandon()
     files.synced.clear()
     rig.open()
-    paths = {str(segment_path(rig.cut.segments, number)) for number in segment_numbers(rig.cut.segments)}
+    paths = {str(rig.cut.segments.path(number)) for number in rig.cut.segments.numbers()}
     assert paths
     assert paths <= files.synced
 

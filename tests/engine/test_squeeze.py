@@ -8,7 +8,6 @@ import pytest
 from engine_rig import Rig
 
 from cow.disk.layout import CutCounter
-from cow.disk.segments import segment_numbers, segment_path
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 4096
@@ -36,7 +35,7 @@ def hasty_rig(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> Rig:
 
 def stored_bytes(rig: Rig) -> int:
     segments = rig.store.cut.segments
-    return sum(segment_path(segments, number).stat().st_size for number in segment_numbers(segments))
+    return sum(segments.path(number).stat().st_size for number in segments.numbers())
 
 
 def squeeze_all(rig: Rig) -> None:
@@ -94,7 +93,7 @@ def test_a_new_cut_ends_the_squeezing(hasty_rig: Rig) -> None:
 
 
 def test_damage_keeps_the_old_segment(hasty_rig: Rig) -> None:
-    path = segment_path(hasty_rig.store.cut.segments, 1)
+    path = hasty_rig.store.cut.segments.path(1)
     with path.open("r+b") as file:
         file.seek(200)
         file.write(b"damage")

@@ -12,8 +12,9 @@ from cow.disk import direct as module
 from cow.disk.codec import encode
 from cow.disk.direct import ALIGN_BYTES, DirectWriter
 from cow.disk.files import Data, Files
-from cow.disk.layout import Place, pack_place
-from cow.disk.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment
+from cow.disk.layout import Counter, Place, pack_place
+from cow.disk.numbers import Control
+from cow.disk.segments import ScanProblem, SegmentReader, Segments, SegmentWriter, scan_segment
 
 RAW = os.urandom(60_000)
 FEW, MANY = 1, 5
@@ -26,8 +27,14 @@ def large_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_LEAST_BYTES_PER_S", 0.0)
 
 
+def new_writer(folder: Path, files: Files, direct: DirectWriter) -> SegmentWriter:
+    control = Control(folder / "control", files, writable=True, create=True)
+    control[Counter.NEXT_SEGMENT] = 1
+    return SegmentWriter(Segments(folder, 1), control, files, direct=direct)
+
+
 def append(folder: Path, counts: list[int], files: Files) -> list[Place]:
-    writer = SegmentWriter(folder, files, direct=DirectWriter(files))
+    writer = new_writer(folder, files, DirectWriter(files))
     places: list[Place] = []
     for count in counts:
         first = len(places)
@@ -37,11 +44,11 @@ def append(folder: Path, counts: list[int], files: Files) -> list[Place]:
 
 
 def assert_all_found(folder: Path, places: list[Place]) -> None:
-    reader = SegmentReader(folder, Files())
+    reader = SegmentReader(Segments(folder, 1), Files())
     for number, place in enumerate(places):
-        assert bytes(reader.read(pack_place(place), number, 1)[1]) == RAW
+        assert bytes(reader.read(pack_place(place), number)[1]) == RAW
     reader.close()
-    found = list(scan_segment(folder, 1, Files(), verify=True))
+    found = list(scan_segment(Segments(folder, 1), 1, Files(), verify=True))
     assert not [item for item in found if isinstance(item, ScanProblem)]
     assert [item[0].offset for item in found if not isinstance(item, ScanProblem)] == [p.offset for p in places]
 
@@ -84,7 +91,7 @@ def test_a_slow_disk_is_written_through_the_cache(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(module, "_LEAST_BYTES_PER_S", float("inf"))
     files = Files()
     direct = DirectWriter(files)
-    writer = SegmentWriter(tmp_path, files, direct=direct)
+    writer = new_writer(tmp_path, files, direct)
     suited = []
     for _ in range(5):
         suited.append(direct.suits(MANY * len(RAW)))

@@ -17,9 +17,10 @@ from cow.disk.codec import (
     slot_checksums,
     slot_seed,
 )
-from cow.disk.header import Header, decode_header, encode_header
+from cow.disk.header import CutHeader, Header, decode_header, encode_header
 from cow.disk.layout import (
     HEADER,
+    HEADER_CUT,
     LOST_ENTRY,
     RECORD,
     RECORD_ALIGN,
@@ -132,25 +133,21 @@ HEADERS = [
             image_bytes=1 << 40,
             image_dev=1,
             image_ino=2,
-            image_mode=0o644,
-            image_uid=3,
-            image_gid=4,
-            image_atime_ns=5,
-            image_mtime_ns=6,
-            taken_at_ns=7,
-            generation=8,
             staging_slots=16,
             durability=Durability.POWER,
             protect=Protect.USED,
             is_device=True,
             store_id=b"s" * 16,
             boot_id=b"b" * 16,
-            snapshot_id=b"n" * 16,
             image_path="/ä",
+            device_id="WD-1",
+            cuts=(CutHeader(8, 7, 5, 6, 0o644, 3, 4, b"n" * 16),),
         ),
-        "736e617066735354 02000000 00100000 0000000000010000 0100000000000000 0200000000000000"
-        "a4010000 03000000 04000000 0500000000000000 0600000000000000 0700000000000000 0800000000000000"
-        "1000000000000000 01 01 01 00 03000000" + "73" * 16 + "62" * 16 + "6e" * 16 + "2fc3a4 dfce954a404d8301",
+        "736e617066735354 03000000 00100000 0000000000010000 0100000000000000 0200000000000000 1000000000000000"
+        "01 01 01 04 03000000 01000000" + "73" * 16 + "62" * 16 + "2fc3a4" + "57442d31"
+        "0800000000000000 0700000000000000 0500000000000000 0600000000000000 a4010000 03000000 04000000 00000000"
+        + "6e" * 16
+        + "80ce098670bcbf1e",
     )
 ]
 
@@ -178,10 +175,16 @@ def test_every_shorter_header_is_damage() -> None:
             decode_header(data[:length], "s")
 
 
+def test_more_cuts_than_are_known_are_refused() -> None:
+    header = replace(HEADERS[0][0], cuts=HEADERS[0][0].cuts * 2)
+    with pytest.raises(StoreError, match="newer snapfs \\(2 cuts, this one knows one\\)"):
+        decode_header(encode_header(header), "s")
+
+
 def test_a_newer_format_is_named() -> None:
     data = bytearray(encode_header(HEADERS[0][0]))
     data[8] = 9
-    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 2\\)"):
+    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 3\\)"):
         decode_header(bytes(data), "s")
 
 
@@ -197,6 +200,6 @@ def test_the_identity_of_a_device_survives(device_id: str) -> None:
 
 
 def test_sizes_of_the_structures_are_those_of_the_format() -> None:
-    assert (HEADER.size, RECORD.size) == (148, 40)
+    assert (HEADER.size, HEADER_CUT.size, RECORD.size) == (92, 64, 40)
     for numbers in (Counter, CutCounter):
         assert len(set(numbers)) == len(numbers.__members__), "two numbers share a place"

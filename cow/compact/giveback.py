@@ -1,0 +1,151 @@
+"""Giving space back: records of which every block is released become holes, whole segments of them go.
+
+Nobody reads a record whose blocks are all released. Only whole pages can become holes, so neighbouring records are
+joined first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from cow.disk.codec import RecordHeader, parse_header
+from cow.disk.files import PAGE_BYTES, open_plain
+from cow.disk.layout import KIND_MASK, LOST_ENTRY, RECORD, STORED, Counter, CutCounter, Place, unpack_place
+from cow.disk.segments import ScanProblem, scan_segment
+from cow.disk.store import Cut, Store
+from cow.errors import Damaged
+
+_SECTOR_BYTES = 512
+# A segment of which no more than this share, or this much, is left on the disk is looked through.
+_WORTH_A_LOOK, _LITTLE_BYTES = 4, 1 << 20
+# So few blocks at once that staged ones do not wait for long.
+_PIECE_BLOCKS = 1 << 18
+
+
+class GiveBack:
+    """Frees the released records of one cut; used by the compactor's thread only."""
+
+    def __init__(self, store: Store, cut: Cut) -> None:
+        self._control, self._files, self._cut = store.control, store.files, cut
+        self._releases = store.releases
+        # What was released before this process began, nobody tells.
+        self._pieces = self._all_pieces() if cut.numbers[CutCounter.RELEASED_BLOCKS] else iter(())
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing was released since the last ``step`` that returned False."""
+        return self._releases.is_empty
+
+    def step(self) -> bool:
+        """Give back what a piece of the released blocks holds; False when there is no such piece.
+
+        What the disk does not take back stays taken until the snapshot ends, and nothing else is wrong.
+        """
+        piece = next(self._pieces, None)
+        if piece is None:
+            self._pieces = self._next_pieces()
+            piece = next(self._pieces, None)
+        if piece is None:
+            return False
+        if self._cut.numbers.is_kept:
+            self.give_back(*piece)
+        return True
+
+    def _next_pieces(self) -> Iterator[tuple[int, int]]:
+        if self._releases.has_overflowed():
+            return self._all_pieces()
+        while (released := self._releases.take()) is not None:
+            # Of a cut before: gone with it. Of the next: its bits are looked at when it is followed.
+            if released.generation == self._cut.generation:
+                return _pieces(released.first, released.end)
+        return iter(())
+
+    def _all_pieces(self) -> Iterator[tuple[int, int]]:
+        return (piece for run in self._cut.released.set_runs() for piece in _pieces(*run))
+
+    def give_back(self, first: int, end: int) -> None:
+        """Free the records of the released blocks ``first`` to ``end``."""
+        # By offset: a record whose blocks come in two pieces of the range is found twice.
+        found: dict[int, dict[int, tuple[Place, int]]] = {}
+        for place, header in self._released_records(first, end):
+            whole = Place(place.segment_no, place.offset, header.length)
+            found.setdefault(place.segment_no, {})[place.offset] = whole, header.payload_bytes
+        for segment_no, records in found.items():
+            with contextlib.suppress(OSError):
+                self._free(segment_no, [records[offset] for offset in sorted(records)])
+
+    def _released_records(self, first: int, end: int) -> Iterator[tuple[Place, RecordHeader]]:
+        cut = self._cut
+        for _, entries in cut.index.filled_runs(first, end):
+            for entry in sorted(set(entries)):
+                if entry & KIND_MASK != STORED or entry == LOST_ENTRY:
+                    continue
+                place = unpack_place(entry)
+                header = self._header_at(place)
+                if header and cut.released.all_set(header.block_no, header.block_no + header.block_count):
+                    yield place, header
+
+    def _header_at(self, place: Place) -> RecordHeader | None:
+        """The record's header; None when it was given back before, or is damaged: that is its readers' business."""
+        try:
+            fd = open_plain(self._cut.segments.path(place.segment_no), os.O_RDONLY)
+        except OSError:
+            return None
+        try:
+            header = parse_header(self._files.pread(fd, RECORD.size, place.offset))
+        except (Damaged, OSError):
+            return None
+        finally:
+            os.close(fd)
+        return header if header.block_no + header.block_count <= self._cut.index.block_count else None
+
+    def _free(self, segment_no: int, records: list[tuple[Place, int]]) -> None:
+        """Free records, in the order in which they lie there."""
+        path = self._cut.segments.path(segment_no)
+        fd = open_plain(path, os.O_RDWR)
+        try:
+            for place, payload_bytes in records:
+                # A second call must not find the record again, also where it shares its pages with others.
+                self._files.pwrite(fd, bytes(RECORD.size), place.offset)
+                self._cut.numbers[CutCounter.RETURNED_BYTES] += payload_bytes
+            for start, stop in _joined([place for place, _ in records]):
+                low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
+                if low < high:
+                    self._files.punch(fd, low, high - low)
+        finally:
+            os.close(fd)
+        if not self._may_grow(segment_no) and self._is_empty(segment_no):
+            path.unlink(missing_ok=True)
+
+    def _may_grow(self, segment_no: int) -> bool:
+        """Whether it may still be appended to, by whoever does that: it is the latest then."""
+        return segment_no == self._control[Counter.NEXT_SEGMENT] - 1
+
+    def _is_empty(self, segment_no: int) -> bool:
+        """Whether no record is left in it: what is between them is not counted, and an earlier process may have
+        freed some. Looked for once most of it is a hole."""
+        info = os.stat(self._cut.segments.path(segment_no))
+        if info.st_blocks * _SECTOR_BYTES > max(info.st_size // _WORTH_A_LOOK, _LITTLE_BYTES):
+            return False
+        found = scan_segment(self._cut.segments, segment_no, self._files, verify=True)
+        return all(isinstance(one, ScanProblem) for one in found)
+
+
+def _joined(places: list[Place]) -> Iterator[tuple[int, int]]:
+    """``(start, stop)`` of records that lie side by side; they come in order."""
+    start = stop = 0
+    for place in places:
+        if place.offset != stop:
+            if stop > start:
+                yield start, stop
+            start = place.offset
+        stop = place.offset + place.length
+    if stop > start:
+        yield start, stop
+
+
+def _pieces(first: int, end: int) -> Iterator[tuple[int, int]]:
+    for low in range(first, end, _PIECE_BLOCKS):
+        yield low, min(low + _PIECE_BLOCKS, end)
