@@ -10,6 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cow.compact.compactor import Compactor as Compactor
+    from cow.disk.cut import Cut as Cut
+    from cow.disk.directory import CONTROL_NAME as CONTROL_NAME
+    from cow.disk.directory import LOCK_NAME as LOCK_NAME
+    from cow.disk.directory import LOG_NAME as LOG_NAME
+    from cow.disk.directory import foreign_names as foreign_names
+    from cow.disk.directory import remove_store as remove_store
     from cow.disk.files import Files as Files
     from cow.disk.files import open_plain as open_plain
     from cow.disk.header import HEADER_NAME as HEADER_NAME
@@ -24,14 +30,8 @@ if TYPE_CHECKING:
     from cow.disk.layout import Durability as Durability
     from cow.disk.layout import Protect as Protect
     from cow.disk.layout import State as State
-    from cow.disk.store import CONTROL_NAME as CONTROL_NAME
-    from cow.disk.store import LOCK_NAME as LOCK_NAME
-    from cow.disk.store import LOG_NAME as LOG_NAME
-    from cow.disk.store import Cut as Cut
     from cow.disk.store import Store as Store
-    from cow.disk.store import foreign_names as foreign_names
     from cow.disk.store import open_reader as open_reader
-    from cow.disk.store import remove_store as remove_store
     from cow.errors import BlockReleased as BlockReleased
     from cow.errors import BufferFull as BufferFull
     from cow.errors import CowError as CowError
@@ -63,11 +63,13 @@ if TYPE_CHECKING:
 
 _OWNERS = {
     "cow.compact.compactor": "Compactor",
+    "cow.disk.cut": "Cut",
+    "cow.disk.directory": "CONTROL_NAME LOCK_NAME LOG_NAME foreign_names remove_store",
     "cow.disk.files": "Files open_plain",
     "cow.disk.header": "HEADER_NAME Header flush_header",
     "cow.disk.image": "Image",
     "cow.disk.layout": "CONTROL_MAGIC Counter CutCounter Durability HEADER_MAGIC MAX_DEVICE_ID_BYTES Protect State",
-    "cow.disk.store": "CONTROL_NAME Cut LOCK_NAME LOG_NAME Store foreign_names open_reader remove_store",
+    "cow.disk.store": "Store open_reader",
     "cow.errors": "BlockReleased BufferFull CowError Damaged EngineClosed NotAStore OutOfRange SnapshotEnded "
     "SnapshotLost StoreBusy StoreDamaged StoreError",
     "cow.geometry": "MAX_IMAGE_BYTES",

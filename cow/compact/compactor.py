@@ -19,9 +19,10 @@ from cow.compact.records import Encoder, RecordWriter
 from cow.compact.runs import Piece, Run, find_neighbours, join
 from cow.compact.squeeze import Squeezer
 from cow.disk.codec import COMPRESS_WELL, STORE_RAW, slot_checksums, slot_seed
+from cow.disk.cut import Cut
 from cow.disk.direct import DirectWriter
 from cow.disk.layout import LOST_ENTRY, STAGED, Counter, CutCounter, blocks_in_record
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 
 # Large enough to join neighbours that were written out of order, small enough to free slots steadily.
 _STEP_BYTES = 2 << 20

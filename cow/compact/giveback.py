@@ -11,10 +11,11 @@ import os
 from collections.abc import Iterator
 
 from cow.disk.codec import RecordHeader, parse_header
+from cow.disk.cut import Cut
 from cow.disk.files import PAGE_BYTES, open_plain
 from cow.disk.layout import KIND_MASK, LOST_ENTRY, RECORD, STORED, Counter, CutCounter, Place, unpack_place
 from cow.disk.segments import ScanProblem, scan_segment
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 from cow.errors import Damaged
 
 _SECTOR_BYTES = 512

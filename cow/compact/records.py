@@ -6,10 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from cow.compact.runs import Run
 from cow.disk.codec import STORE_RAW, RecordHeader, encode, payload_bytes
+from cow.disk.cut import Cut
 from cow.disk.direct import DirectWriter
 from cow.disk.layout import CutCounter, pack_place
 from cow.disk.segments import SegmentWriter
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 
 _WORKERS = 2
 

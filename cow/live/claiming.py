@@ -11,9 +11,10 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from cow.disk.cut import Cut
 from cow.disk.image import Image
 from cow.disk.layout import Counter, CutCounter, Durability
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 from cow.errors import EngineClosed
 from cow.live.durable import DurablePreserver
 from cow.live.losses import mark_lost

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+from cow.disk.cut import Cut, open_cut
+from cow.disk.directory import remove_cut
 from cow.disk.header import Header, cut_header, write_header
 from cow.disk.image import Image
 from cow.disk.layout import Counter, CutCounter, Durability
-from cow.disk.store import Cut, Store, open_cut, remove_cut
+from cow.disk.store import Store
 
 
 def prepare_cut(store: Store) -> Cut:

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 
 from cow.disk.codec import encode, encode_lost, payload_bytes
+from cow.disk.cut import Cut
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Place, blocks_in_record, pack_place
 from cow.disk.segments import SegmentWriter
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 from cow.live.losses import read_or_lose, without
 from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate, store_errors
 from cow.live.size import BufferSize

@@ -22,12 +22,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from cow.disk.cut import Cut
 from cow.disk.files import Data
 from cow.disk.header import Header
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Durability, State, pack_missing, unpack_missing
 from cow.disk.seal import write_seal
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.faults import missing_pages
 from cow.live.claiming import Claiming

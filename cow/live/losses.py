@@ -14,9 +14,9 @@ import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from cow.disk.bitmaps import Bitmap
+from cow.disk.cut import Cut
 from cow.disk.image import Image
 from cow.disk.layout import LOST_ENTRY
-from cow.disk.store import Cut
 from cow.geometry import Geometry
 
 Runs = list[tuple[int, int]]

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
-from cow.disk.store import Cut
+from cow.disk.cut import Cut
 from cow.errors import CowError
 from cow.live.losses import Runs
 

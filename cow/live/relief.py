@@ -11,10 +11,11 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 from cow.disk.bitmaps import Bitmap
+from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter, Durability
 from cow.disk.releases import ReleasedRange
 from cow.disk.seal import free_is_noted, seal_free
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.live.claiming import Claims
 from cow.live.losses import Runs, count_marked

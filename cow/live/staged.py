@@ -6,9 +6,10 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
+from cow.disk.cut import Cut
 from cow.disk.image import Image
 from cow.disk.layout import Counter, CutCounter
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 from cow.live.losses import read_or_lose, without
 from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate, store_errors
 from cow.live.size import BufferSize

@@ -13,6 +13,16 @@ from pathlib import Path
 
 from cow.disk.bitmaps import Bitmap, bitmap_bytes
 from cow.disk.codec import RecordHeader, slot_checksums, slot_seed
+from cow.disk.directory import (
+    BITMAP_NAMES,
+    CONTROL_NAME,
+    INDEX_NAME,
+    NUMBERS_NAME,
+    STAGING_NAME,
+    cut_path,
+    foreign_names,
+    holds_preserved,
+)
 from cow.disk.files import Files
 from cow.disk.header import CutHeader, Header, read_header
 from cow.disk.layout import (
@@ -32,18 +42,7 @@ from cow.disk.layout import (
 from cow.disk.seal import broken_maps, free_is_noted, free_is_proven, read_seal
 from cow.disk.segments import ScanProblem, SegmentReader, scan_segment
 from cow.disk.staging import file_bytes
-from cow.disk.store import (
-    BITMAP_NAMES,
-    CONTROL_NAME,
-    INDEX_NAME,
-    NUMBERS_NAME,
-    STAGING_NAME,
-    Store,
-    cut_path,
-    foreign_names,
-    holds_preserved,
-    open_reader,
-)
+from cow.disk.store import Store, open_reader
 from cow.errors import CowError, Damaged, StoreDamaged, StoreError
 
 # A damaged store may have millions of wrong blocks; the first of them tell enough.

@@ -17,6 +17,7 @@ import os
 from collections.abc import Iterator
 
 from cow.disk.codec import slot_checksums, slot_seed
+from cow.disk.cut import Cut
 from cow.disk.layout import (
     KIND_MASK,
     LOST_ENTRY,
@@ -33,7 +34,7 @@ from cow.disk.layout import (
     unpack_place,
 )
 from cow.disk.segments import ScanProblem, scan_segment
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 
 # Entries are looked at in pieces of this many, so that memory stays bounded.
 _PIECE_BLOCKS = 1 << 16

@@ -23,6 +23,18 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
+from cow.disk.cut import open_cut
+from cow.disk.directory import (
+    CONTROL_NAME,
+    SEGMENTS_NAME,
+    STAGING_NAME,
+    foreign_names,
+    holds_preserved,
+    lock_store,
+    remove_cuts,
+    remove_segments,
+    remove_store,
+)
 from cow.disk.files import Files
 from cow.disk.filesystems import forbid_copying
 from cow.disk.header import Header, cut_header, read_header, write_header
@@ -31,20 +43,7 @@ from cow.disk.layout import STAGING_BYTES, Counter, Durability, Protect
 from cow.disk.numbers import Control, SharedPages
 from cow.disk.seal import break_seal, read_seal
 from cow.disk.staging import Staging, slot_count
-from cow.disk.store import (
-    CONTROL_NAME,
-    SEGMENTS_NAME,
-    STAGING_NAME,
-    Store,
-    foreign_names,
-    holds_preserved,
-    lock_store,
-    open_cut,
-    open_parts,
-    remove_cuts,
-    remove_segments,
-    remove_store,
-)
+from cow.disk.store import Store, open_parts
 from cow.errors import ImageChanged, NotAStore, StoreDamaged, StoreError
 from cow.geometry import Geometry
 from cow.mount.repair import End, is_control, repair, replace_unusable

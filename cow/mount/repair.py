@@ -19,6 +19,15 @@ from enum import Enum
 from pathlib import Path
 
 from cow.disk.bitmaps import bitmap_bytes
+from cow.disk.directory import (
+    BITMAP_NAMES,
+    CONTROL_NAME,
+    INDEX_NAME,
+    NUMBERS_NAME,
+    SEGMENTS_NAME,
+    STAGING_NAME,
+    cut_path,
+)
 from cow.disk.files import Files, MappedFile, check_directory, is_plain
 from cow.disk.header import Header
 from cow.disk.layout import (
@@ -37,16 +46,7 @@ from cow.disk.numbers import Control, CutNumbers, Page
 from cow.disk.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
 from cow.disk.segments import first_unused
 from cow.disk.staging import file_bytes
-from cow.disk.store import (
-    BITMAP_NAMES,
-    CONTROL_NAME,
-    INDEX_NAME,
-    NUMBERS_NAME,
-    SEGMENTS_NAME,
-    STAGING_NAME,
-    Store,
-    cut_path,
-)
+from cow.disk.store import Store
 from cow.errors import CowError
 from cow.mount.rebuild import (
     adopt_staging,

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from cow.disk.directory import LOCK_NAME
 from cow.disk.files import Files
 from cow.disk.header import Header, read_header, write_header
 from cow.disk.image import Image
 from cow.disk.layout import Durability
-from cow.disk.store import LOCK_NAME
 from cow.errors import StoreError
 from cow.mount.recovery import Outcome, Request, open_store
 from tests.cli.command_line import Bench, loop_device, processes_about, run, snapfs, wait_until

@@ -9,10 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cow.compact.compactor import Compactor
+from cow.disk.cut import Cut
 from cow.disk.files import Data, Files
 from cow.disk.image import Identity, Image
 from cow.disk.layout import Durability
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 from cow.geometry import Geometry
 from cow.live.cutting import next_header, prepare_cut
 from cow.live.engine import LiveEngine

@@ -13,10 +13,11 @@ from engine_rig import Rig, pattern
 import cow.disk.files
 import cow.live.durable
 import cow.live.relief
+from cow.disk.cut import Cut
 from cow.disk.files import Files
 from cow.disk.filesystems import Storing
 from cow.disk.layout import CutCounter, Durability, State
-from cow.disk.store import Cut, Store
+from cow.disk.store import Store
 from cow.errors import SnapshotEnded, SnapshotLost
 from cow.live.cutting import discard_cut, next_header, prepare_cut
 

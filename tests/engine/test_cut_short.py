@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from engine_rig import Rig, pattern
 
+from cow.disk.directory import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
 from cow.disk.files import PAGE_BYTES
 from cow.disk.layout import CutCounter, Durability, State
-from cow.disk.store import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
 from cow.errors import BlockReleased, CowError, Damaged, SnapshotLost
 from cow.live.overflow import EventKind, OverflowPolicy
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
 
+from cow.disk.directory import lock_store, remove_store
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Durability, State
-from cow.disk.store import lock_store, remove_store
 from cow.errors import ImageChanged, StoreBusy, StoreError
 from cow.mount.recovery import Outcome, Request, open_store
 

@@ -7,7 +7,7 @@ import os
 import pytest
 from mounted import Ground, Mounted, snapfs, wait_until
 
-from cow.disk.store import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
+from cow.disk.directory import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
 
 BLOCK_BYTES = 4096
 OLD, NEW = os.urandom(4 << 20), os.urandom(4 << 20)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cow.disk import store
+from cow.disk import directory
 from snapfs import protocol, wire
 from snapfs.errors import SnapfsError
 from snapfs.protocol import (
@@ -197,7 +197,7 @@ def test_another_generation_is_refused() -> None:
 
 
 def test_the_socket_is_where_the_store_keeps_it() -> None:
-    assert protocol.SOCKET_NAME == store.SOCKET_NAME
+    assert protocol.SOCKET_NAME == directory.SOCKET_NAME
 
 
 def test_no_field_is_called_like_what_the_wire_adds() -> None:
