@@ -15,7 +15,6 @@ from typing import Final
 from cow import LOG_NAME, Counter, Files, Image, Opened, Outcome
 from snapfs.client import request as control_request
 from snapfs.commands.opening import LET_GO_S, LOOK_S, opened_store
-from snapfs.commands.signals import Signals
 from snapfs.errors import BusyError, DoneWithProblem, ExitCode, SnapfsError, shortage
 from snapfs.log import configure_log
 from snapfs.options import MountOptions
@@ -33,6 +32,7 @@ from snapfs.system.image_probe import check_image_unused, check_is_image, open_i
 from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmount
 from snapfs.system.place import check_mount_points, check_store_place
 from snapfs.system.processes import detach_streams
+from snapfs.system.signals import Signals
 from snapfs.system.store_files import remove_held
 
 _LOG = logging.getLogger(__name__)

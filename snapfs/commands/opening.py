@@ -23,13 +23,13 @@ from cow import (
     StoreError,
     open_store,
 )
-from snapfs.commands.signals import Signals
 from snapfs.commands.status import read_status
 from snapfs.errors import BusyError, SnapfsError, StoreDamagedError, shortage
 from snapfs.options import MountOptions
 from snapfs.system.device_identity import attachment, device_identity
 from snapfs.system.lost_snapshots import is_noted_lost
 from snapfs.system.processes import boot_id
+from snapfs.system.signals import Signals
 from snapfs.system.store_files import make_store, remove_held
 from snapfs.system.stores import let_go
 

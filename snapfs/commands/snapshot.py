@@ -3,7 +3,7 @@
     find filesystems, sync      users go on
     prepare-cut                 users go on
     hooks: freeze               programs are quieted
-    freeze, cut, thaw           writers wait (see freezing)
+    freeze, cut, thaw           writers wait (see freezing.window)
     hooks: thaw
     cut-facts                   the snapshot view shows the new cut; the map of used blocks begins
 
@@ -22,15 +22,16 @@ from typing import Any
 import cow
 import snapfs
 from snapfs.client import Connection, connected
-from snapfs.commands.freezing import Frozen, NotFrozen, Plan, cut_frozen, planned
-from snapfs.commands.hooks import Hooks, find_hooks
-from snapfs.commands.signals import Signals
 from snapfs.commands.status import read_status
 from snapfs.errors import NotMountedError, SnapfsError
+from snapfs.freezing.guest_agent import connect_agent
+from snapfs.freezing.hooks import Hooks, find_hooks
+from snapfs.freezing.plan import NotFrozen, Plan, planned
+from snapfs.freezing.window import Frozen, cut_frozen
 from snapfs.protocol import CutTaken, Facts, NoteFacts, PrepareCut, TakeCut, Unfrozen, Writer, deadline_in
 from snapfs.system.discovery import find_store
-from snapfs.system.guest_agent import connect_agent
 from snapfs.system.mounts import canonical_path
+from snapfs.system.signals import Signals
 from snapfs.system.stores import check_answers, name_of, owner_of_store
 from snapfs.system.view_mounts import mounts_of, view_on
 

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
+from snapfs.freezing.live_filesystems import LiveFilesystem, find_live_filesystems, open_filesystem
 from snapfs.shown import shown
 from snapfs.system import libc
-from snapfs.system.live_filesystems import LiveFilesystem, find_live_filesystems, open_filesystem
 
 # One that hangs keeps those beneath it no longer than this.
 _PATIENCE_S = 20.0

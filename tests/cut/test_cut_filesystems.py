@@ -11,8 +11,8 @@ import pytest
 from cut_rig import MIB, MKFS, CutGround, cut, freeze, is_frozen, run, snapfs, thaw
 from mounted import Mounted, wait_until
 
-from snapfs.system.freeze import never_frozen
-from snapfs.system.live_filesystems import find_live_filesystems
+from snapfs.freezing.fsfreeze import never_frozen
+from snapfs.freezing.live_filesystems import find_live_filesystems
 
 PARTED = "label: gpt\nstart=2048, size=131072\nstart=133120, size=131072\nstart=264192, size=20480\n"
 

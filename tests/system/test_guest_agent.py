@@ -15,7 +15,7 @@ sys.path.insert(1, str(Path(__file__).parents[1] / "cut"))
 
 from fake_agent import FakeAgent
 
-from snapfs.system.guest_agent import GuestAgent
+from snapfs.freezing.guest_agent import GuestAgent
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from snapfs.freezing.watchdog import Watchdog
 from snapfs.system.processes import readable
-from snapfs.system.watchdog import Watchdog
 
 
 class NeverThawed:

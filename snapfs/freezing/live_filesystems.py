@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from snapfs.freezing.live_parts import Part, part_on
 from snapfs.system.block_devices import (
     SYS_BLOCK,
     BlockDevice,
@@ -34,7 +35,6 @@ from snapfs.system.block_devices import (
     stacked_on,
 )
 from snapfs.system.kernel_text import kernel_lines
-from snapfs.system.live_parts import Part, part_on
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
 
 _SECTOR_BYTES: Final = 512

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from snapfs.freezing.live_filesystems import LiveFilesystem, Number
 from snapfs.system.kernel_text import kernel_lines
-from snapfs.system.live_filesystems import LiveFilesystem, Number
 from snapfs.system.mounts import find_mount
 
 _FIFREEZE: Final = 0xC0045877
