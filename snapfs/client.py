@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
 from snapfs.protocol import SOCKET_NAME, AnswerT, GetStatus, Request, Timed
-from snapfs.system.stores import hold_store, name_of
+from snapfs.system.stores import hold_store, let_go, name_of
 from snapfs.wire import BadMessageError, parse_answer, request_line
 
 _ANSWER_TIMEOUT_S: Final = 30.0
@@ -129,7 +129,7 @@ def _short_path(store: Path) -> Iterator[str]:
         yield f"{held}/{SOCKET_NAME}"
     finally:
         if held != store:
-            os.close(int(held.name))
+            let_go(held)
 
 
 def _connect(sock: socket.socket, path: str, until: float) -> None:

@@ -1,7 +1,8 @@
-"""What can be asked of a mount, and how sizes are written.
+"""What can be asked of a mount, a cut and a backup, and how sizes are written.
 
 Rules:
-- Every value is checked here, once, before anything is opened; whoever holds a `MountOptions` need not
+- The choices and the defaults of the command line are those here.
+- Every value of a mount is checked here, once, before anything is opened; whoever holds a `MountOptions` need not
   look again.
 - Sizes are binary: `4K`, `4KiB` and `4096` are the same number. `4KB` is refused, because half its readers
   take it for 4000.
@@ -21,6 +22,8 @@ Protect = Literal["used", "all"]
 OnOverflow = Literal["break-snapshot", "break-write", "wait"]
 Durability = Literal["process", "power"]
 Cache = Literal["writeback", "writethrough"]
+Format = Literal["raw", "qcow2"]
+OnReadError = Literal["stop", "skip"]
 
 DEFAULT_BLOCK_BYTES: Final = 4096
 MIN_BLOCK_BYTES: Final = 512  # a sector: nothing writes less to a disk
@@ -30,6 +33,8 @@ MAX_SIZE_BYTES: Final = (1 << 63) - 1  # off_t
 _UNIT_BYTES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGT]?)(?P<iec>IB)?", re.IGNORECASE)
 _DECIMAL_UNIT: Final = re.compile(r"[0-9.]+\s*[KMGT]B", re.IGNORECASE)
+
+_STDOUT: Final = Path("-")
 
 # snapfs gives these to FUSE itself; a second word about them would contradict it.
 _OWN_FUSE_OPTIONS: Final = frozenset(
@@ -106,6 +111,40 @@ class MountOptions:
         _check_choice("--cache", self.cache, get_args(Cache))
         for option in self.fuse_options:
             _check_fuse_option(option)
+
+
+@dataclass(frozen=True)
+class SnapshotOptions:
+    """How to cut; times in seconds."""
+
+    freezes: bool = True
+    hooks: Path | None = None
+    hook_timeout_s: float = 30.0
+    freeze_timeout_s: float = 10.0
+    quiesce: str | None = None
+
+
+@dataclass(frozen=True)
+class BackupOptions:
+    """One `snapfs backup`, as asked for."""
+
+    source: Path
+    dest: Path
+    in_directory: bool = False
+    format: Format = "raw"
+    compress: bool = False
+    manifest: Path | None = None
+    cut: SnapshotOptions | None = None
+    release: bool = False
+    resume: bool = False
+    verify: bool = False
+    rate_bytes_per_s: int | None = None
+    on_read_error: OnReadError = "stop"
+    mode: int | None = None
+
+    @property
+    def is_stream(self) -> bool:
+        return self.dest == _STDOUT and not self.in_directory
 
 
 def check_block_bytes(block_bytes: int) -> None:

@@ -10,15 +10,15 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import RATE, mode_option
+from snapfs.cli.types import RATE, mode_option, one_of
 from snapfs.errors import ExitCode
-from snapfs.options import format_size
+from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, format_size
 
 
 @click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
 @click.argument("source", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
 @click.argument("dest", metavar="DEST|DIR/|-", type=click.Path())
-@click.option("--format", type=click.Choice(["raw", "qcow2"]), default="raw", show_default=True, help="Of DEST.")
+@click.option("--format", type=one_of(Format), default=BackupOptions.format, show_default=True, help="Of DEST.")
 @click.option("--compress", is_flag=True, help="Compress a qcow2; takes about ten times as long.")
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of DEST.json.")
 @click.option("--cut", is_flag=True, help="Make a new cut first, release all of it afterwards.")
@@ -29,8 +29,8 @@ from snapfs.options import format_size
 @click.option("--rate", type=RATE, default=None, metavar="SIZE", help="Read at most so much a second.")
 @click.option(
     "--on-read-error",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
+    type=one_of(OnReadError),
+    default=BackupOptions.on_read_error,
     show_default=True,
     help="With skip, unreadable sectors become zeros and are listed in DEST.json and DEST.map; exit code 4.",
 )
@@ -45,8 +45,7 @@ def backup_command(
     DEST.json beside it says what the backup is and has a hash of each part. DEST has its name only when it is
     whole; until then it is DEST.partial. In a directory, DIR/, the backup is called by the time of its cut.
     """
-    from snapfs.commands.backup import BackupOptions, backup
-    from snapfs.commands.snapshot import SnapshotOptions
+    from snapfs.commands.backup import backup
     from snapfs.destination.consent import Consent
 
     options = BackupOptions(

@@ -8,8 +8,16 @@ import click
 
 from cow import Outcome
 from snapfs.cli.output import note, output_options, show
-from snapfs.cli.types import PATH, SIZE
-from snapfs.options import MountOptions, split_fuse_options
+from snapfs.cli.types import PATH, SIZE, one_of
+from snapfs.options import (
+    DEFAULT_BLOCK_BYTES,
+    Cache,
+    Durability,
+    MountOptions,
+    OnOverflow,
+    Protect,
+    split_fuse_options,
+)
 
 if TYPE_CHECKING:
     from snapfs.commands.mount import Mounted
@@ -20,30 +28,40 @@ if TYPE_CHECKING:
 @click.argument("live", type=PATH)
 @click.argument("snap", type=PATH)
 @click.option("--store", type=PATH, help="Keep the store in DIR, and at the end too.", metavar="DIR")
-@click.option("--block-size", type=SIZE, default="4K", show_default=True, help="What is preserved at a time.")
 @click.option(
-    "--protect", type=click.Choice(["used", "all"]), default="used", show_default=True, help="Blocks to protect."
+    "--block-size",
+    type=SIZE,
+    default=f"{DEFAULT_BLOCK_BYTES >> 10}K",
+    show_default=True,
+    help="What is preserved at a time.",
+)
+@click.option(
+    "--protect",
+    type=one_of(Protect),
+    default=MountOptions.protect,
+    show_default=True,
+    help="Blocks to protect.",
 )
 @click.option("--skip-swap", is_flag=True, help="With --protect used: count swap space as free, but for its header.")
 @click.option("--buffer-limit", type=SIZE, default=None, help="The most the side buffer may take on disk.")
 @click.option(
     "--on-overflow",
-    type=click.Choice(["break-snapshot", "break-write", "wait"]),
-    default="break-snapshot",
+    type=one_of(OnOverflow),
+    default=MountOptions.on_overflow,
     show_default=True,
     help="Who gives way when the side buffer is full.",
 )
 @click.option(
     "--durability",
-    type=click.Choice(["process", "power"]),
-    default="process",
+    type=one_of(Durability),
+    default=MountOptions.durability,
     show_default=True,
     help="What the snapshot survives.",
 )
 @click.option(
     "--cache",
-    type=click.Choice(["writeback", "writethrough"]),
-    default="writeback",
+    type=one_of(Cache),
+    default=MountOptions.cache,
     show_default=True,
     help="Whether the kernel may hold live writes back until they are synced.",
 )

@@ -11,6 +11,7 @@ import click
 from snapfs.cli.output import note, output_options, show
 from snapfs.cli.types import SECONDS
 from snapfs.errors import ExitCode
+from snapfs.options import SnapshotOptions
 
 if TYPE_CHECKING:
     from snapfs.commands.snapshot import Taken
@@ -23,11 +24,18 @@ if TYPE_CHECKING:
 @click.option(
     "--hooks", type=click.Path(path_type=Path), metavar="DIR", help="Run the executables in DIR around the freeze."
 )
-@click.option("--hook-timeout", type=SECONDS, default=30.0, show_default=True, metavar="S", help="For each hook.")
+@click.option(
+    "--hook-timeout",
+    type=SECONDS,
+    default=SnapshotOptions.hook_timeout_s,
+    show_default=True,
+    metavar="S",
+    help="For each hook.",
+)
 @click.option(
     "--freeze-timeout",
     type=SECONDS,
-    default=10.0,
+    default=SnapshotOptions.freeze_timeout_s,
     show_default=True,
     metavar="S",
     help="Thaw after this time, whatever happens.",
@@ -52,7 +60,7 @@ def snapshot_command(
 
     Exit code 4: the cut was taken, but not all is as asked for; stderr says what.
     """
-    from snapfs.commands.snapshot import SnapshotOptions, snapshot
+    from snapfs.commands.snapshot import snapshot
 
     taken = snapshot(path, SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce))
     show(_object(taken), *_lines(taken), as_json=as_json, quiet=quiet)

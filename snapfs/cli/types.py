@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import click
 
@@ -65,6 +65,11 @@ class Mode(click.ParamType[int]):
         if not 0 <= mode <= 0o777:
             raise UsageError(f"{value!r} is no mode; give three octal digits, such as 640.")
         return mode
+
+
+def one_of(choices: Any) -> click.Choice[str]:
+    """The words of a Literal of `options`."""
+    return click.Choice(get_args(choices))
 
 
 def mode_option(command: Any) -> Any:

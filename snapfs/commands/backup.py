@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from snapfs.commands.snapshot import SnapshotOptions, snapshot
+from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
 from snapfs.destination.directory import free_name, left_name, names
 from snapfs.destination.in_use import refuse_views_and_stores
@@ -33,35 +33,10 @@ from snapfs.imager.results import RESUME, Places, Results, ask_for_rescue_map, l
 from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source, open_source
 from snapfs.imager.target import FileTarget, StreamTarget, Target
+from snapfs.options import BackupOptions
 from snapfs.system.mounts import canonical_path
 
-Format = Literal["raw", "qcow2"]
-OnReadError = Literal["stop", "skip"]
-STDOUT = Path("-")
 _MAX_TRIES: Final = 100
-
-
-@dataclass(frozen=True)
-class BackupOptions:
-    """One `snapfs backup`, as asked for."""
-
-    source: Path
-    dest: Path
-    in_directory: bool = False
-    format: Format = "raw"
-    compress: bool = False
-    manifest: Path | None = None
-    cut: SnapshotOptions | None = None
-    release: bool = False
-    resume: bool = False
-    verify: bool = False
-    rate_bytes_per_s: int | None = None
-    on_read_error: OnReadError = "stop"
-    mode: int | None = None
-
-    @property
-    def is_stream(self) -> bool:
-        return self.dest == STDOUT and not self.in_directory
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from snapfs.destination.result import new_result
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
 from snapfs.protocol import GetMap, GetStatus, MapGiven
+from snapfs.system.block_ioctl import size_bytes_of
 from snapfs.system.discovery import find_store
 from snapfs.system.file_kinds import open_readable
 from snapfs.system.image_probe import check_image_size
@@ -99,7 +100,7 @@ def _scan(path: Path, block_bytes: int, skip_swap: bool) -> ImageMap:
     except OSError as error:
         raise SnapfsError(f"{path} cannot be read: {error.strerror}; name an image or a view.", path=path) from error
     try:
-        size_bytes = os.lseek(fd, 0, os.SEEK_END)
+        size_bytes = size_bytes_of(fd)
         check_image_size(path, size_bytes)
         return scan(fd, size_bytes, block_bytes, skip_swap=skip_swap)
     finally:

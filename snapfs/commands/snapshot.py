@@ -28,6 +28,7 @@ from snapfs.freezing.guest_agent import connect_agent
 from snapfs.freezing.hooks import Hooks, find_hooks
 from snapfs.freezing.plan import NotFrozen, Plan, planned
 from snapfs.freezing.window import Frozen, cut_frozen
+from snapfs.options import SnapshotOptions
 from snapfs.protocol import CutTaken, Facts, NoteFacts, PrepareCut, TakeCut, Unfrozen, Writer, deadline_in
 from snapfs.system.discovery import find_store
 from snapfs.system.mounts import canonical_path
@@ -38,17 +39,6 @@ from snapfs.system.view_mounts import mounts_of, view_on
 # Also for the turn, while somebody else takes a cut.
 _PREPARE_TIMEOUT_S = 60.0
 _FACTS_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotOptions:
-    """How to cut; times in seconds."""
-
-    freezes: bool = True
-    hooks: Path | None = None
-    hook_timeout_s: float = 30.0
-    freeze_timeout_s: float = 10.0
-    quiesce: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from snapfs.destination.place import partial_path
+from snapfs.destination.names import partial_path
 from snapfs.errors import SnapfsError
 
 _IMAGE_SUFFIXES: Final = (".img", ".raw")

@@ -6,20 +6,16 @@ There is no older version to fall back on: whoever writes here says what is left
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import struct
-from typing import Final
 
 from snapfs.destination.consent import Consent
 from snapfs.destination.place import Place
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.options import format_size
+from snapfs.system.block_ioctl import size_bytes_of
 from snapfs.system.holders import describe, holders_of_image
 from snapfs.system.image_lock import lock_image
-
-_BLKGETSIZE64: Final = 0x80081272
 
 
 def open_in_place(place: Place, consent: Consent, size_bytes: int) -> int:
@@ -39,9 +35,9 @@ def open_in_place(place: Place, consent: Consent, size_bytes: int) -> int:
         if place.status is None or not os.path.samestat(os.fstat(fd), place.status):
             raise SnapfsError(f"{place.named} is another file than before; look at it.", path=place.named)
         lock_image(fd)
-        if place.is_device and device_bytes(fd) < size_bytes:
+        if place.is_device and (device_bytes := size_bytes_of(fd)) < size_bytes:
             raise SnapfsError(
-                f"{place.named} has {format_size(device_bytes(fd))}, the image {format_size(size_bytes)}; "
+                f"{place.named} has {format_size(device_bytes)}, the image {format_size(size_bytes)}; "
                 "name a device that is large enough.",
                 path=place.named,
             )
@@ -50,11 +46,6 @@ def open_in_place(place: Place, consent: Consent, size_bytes: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def device_bytes(fd: int) -> int:
-    """The size of the block device."""
-    return int(struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0])
 
 
 def _busy(place: Place) -> BusyError:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from snapfs.destination.access import Access
-from snapfs.destination.place import Place, partial_path
+from snapfs.destination.names import partial_path
+from snapfs.destination.place import Place
 from snapfs.destination.unfinished import Unfinished, open_left, sync_directory
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import SnapfsError

@@ -15,16 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
 
 from snapfs.destination.in_use import lies_on_same, refuse_in_use, refuse_views_and_stores
+from snapfs.destination.names import temporary_paths
 from snapfs.errors import SnapfsError, UsageError
 from snapfs.options import format_size
 from snapfs.system.block_devices import block_device_of_number, device_text
 from snapfs.system.file_kinds import holds_data, kind_name
 from snapfs.system.mounts import canonical_path
-
-_PARTIAL: Final = ".partial"
 
 
 @dataclass(frozen=True)
@@ -66,11 +64,6 @@ class Place:
             refuse_in_use(self.named, self.real, status)
 
 
-def partial_path(path: Path) -> Path:
-    """The name of `path` while it is unfinished."""
-    return path.with_name(path.name + _PARTIAL)
-
-
 def look_at(named: Path, reading: Mapping[str, Path] | None = None, *, takes_devices: bool = False) -> Place:
     """The place that `named` is; SnapfsError when nothing may be written there.
 
@@ -96,16 +89,18 @@ def look_at(named: Path, reading: Mapping[str, Path] | None = None, *, takes_dev
 
 
 def check_apart(places: Mapping[str, Path | None]) -> None:
-    """UsageError when two results, by what a sentence calls them, would be one file, or one's unfinished file."""
+    """UsageError when two results, by what a sentence calls them, would be one file, or one would be
+    what is only for a while beside another."""
     names: dict[Path, str] = {}
     for what, path in places.items():
         if path is None:
             continue
         real = canonical_path(path)
-        for name in (real, partial_path(real)):
+        taken = (real, *temporary_paths(real))
+        for name in taken:
             if name in names:
                 raise UsageError(f"{what} and {names[name]} are the same file, {path}; name two.")
-        names |= {real: what, partial_path(real): what}
+        names |= dict.fromkeys(taken, what)
 
 
 def _leads_to(status: os.stat_result, path: Path) -> bool:

@@ -22,10 +22,12 @@ from typing import Final
 
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.consent import Consent
-from snapfs.destination.place import Place, partial_path
+from snapfs.destination.names import partial_path
+from snapfs.destination.place import Place
 from snapfs.destination.write_errors import vanished, write_errors
 from snapfs.errors import BusyError, SnapfsError, UsageError
 from snapfs.system import libc
+from snapfs.system.descriptors import path_of
 from snapfs.system.file_kinds import kind_name
 from snapfs.system.image_lock import lock_holders
 from snapfs.system.open_files import describe
@@ -46,7 +48,7 @@ class Unfinished:
     @property
     def file(self) -> Path:
         """For programs that want a path: this very file, whatever has its name by now."""
-        return Path(f"/proc/self/fd/{self.fd}")
+        return path_of(self.fd)
 
     def check_named(self) -> None:
         """SnapfsError when somebody has removed or replaced the file."""

@@ -31,13 +31,15 @@ from snapfs.system.block_devices import (
     LoopDevice,
     asked_loop_identity,
     block_device,
+    device_bytes,
     loop_devices,
+    partition_offset,
     stacked_on,
 )
+from snapfs.system.descriptors import path_of
 from snapfs.system.kernel_text import kernel_lines
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
 
-_SECTOR_BYTES: Final = 512
 _MAX_DEPTH: Final = 8  # filesystems on files of filesystems ...
 _SYS_FS: Final = Path("/sys/fs")
 
@@ -170,8 +172,7 @@ def _volumes(loops: Sequence[LoopDevice], depth: int, host: Number | None) -> li
         start = _read_int(SYS_BLOCK / loop.block_device.name / "loop" / "offset")
         for device in stacked_on(loop.block_device):
             offset = None if depth or start is None else _offset_in(loop.block_device, start, device)
-            sectors = _read_int(SYS_BLOCK / device.name / "size")
-            found.append(Volume(device, offset, host, None if sectors is None else sectors * _SECTOR_BYTES))
+            found.append(Volume(device, offset, host, device_bytes(device)))
     return found
 
 
@@ -179,10 +180,8 @@ def _offset_in(disk: BlockDevice, start: int, device: BlockDevice) -> int | None
     """Where `device` begins in the image: the disk itself and its partitions are at one place, nothing else is."""
     if device.name == disk.name:
         return start
-    if not (SYS_BLOCK / disk.name / device.name / "partition").exists():
-        return None
-    sector_no = _read_int(SYS_BLOCK / device.name / "start")
-    return None if sector_no is None else start + sector_no * _SECTOR_BYTES
+    offset = partition_offset(disk, device)
+    return None if offset is None else start + offset
 
 
 def _read_int(path: Path) -> int | None:
@@ -286,7 +285,7 @@ def _open_place(place: MountPlace) -> int | None:
         mode = os.fstat(path_fd).st_mode
         if _mount_id(path_fd) != place.mount_id or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             return None
-        return os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.open(path_of(path_fd), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     finally:
         os.close(path_fd)
 

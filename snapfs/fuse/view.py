@@ -15,11 +15,11 @@ from typing import Final
 import pyfuse3
 
 from snapfs.fuse.permissions import Permission, Permissions, allows, wanted_by
+from snapfs.system.stores import LINK_NAME
 
 _LINK_INODE: Final = pyfuse3.InodeT(2)
 # The inode of the image in the live view; the snapshot view has another one for each cut, from here on.
 IMAGE_INODE: Final = pyfuse3.InodeT(3)
-STORE_LINK: Final = ".snapfs"
 # The directory never changes; the file's attributes are told to the kernel when they do.
 LASTING_S: Final = 3600.0
 MAX_REQUEST_BYTES: Final = 1 << 20
@@ -117,7 +117,7 @@ class View(pyfuse3.Operations):
         if parent_inode == pyfuse3.ROOT_INODE:
             if name == self._name:
                 return self._told_attributes()
-            if name == STORE_LINK.encode():
+            if name == LINK_NAME:
                 return self._link_attributes()
             if name in (b".", b".."):
                 return self._directory_attributes()

@@ -11,13 +11,15 @@ from typing import Any
 from snapfs.destination.access import Access
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, clear_free, plan, used_blocks_in, used_bytes
-from snapfs.imager.medium import BAD_MEDIUM, Rereader, read_whole, sector_bytes_of, size_of
+from snapfs.imager.medium import BAD_MEDIUM, Rereader
 from snapfs.imager.sparse import hole_cells
 from snapfs.imager.unread import UnreadableError
 from snapfs.options import DEFAULT_BLOCK_BYTES
+from snapfs.system.block_ioctl import sector_bytes_of, size_bytes_of
 from snapfs.system.image_lock import lock_image
 from snapfs.system.image_probe import check_image_size, check_image_unused
 from snapfs.usedmap.scan import scan
+from snapfs.whole import read_whole
 
 
 class ImageSource:
@@ -41,7 +43,7 @@ class ImageSource:
 
     def _measure(self) -> None:
         is_device = stat.S_ISBLK(self._status.st_mode)
-        self.size_bytes = size_of(self._fd)
+        self.size_bytes = size_bytes_of(self._fd)
         check_image_size(self.path, self.size_bytes)
         self.block_bytes = DEFAULT_BLOCK_BYTES
         sector_bytes = sector_bytes_of(self._fd) if is_device else None

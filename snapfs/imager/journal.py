@@ -25,11 +25,7 @@ from snapfs.destination.access import NEW_MODE
 from snapfs.destination.unfinished import open_left
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.imager.extents import Extent, read_extent, read_range
-
-
-def journal_path(partial: Path) -> Path:
-    """Where the journal of an unfinished file is."""
-    return partial.with_name(partial.name + ".journal")
+from snapfs.whole import put_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +95,7 @@ class Journal:
     def _append(self, *values: Any) -> None:
         data = b"".join(json.dumps(value).encode() + b"\n" for value in values)
         os.lseek(self._fd, 0, os.SEEK_END)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        put_whole(self._fd, memoryview(data))
         os.fdatasync(self._fd)
 
 

@@ -1,49 +1,26 @@
-"""What the imager reads from: whole reads, sizes, and which errors mean that only these bytes are bad.
+"""What the imager reads from: which errors mean that only these bytes are bad, and reading around those.
 
-Sources: the block layer's table from its own status to an errno (block/blk-core.c of the kernel; a medium error
-is ENODATA there, which the page cache turns into EIO), BLKGETSIZE64 and BLKSSZGET in include/uapi/linux/fs.h.
+Source: the block layer's table from its own status to an errno (block/blk-core.c of the kernel; a medium error
+is ENODATA there, which the page cache turns into EIO).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import stat
-import struct
 from typing import Final
 
-_BLKGETSIZE64: Final = 0x80081272
-_BLKSSZGET: Final = 0x1268
+from snapfs.system.block_ioctl import sector_bytes_of
+from snapfs.system.descriptors import path_of
+from snapfs.whole import read_whole
+
 # The page cache reads, and fails, by pages.
 PAGE_BYTES: Final = 4096
 _SMALLEST_SECTOR_BYTES: Final = 512
 # Others (ENODEV, ENXIO, ENOTCONN, ...) say that the whole disk is gone: nothing beside these bytes can be read.
 BAD_MEDIUM: Final = frozenset({errno.EIO, errno.ENODATA, errno.EREMOTEIO, errno.EILSEQ, errno.EBADMSG})
-
-
-def read_whole(fd: int, view: memoryview, offset: int) -> None:
-    """Fill `view`; OSError(EIO) when the file ends before."""
-    done = 0
-    while done < len(view):
-        count = os.preadv(fd, [view[done:]], offset + done)
-        if not count:
-            raise OSError(errno.EIO, "it ends too early")
-        done += count
-
-
-def size_of(fd: int) -> int:
-    """Bytes of a file or block device."""
-    status = os.fstat(fd)
-    if not stat.S_ISBLK(status.st_mode):
-        return status.st_size
-    return int(struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0])
-
-
-def sector_bytes_of(fd: int) -> int:
-    """The logical sector of a block device."""
-    return int(struct.unpack("=i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))[0])
 
 
 class Rereader:
@@ -59,7 +36,7 @@ class Rereader:
         self.unit_bytes = PAGE_BYTES
         try:
             # The very same file: its name may lead to another one meanwhile.
-            self._direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+            self._direct_fd = os.open(path_of(fd), os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError:
             return
         self.unit_bytes = self._sector_bytes(self._direct_fd)

@@ -25,6 +25,7 @@ from snapfs.imager.extents import CELL_BYTES
 from snapfs.imager.nbd import NbdClient
 from snapfs.imager.qcow2_header import check_stands_alone
 from snapfs.imager.sparse import data_runs
+from snapfs.system.descriptors import path_of
 from snapfs.system.processes import die_with_parent
 from snapfs.system.scratch import make_scratch, remove_scratch
 
@@ -117,9 +118,9 @@ class Qcow2Target:
         self._is_too_long = open_bytes != self._size_bytes
         if keep:
             check_stands_alone(fd, path)
-            _run_qemu_img(fd, path, "resize", "-q", "-f", "qcow2", _name(fd), str(open_bytes))
+            _run_qemu_img(fd, path, "resize", "-q", "-f", "qcow2", str(path_of(fd)), str(open_bytes))
         else:
-            _run_qemu_img(fd, path, "create", "-q", "-f", "qcow2", _name(fd), str(open_bytes))
+            _run_qemu_img(fd, path, "create", "-q", "-f", "qcow2", str(path_of(fd)), str(open_bytes))
         self._export = Export(fd, path, compress=compress)
         self._client = self._export.client
         # A compressed cluster cannot take the place of one that an interrupted run has written.
@@ -148,7 +149,7 @@ class Qcow2Target:
     def close(self) -> None:
         self._export.close(cleanly=self._is_whole)
         if self._cuts_end and self._is_whole:
-            words = ("resize", "-q", "--shrink", "-f", "qcow2", _name(self._fd), str(self._size_bytes))
+            words = ("resize", "-q", "--shrink", "-f", "qcow2", str(path_of(self._fd)), str(self._size_bytes))
             _run_qemu_img(self._fd, self.path, *words)
 
     @contextlib.contextmanager
@@ -189,11 +190,6 @@ def _rounded(length: int, unit: int) -> int:
     return -(-length // unit) * unit
 
 
-def _name(fd: int) -> str:
-    """What a program that has inherited `fd` opens."""
-    return f"/proc/self/fd/{fd}"
-
-
 def _run_qemu_img(fd: int, path: Path, *words: str) -> None:
     _check_tool("qemu-img")
     done = subprocess.run(
@@ -218,7 +214,7 @@ def _start(fd: int, socket_path: Path, compress: bool, read_only: bool) -> subpr
         "driver": "qcow2",
         "cache": direct,
         "backing": None,
-        "file": {"driver": "file", "filename": _name(fd), "cache": direct},
+        "file": {"driver": "file", "filename": str(path_of(fd)), "cache": direct},
     }
     if compress:
         image = {"driver": "compress", "cache": direct, "file": image}
@@ -246,7 +242,7 @@ def _start(fd: int, socket_path: Path, compress: bool, read_only: bool) -> subpr
 
 def _takes_direct(fd: int) -> bool:
     try:
-        os.close(os.open(_name(fd), os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+        os.close(os.open(str(path_of(fd)), os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError:
         return False
     return True

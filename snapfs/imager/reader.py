@@ -6,17 +6,18 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, get_args
 
 from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.manifest import Manifest
-from snapfs.imager.medium import read_whole, size_of
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Meter, Report
 from snapfs.imager.qcow2 import Qcow2Reader
 from snapfs.imager.stages import Stages, Write
-from snapfs.options import format_size
+from snapfs.options import Format, format_size
+from snapfs.system.block_ioctl import size_bytes_of
 from snapfs.system.file_kinds import open_readable
+from snapfs.whole import read_whole
 
 _MAX_NAMED: Final = 3
 
@@ -34,7 +35,7 @@ class RawReader:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self.size_bytes = size_of(self._fd)
+        self.size_bytes = size_bytes_of(self._fd)
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -113,7 +114,7 @@ def open_backup(path: Path, manifest: Manifest) -> Iterator[BackupReader]:
 
 
 def _open(path: Path, image_format: str) -> _Reader:
-    if image_format not in ("raw", "qcow2"):
+    if image_format not in get_args(Format):
         raise SnapfsError(f"{path} is of the format {image_format}, which this snapfs does not know.", path=path)
     try:
         fd = open_readable(path, "name a backup")

@@ -17,13 +17,13 @@ from pathlib import Path
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.in_place import open_in_place
+from snapfs.destination.names import journal_path, partial_path
 from snapfs.destination.pair import complete_names, give_names, identity
-from snapfs.destination.place import Place, check_apart, look_at, partial_path
+from snapfs.destination.place import Place, check_apart, look_at
 from snapfs.destination.result import finish, new_result
 from snapfs.destination.unfinished import Unfinished, claim
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import InterruptedByUserError, SnapfsError
-from snapfs.imager.journal import journal_path
 from snapfs.imager.manifest import Manifest, manifest_path, write_manifest
 from snapfs.imager.rescue_map import is_rescue_map, rescue_map, rescue_map_path
 

@@ -17,12 +17,13 @@ from snapfs.client import request
 from snapfs.destination.access import Access
 from snapfs.errors import NotMountedError, SnapfsError, SnapshotLostError
 from snapfs.imager.extents import Extent, clear_free, plan, used_bytes
-from snapfs.imager.medium import PAGE_BYTES, read_whole
+from snapfs.imager.medium import PAGE_BYTES
 from snapfs.imager.sparse import hole_cells
 from snapfs.imager.unread import UnreadableError
 from snapfs.protocol import GetMap, GetStatus, MapGiven, Release, deadline_in
 from snapfs.system.store_files import read_store_file
 from snapfs.system.stores import check_answers, check_view, owner_of_store
+from snapfs.whole import read_whole
 
 _MAP_LOOK_S: Final = 0.05
 _MAP_TIMEOUT_S: Final = 600.0

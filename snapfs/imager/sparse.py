@@ -12,6 +12,7 @@ from bitarray import bitarray
 from bitarray.util import zeros
 
 from snapfs.imager.extents import CELL_BYTES, cell_count
+from snapfs.whole import write_whole
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _ZERO_RANGE_KEEP_SIZE = 0x10 | 0x01
@@ -71,6 +72,5 @@ def make_zeros(fd: int, offset: int, length: int) -> None:
         if code not in _NO_HOLES:
             raise OSError(code, os.strerror(code))
     view = memoryview(_ZERO_BYTES)
-    while length:
-        count = os.pwrite(fd, view[: min(length, len(view))], offset)
-        offset, length = offset + count, length - count
+    for at in range(offset, offset + length, len(view)):
+        write_whole(fd, view[: offset + length - at], at)

@@ -20,6 +20,8 @@ from typing import Final, Protocol
 from snapfs.destination.write_errors import vanished, write_errors
 from snapfs.errors import ReaderGoneError, SnapfsError
 from snapfs.imager.sparse import data_runs, make_zeros
+from snapfs.system.descriptors import path_of
+from snapfs.whole import put_whole, write_whole
 
 _ALIGNMENT: Final = 4096
 # From here on writing itself takes longer than getting to the disk and back.
@@ -61,7 +63,7 @@ class FileTarget:
             if not is_device:
                 os.ftruncate(self.fd, size_bytes)
             # The very same file: a second look at its name might find another.
-            self._cached_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDWR | os.O_CLOEXEC)
+            self._cached_fd = os.open(path_of(self.fd), os.O_RDWR | os.O_CLOEXEC)
         self._is_direct, self._is_cached = _set_direct(self.fd), False
         self.holds_zeros = is_new
 
@@ -99,13 +101,13 @@ class FileTarget:
     def _pwrite(self, view: memoryview, offset: int) -> None:
         if self._is_direct and len(view) >= _LARGE_BYTES and not (offset | len(view)) % _ALIGNMENT:
             try:
-                _write_whole(self.fd, view, offset)
+                write_whole(self.fd, view, offset)
                 return
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
                 self._is_direct = False
-        _write_whole(self._cached_fd, view, offset)
+        write_whole(self._cached_fd, view, offset)
         self._is_cached = True
 
 
@@ -143,8 +145,7 @@ class StreamTarget:
     def _put(self, view: memoryview) -> None:
         self._offset += len(view)
         try:
-            while view:
-                view = view[os.write(self._fd, view) :]
+            put_whole(self._fd, view)
         except BrokenPipeError as error:
             raise ReaderGoneError("Whoever read the backup from the pipe has ended; see what it says.") from error
         except OSError as error:
@@ -158,9 +159,3 @@ def _set_direct(fd: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _write_whole(fd: int, view: memoryview, offset: int) -> None:
-    while view:
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count

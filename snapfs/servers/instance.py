@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import select
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -14,14 +12,14 @@ from typing import Final
 from cow import Image, Store
 from snapfs.fuse.permissions import Permissions
 from snapfs.options import MountOptions
+from snapfs.system.block_ioctl import sector_bytes_of
+from snapfs.system.descriptors import present_name
 from snapfs.system.stores import name_of
 from snapfs.system.view_mounts import ViewId, mounts_of
 
 LIVE, SNAPSHOT, COMPACTOR = "live", "snapshot", "compactor"
 _VIEWS: Final = (LIVE, SNAPSHOT)
 _NOTED: Final = 1 << 63
-_BLKSSZGET = 0x1268
-_DELETED: Final = " (deleted)"
 
 
 class Bell:
@@ -111,7 +109,7 @@ class Instance:
     @property
     def present_image_path(self) -> Path:
         """Where the image is now; where it was when it was deleted."""
-        return _present_path(self.image.fd, self.image_path)
+        return present_name(self.image.fd) or self.image_path
 
     @property
     def view_name(self) -> str:
@@ -123,18 +121,9 @@ class Instance:
         """The logical sector of a block device; an image file has none."""
         if not self.store.header.is_device:
             return None
-        return int.from_bytes(fcntl.ioctl(self.image.fd, _BLKSSZGET, bytes(4)), sys.byteorder)
+        return sector_bytes_of(self.image.fd)
 
     @property
     def keeps_store(self) -> bool:
         """Whether the store outlives a clean end."""
         return self.options.store is not None
-
-
-def _present_path(fd: int, known: Path) -> Path:
-    """Where the file of an open descriptor is now; ``known`` when that cannot be told."""
-    try:
-        present = os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return known
-    return known if present.endswith(_DELETED) or not present.startswith("/") else Path(present)

@@ -23,6 +23,7 @@ from typing import Final
 
 from snapfs.options import format_size
 from snapfs.system.asking import ask
+from snapfs.system.descriptors import DELETED
 from snapfs.system.kernel_text import kernel_lines, kernel_name, kernel_value
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, namespace_mounts, read_mounts
 
@@ -32,7 +33,6 @@ _LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_INFO64: Final = struct.Struct("=5Q4I64s64s32s2Q")
 _SECTOR_BYTES: Final = 512  # in which sysfs counts, whatever the device has
 _MAX_BYTES: Final = (1 << 63) - 1
-_DELETED: Final = " (deleted)"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def loop_of(device: BlockDevice) -> LoopDevice | None:
 
 
 def _loop_in(directory: Path) -> LoopDevice | None:
-    backing = _read_or_empty(directory / "backing_file").removesuffix(_DELETED)
+    backing = _read_or_empty(directory / "backing_file").removesuffix(DELETED)
     if not backing:
         return None
     try:
@@ -123,15 +123,29 @@ def lies_on(device: BlockDevice) -> list[BlockDevice]:
     return found
 
 
+def device_bytes(device: BlockDevice) -> int | None:
+    """Its size without opening it; None when it is gone."""
+    sectors = _read_or_empty(SYS_BLOCK / device.name / "size")
+    return int(sectors) * _SECTOR_BYTES if sectors else None
+
+
+def partition_offset(disk: BlockDevice, device: BlockDevice) -> int | None:
+    """Where `device` begins on `disk`, in bytes; None when it is no partition of it."""
+    if not (SYS_BLOCK / disk.name / device.name / "partition").exists():
+        return None
+    sector_no = _read_or_empty(SYS_BLOCK / device.name / "start")
+    return int(sector_no) * _SECTOR_BYTES if sector_no else None
+
+
 def device_text(device: BlockDevice) -> str:
     """What people call it: "8 MiB, over /srv/disk.img", "500 GiB, Samsung SSD 870"."""
-    sectors = int(_read_or_empty(SYS_BLOCK / device.name / "size") or 0)
+    size = format_size(device_bytes(device) or 0)
     loop = loop_of(device)
     if loop is not None:
-        return f"{format_size(sectors * _SECTOR_BYTES)}, over {loop.backing_path}"
+        return f"{size}, over {loop.backing_path}"
     disk = (SYS_BLOCK / device.name).resolve()
     facts = [" ".join(_read_or_empty(place / "device" / "model").split()) for place in (disk, disk.parent)]
-    return ", ".join([format_size(sectors * _SECTOR_BYTES), *[fact for fact in facts if fact][:1]])
+    return ", ".join([size, *[fact for fact in facts if fact][:1]])
 
 
 def _identity(node: Path, mount: Mount | None) -> tuple[int, int, int] | None:

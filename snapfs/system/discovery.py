@@ -25,10 +25,8 @@ from typing import Final
 from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError, StoreGoneError
 from snapfs.system.asking import Answer, ask_all, become
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, canonical_path, find_mount, snapfs_mounts
-from snapfs.system.stores import hold_store
+from snapfs.system.stores import LINK_NAME, hold_store
 
-# Never listed in the views; kept in step with the views by a test.
-STORE_LINK = ".snapfs"
 # What the disk of a store answers when it has failed, was pulled out, or its filesystem gave up or died.
 DISK_ERRORS: Final = frozenset({errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EUCLEAN, errno.ENOTCONN})
 
@@ -120,7 +118,7 @@ def _read_link(mount: Mount) -> bytes:
     fd = os.open(mount.mount_point, os.O_PATH | os.O_CLOEXEC)
     if not mount.allows_others:
         become(mount.owner)
-    return os.readlink(STORE_LINK.encode(), dir_fd=fd)
+    return os.readlink(LINK_NAME, dir_fd=fd)
 
 
 def _held(mount: Mount, answer: Answer) -> Path:

@@ -25,10 +25,10 @@ import os
 import stat
 import struct
 import time
-from pathlib import Path
 from typing import Final
 
 from snapfs.errors import BusyError
+from snapfs.system.descriptors import last_name
 from snapfs.system.kernel_text import kernel_lines
 from snapfs.system.open_files import (
     Holder,
@@ -58,7 +58,7 @@ _NO_LOCKS: Final = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 def lock_image(fd: int) -> None:
     """Lock the image that `fd` is open on until `fd` and all its copies are closed; `BusyError` says who has it."""
     if not (_flock(fd) and _take_qemu_locks(fd)):
-        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        path = last_name(fd)
         holders = lock_holders(fd)
         raise BusyError(
             f"{path} is in use: {describe(holders)}; end that and try again.",

@@ -1,7 +1,6 @@
 """Open IMAGE for reading and writing, or say in one sentence why it cannot be.
 
-Source: block devices as in the kernel's include/uapi/linux/fs.h (BLKGETSIZE64) and open(2) (O_EXCL: EBUSY while
-the device is mounted or otherwise claimed).
+Source: open(2) (O_EXCL of a block device: EBUSY while it is mounted or otherwise claimed).
 
 Nothing is created, changed or truncated here.
 """
@@ -9,21 +8,18 @@ Nothing is created, changed or truncated here.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
-import struct
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from cow import MAX_IMAGE_BYTES
 from snapfs.errors import BusyError, PermissionDeniedError, SnapfsError
 from snapfs.options import format_size
+from snapfs.system.block_ioctl import is_read_only, size_bytes_of
 from snapfs.system.file_kinds import holds_data, kind_name
 from snapfs.system.holders import Holder, describe, holders_of_image
 
-_BLKGETSIZE64: Final = 0x80081272
-_BLKROGET: Final = 0x125E
 _PROBED_BYTES: Final = 4096
 
 
@@ -44,9 +40,9 @@ def open_image(path: Path | str) -> OpenImage:
     except OSError as error:
         raise _open_error(path, error) from error
     try:
-        if is_device and _is_read_only_device(fd):
+        if is_device and is_read_only(fd):
             raise _read_only(path)
-        size_bytes = _size_bytes(fd, is_device)
+        size_bytes = size_bytes_of(fd)
         _check_content(path, fd, size_bytes)
     except BaseException:
         os.close(fd)
@@ -122,23 +118,6 @@ def _permission_error(path: Path | str) -> SnapfsError:
         f"{path} cannot be {missing} by this user; change its permissions or run snapfs as its owner or root.",
         path=path,
     )
-
-
-def _is_read_only_device(fd: int) -> bool:
-    """Asked, because not every kernel refuses to open such a device for writing; the writes would fail."""
-    try:
-        return bool(struct.unpack("=i", fcntl.ioctl(fd, _BLKROGET, bytes(4)))[0])
-    except OSError:
-        return False
-
-
-def _size_bytes(fd: int, is_device: bool) -> int:
-    if is_device:
-        try:
-            return int(struct.unpack("=Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0])
-        except OSError:
-            return os.lseek(fd, 0, os.SEEK_END)
-    return os.fstat(fd).st_size
 
 
 def check_image_size(path: Path | str, size_bytes: int) -> None:

@@ -16,6 +16,8 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from snapfs.system.block_ioctl import size_bytes_of
+
 IN_PLACE: Final = "in-place"
 DELETED: Final = "deleted"
 REPLACED: Final = "replaced"
@@ -29,7 +31,7 @@ def image_state(fd: int, path: Path, size_bytes: int, shortest_bytes: int) -> st
     status = os.fstat(fd)
     if stat.S_ISREG(status.st_mode) and not status.st_nlink:
         return REPLACED if os.path.lexists(path) else DELETED
-    present_bytes = os.lseek(fd, 0, os.SEEK_END)
+    present_bytes = size_bytes_of(fd)
     if min(present_bytes, shortest_bytes) < size_bytes:
         return TRUNCATED
     return GROWN if present_bytes > size_bytes else IN_PLACE

@@ -21,6 +21,7 @@ from typing import Final
 
 from snapfs.errors import PermissionDeniedError, SnapfsError, shortage
 from snapfs.system.block_devices import loop_devices, stacked_on
+from snapfs.system.descriptors import path_of
 from snapfs.system.mounts import Mount, canonical_path, find_mount, is_mount_point
 from snapfs.system.scratch import scratch
 
@@ -198,7 +199,7 @@ def _check_names(store: Path, directory: Path) -> None:
         try:
             if os.fstat(fd).st_mode & 0o077:
                 raise _wrong_filesystem(store, directory, "without permissions")
-            place = Path(f"/proc/self/fd/{fd}")
+            place = path_of(fd)
             for lack, try_it in (("sockets", _try_socket), ("locks", _try_lock), ("renaming", _try_rename)):
                 try:
                     try_it(place)

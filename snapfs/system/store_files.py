@@ -10,6 +10,7 @@ from typing import Final
 
 from cow import foreign_names, open_plain, remove_store
 from snapfs.errors import SnapfsError
+from snapfs.system.descriptors import path_of
 from snapfs.system.stores import check_owner, name_of, unreachable
 
 _STORE_FILE: Final = re.compile(r"cut-[0-9]+/[a-z]+")
@@ -27,7 +28,7 @@ def make_store(path: Path) -> tuple[Path, bool]:
             raise unreachable(path, error) from error
     finally:
         os.close(parent_fd)
-    held = Path(f"/proc/self/fd/{fd}")
+    held = path_of(fd)
     try:
         if os.fstat(fd).st_uid == os.geteuid() and not foreign_names(held):
             with suppress(OSError):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,11 @@ from typing import Final
 
 from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
 from snapfs.system.asking import ask
+from snapfs.system.descriptors import descriptor_in, last_name, path_of
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
 
-_HELD: Final = re.compile(r"/proc/self/fd/[0-9]+")
+# The symbolic link in each view that leads to its store; never listed.
+LINK_NAME: Final = b".snapfs"
 
 
 def hold_store(path: Path, owner: int | None = None) -> Path:
@@ -37,7 +38,7 @@ def hold_store(path: Path, owner: int | None = None) -> Path:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
         raise unreachable(path, error) from error
-    held = Path(f"/proc/self/fd/{fd}")
+    held = path_of(fd)
     try:
         check_owner(path, os.fstat(fd), owner)
     except BaseException:
@@ -48,23 +49,26 @@ def hold_store(path: Path, owner: int | None = None) -> Path:
 
 def held_fds(store: Path) -> tuple[int, ...]:
     """What a program that is started must inherit, so that it can use the path of the store."""
-    return (int(store.name),) if is_held(store) else ()
+    fd = descriptor_in(store)
+    return () if fd is None else (fd,)
 
 
 def let_go(store: Path) -> None:
     """Close a held store."""
-    os.close(int(store.name))
+    for fd in held_fds(store):
+        os.close(fd)
 
 
 def is_held(path: Path) -> bool:
     """Whether the path is one that ``hold_store`` gave."""
-    return _HELD.fullmatch(str(path)) is not None
+    return descriptor_in(path) is not None
 
 
 def name_of(path: Path | str) -> Path:
     """A held store as people call it; any other path as it is."""
     path = Path(path)
-    return Path(os.readlink(path).removesuffix(" (deleted)")) if is_held(path) else path
+    fd = descriptor_in(path)
+    return path if fd is None else last_name(fd)
 
 
 def owner_of_store(store: Path) -> int:

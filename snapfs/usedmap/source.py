@@ -10,26 +10,23 @@ Rules
 
 from __future__ import annotations
 
-import os
 from typing import Protocol
 
 from bitarray import bitarray
 
 from snapfs.usedmap.result import MapError
+from snapfs.whole import read_at_most
 
 # The largest single structure any format needs at once is a btrfs node, an XFS log record or a few MiB
 # of descriptors; 16 MiB leaves room and keeps an absurd length from exhausting memory.
 MAX_READ_BYTES = 16 << 20
-
-# The kernel transfers at most 2 GiB - 4 KiB by one call.
-_MAX_TRANSFER_BYTES = 1 << 30
 
 
 class PreadInto(Protocol):
     """Anything that can stand in for a file descriptor."""
 
     def preadv_into(self, buffer: memoryview, offset: int) -> int:
-        """Fill `buffer` from `offset`; return how many bytes were read, 0 at the end."""
+        """Fill `buffer` from `offset`; return how many bytes there were, fewer only at the end."""
 
 
 class Source:
@@ -67,18 +64,14 @@ class Source:
             raise MapError(f"it points to {length} bytes at {offset}, outside its {self.size_bytes} bytes")
 
     def _fill(self, view: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(view):
-            with view[done : done + _MAX_TRANSFER_BYTES] as rest:
-                count = self._pread(rest, self.base_offset + offset + done)
-            if count <= 0:
-                raise MapError(f"only {done} of {len(view)} bytes at {offset} could be read")
-            done += count
+        done = self._read(view, self.base_offset + offset)
+        if done < len(view):
+            raise MapError(f"only {done} of {len(view)} bytes at {offset} could be read")
 
-    def _pread(self, view: memoryview, offset: int) -> int:
+    def _read(self, view: memoryview, offset: int) -> int:
         try:
             if isinstance(self._fd, int):
-                return os.preadv(self._fd, [view], offset)
+                return read_at_most(self._fd, view, offset)
             return self._fd.preadv_into(view, offset)
         except OSError as error:
             raise MapError(f"reading at {offset} failed: {error.strerror}") from error

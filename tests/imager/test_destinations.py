@@ -29,6 +29,13 @@ def mode_of(path: Path) -> int:
 # --- what is there ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("manifest", ["new", "new.partial", "new.partial.journal"])
+def test_a_manifest_is_neither_the_backup_nor_what_is_beside_it_meanwhile(small: Bench, manifest: str) -> None:
+    words = ("backup", small.image, small.path / "new", "--manifest", small.path / manifest)
+    snapfs(*words).refuses(2, "the same file", "name two")
+    assert not (small.path / manifest).exists()
+
+
 def test_nothing_is_replaced_unasked_and_force_says_what(small: Bench) -> None:
     for words in (
         ("backup", small.image, small.path / "dear"),

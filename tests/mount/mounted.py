@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from snapfs.commands.status import read_status
-from snapfs.system.discovery import STORE_LINK
 from snapfs.system.processes import readable
+from snapfs.system.stores import LINK_NAME
 
 SNAPFS = Path(sys.executable).with_name("snapfs")
 COMMAND_TIMEOUT_S = 40.0
@@ -171,7 +171,7 @@ class Mounted:
 
     def status(self) -> dict[str, Any]:
         """What the live server says, without the time that a command takes."""
-        return read_status(Path(os.readlink(self.live / STORE_LINK)))
+        return read_status(Path(os.readlink(self.live / os.fsdecode(LINK_NAME))))
 
     def umount(self, path: Path | None = None) -> None:
         """``snapfs umount``; must succeed and end every process."""

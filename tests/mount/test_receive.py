@@ -1,4 +1,4 @@
-"""What replaces a private name of pyfuse3 falls back where there is no such name; two modules agree on a name."""
+"""What replaces a private name of pyfuse3 falls back where there is no such name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ import pytest
 import trio
 from mounted import Ground
 
-from snapfs.fuse import receive, view
-from snapfs.system import discovery
+from snapfs.fuse import receive
 
 # What it measures others would spoil.
 pytestmark = pytest.mark.alone
 
 NAME = "_wait_fuse_readable"
-
-
-def test_both_modules_name_the_store_link_alike() -> None:
-    assert view.STORE_LINK == discovery.STORE_LINK
 
 
 def test_the_private_name_is_there() -> None:

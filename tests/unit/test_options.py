@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+import cow
+import snapfs
 from snapfs.errors import BackupDamagedError, BusyError, SnapfsError, SnapshotLostError, UsageError
-from snapfs.options import MountOptions, format_size, parse_size, split_fuse_options
+from snapfs.options import (
+    Durability,
+    Format,
+    MountOptions,
+    OnOverflow,
+    Protect,
+    format_size,
+    parse_size,
+    split_fuse_options,
+)
 
 SIZES = [
     ("0", 0),
@@ -140,3 +153,25 @@ def test_an_error_carries_its_sentence_and_its_facts() -> None:
         Path("disk.img"),
         ("process 1 (init)",),
     )
+
+
+@pytest.mark.parametrize(
+    ("choices", "known"),
+    [(OnOverflow, cow.OverflowPolicy), (Durability, cow.Durability), (Protect, cow.Protect)],
+)
+def test_the_engine_knows_every_choice_of_a_mount(choices: Any, known: Any) -> None:
+    assert set(get_args(choices)) == {one.name.lower().replace("_", "-") for one in known}
+
+
+def test_the_schema_of_a_backup_knows_every_format() -> None:
+    schema = json.loads((Path(snapfs.__file__).parent / "output.schema.json").read_text())
+    assert schema["$defs"]["snapshot"]["properties"]["protect"]["enum"] == list(get_args(Protect))
+    assert [one for one in _enums(schema, "format") if one != list(get_args(Format))] == []
+
+
+def _enums(node: Any, name: str) -> Iterator[list[str]]:
+    """The words of every property called `name`."""
+    for key, value in node.items() if isinstance(node, dict) else []:
+        if key == name and isinstance(value, dict) and "enum" in value:
+            yield value["enum"]
+        yield from _enums(value, name)
