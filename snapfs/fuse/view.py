@@ -7,14 +7,15 @@ commands find the instance by it, also when the store lies elsewhere.
 from __future__ import annotations
 
 import errno
-import os
 import stat
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import pyfuse3
 
-from snapfs.fuse.permissions import Permission, Permissions, allows, wanted_by
+from snapfs.fuse.access import allows, wanted_by
+from snapfs.serving.permissions import Permission
+from snapfs.serving.served import Served
 from snapfs.system.stores import LINK_NAME
 
 _LINK_INODE: Final = pyfuse3.InodeT(2)
@@ -22,47 +23,46 @@ _LINK_INODE: Final = pyfuse3.InodeT(2)
 IMAGE_INODE: Final = pyfuse3.InodeT(3)
 # The directory never changes; the file's attributes are told to the kernel when they do.
 LASTING_S: Final = 3600.0
-MAX_REQUEST_BYTES: Final = 1 << 20
 
 
-class View(pyfuse3.Operations):
-    """Names, attributes and refusals; reading and writing are the two views' own."""
+class View(Served, pyfuse3.Operations):
+    """Names, attributes and refusals; reading and writing are those of what is served.
 
+    A view is made of two: ``Served.__init__`` (or that of its kind) and this ``__init__``.
+    """
+
+    failure = pyfuse3.FUSEError
     supports_dot_lookup = False
     enable_writeback_cache = False
     enable_acl = False
     # What changing the view's directory or names fails with.
     refusal = errno.EPERM
     image_inode = IMAGE_INODE
+    # How long the kernel may take the attributes of the file for what they are.
+    attributes_last_s = LASTING_S
 
-    def __init__(
-        self,
-        name: bytes,
-        store: Callable[[], bytes],
-        permissions: Permissions,
-        image_bytes: int,
-        block_bytes: int,
-    ) -> None:
+    def __init__(self, name: bytes, store: Callable[[], bytes]) -> None:
         """``store`` says where the store is now: a directory above it may be renamed meanwhile."""
-        super().__init__()
-        self._name, self._store, self._permissions = name, store, permissions
+        pyfuse3.Operations.__init__(self)
+        self._name, self._store = name, store
         # What the kernel takes for the permission of the file.
         self._told: Permission | None = None
-        self._image_bytes, self._block_bytes = image_bytes, block_bytes
-        self._scratch = memoryview(bytearray(MAX_REQUEST_BYTES))
-
-    def image_attributes(self) -> pyfuse3.EntryAttributes:
-        """The attributes of the view's file."""
-        raise NotImplementedError
-
-    def permission(self) -> Permission:
-        """Those of the view's file that say who may open it."""
-        return self._permissions.now
 
     def _told_attributes(self) -> pyfuse3.EntryAttributes:
         """The attributes of the view's file, for an answer to the kernel."""
-        entry = self.image_attributes()
-        self._told = Permission(stat.S_IMODE(entry.st_mode), entry.st_uid, entry.st_gid)
+        attributes = self.attributes()
+        self._told = permission = attributes.permission
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = self.image_inode
+        entry.st_mode = stat.S_IFREG | permission.mode
+        entry.st_nlink = 1
+        entry.st_uid, entry.st_gid = permission.uid, permission.gid
+        entry.st_size = self.image_bytes
+        entry.st_blksize = self.block_bytes
+        entry.st_blocks = attributes.sectors
+        entry.st_atime_ns, entry.st_mtime_ns = attributes.accessed_ns, attributes.modified_ns
+        entry.st_ctime_ns = attributes.changed_ns
+        entry.attr_timeout, entry.entry_timeout = self.attributes_last_s, LASTING_S
         return entry
 
     def _check_open(self, flags: int, ctx: pyfuse3.RequestContext) -> None:
@@ -78,13 +78,13 @@ class View(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.EPERM)
 
     def _directory_attributes(self) -> pyfuse3.EntryAttributes:
-        image = self.image_attributes()
+        image = self.attributes()
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.ROOT_INODE
         entry.st_mode = stat.S_IFDIR | 0o555
         entry.st_nlink = 2
-        entry.st_uid, entry.st_gid = image.st_uid, image.st_gid
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = image.st_mtime_ns
+        entry.st_uid, entry.st_gid = image.permission.uid, image.permission.gid
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = image.modified_ns
         entry.attr_timeout = entry.entry_timeout = LASTING_S
         return entry
 
@@ -146,8 +146,8 @@ class View(pyfuse3.Operations):
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         data = pyfuse3.StatvfsData()
-        data.f_bsize = data.f_frsize = self._block_bytes
-        data.f_blocks = -(-self._image_bytes // self._block_bytes)
+        data.f_bsize = data.f_frsize = self.block_bytes
+        data.f_blocks = -(-self.image_bytes // self.block_bytes)
         data.f_bfree = data.f_bavail = 0
         data.f_files, data.f_ffree, data.f_favail = 1, 0, 0
         data.f_namemax = 255
@@ -210,8 +210,3 @@ class View(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> None:
         raise self._refused()
-
-
-def wants_write(flags: int) -> bool:
-    """Whether open flags ask for more than reading."""
-    return flags & os.O_ACCMODE != os.O_RDONLY

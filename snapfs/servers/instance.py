@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from cow import Image, Store
-from snapfs.fuse.permissions import Permissions
 from snapfs.options import MountOptions
+from snapfs.serving.permissions import Permissions
 from snapfs.system.block_ioctl import sector_bytes_of
 from snapfs.system.descriptors import present_name
 from snapfs.system.stores import name_of

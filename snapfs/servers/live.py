@@ -8,11 +8,11 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-import pyfuse3
 import trio
 
 from cow import Counter, Event, EventKind, LiveEngine, OverflowPolicy, SnapshotEnded
 from snapfs.errors import SnapfsError
+from snapfs.fuse import session
 from snapfs.fuse.live_view import LiveView
 from snapfs.protocol import (
     BeginMap,
@@ -103,7 +103,7 @@ class LiveServer:
             try:
                 await self._serve(signals)
             finally:
-                pyfuse3.close(unmount=False)
+                session.close()
             # The compactor still runs: what it has to empty is complete only now.
             tell_supervisor(self._pipe_fd, SERVED)
             await self._until_compacted(signals)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import uuid
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
-import pyfuse3
 import trio
 
 from cow import Counter, Store
 from snapfs.client import request
 from snapfs.errors import SnapfsError
+from snapfs.fuse import session
 from snapfs.fuse.snapshot_view import SnapshotView
 from snapfs.protocol import Release, Request, TellDamage, deadline_in
 from snapfs.servers.instance import SNAPSHOT, Instance
@@ -68,7 +66,7 @@ class SnapshotServer:
                 await until_stopped()
                 nursery.cancel_scope.cancel()
         finally:
-            pyfuse3.close(unmount=False)
+            session.close()
         return 0
 
     def _store_name(self) -> bytes:
@@ -125,7 +123,7 @@ class SnapshotServer:
             old_inode, generation = view.image_inode, store.header.cut.generation
             view.show(store)
             # In a thread: the kernel may ask for something before it lets go.
-            await trio.to_thread.run_sync(self._forget, os.fsencode(instance.view_name), old_inode)
+            await trio.to_thread.run_sync(session.forget, os.fsencode(instance.view_name), old_inode)
             store.control[Counter.SHOWN_GENERATION] = generation
 
     async def _follow_releases(self, view: SnapshotView) -> None:
@@ -133,26 +131,11 @@ class SnapshotServer:
         while True:
             await trio.lowlevel.wait_readable(self._instance.released.fd)
             self._instance.released.hush()
-            await trio.to_thread.run_sync(self._drop_pages, view.image_inode)
-
-    @staticmethod
-    def _drop_pages(inode: pyfuse3.InodeT) -> None:
-        with contextlib.suppress(OSError):  # the kernel had none
-            pyfuse3.invalidate_inode(inode)
+            await trio.to_thread.run_sync(session.drop_pages, view.image_inode)
 
     def _present_store(self) -> Store:
         """The store as opened by the supervisor, if need be with the header and the maps of a later cut."""
         return self._instance.store.present(writable=False)
-
-    @staticmethod
-    def _forget(name: bytes, inode: pyfuse3.InodeT) -> None:
-        """Have the kernel look the name up again, and drop what it cached of the cut before."""
-        for forget in (
-            partial(pyfuse3.invalidate_entry, pyfuse3.ROOT_INODE, name),
-            partial(pyfuse3.invalidate_inode, inode),
-        ):
-            with contextlib.suppress(OSError):  # the kernel knew nothing of it
-                forget()
 
     def _on_damage(self, generation: int, what: str) -> None:
         self._tell(TellDamage(generation=generation, what=what))

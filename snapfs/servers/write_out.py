@@ -11,16 +11,15 @@ happens outside its event loop, and for a bounded time.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pyfuse3
 import trio
 
+from snapfs.fuse.session import write_back
 from snapfs.fuse.view import IMAGE_INODE
 from snapfs.servers.instance import LIVE, Instance
 from snapfs.system.view_mounts import ViewId
@@ -39,7 +38,7 @@ async def write_out(instance: Instance, timeout_s: float) -> None:
     with trio.move_on_after(timeout_s):
         if _may_carry_filesystems():
             await _sync_filesystems(instance, view)
-        await trio.to_thread.run_sync(_write_back, abandon_on_cancel=True)
+        await trio.to_thread.run_sync(write_back, abandon_on_cancel=True)
         done = True
     if not done:
         _LOG.error("what was written to %s could not be written out in %g s", instance.point(LIVE), timeout_s)
@@ -48,15 +47,6 @@ async def write_out(instance: Instance, timeout_s: float) -> None:
 def _may_carry_filesystems() -> bool:
     """Without a loop device, or a server that reads the file itself, there is nothing on the view."""
     return any(_LOOPS.glob("loop*/loop")) or b" fuse" in Path("/proc/self/mountinfo").read_bytes()
-
-
-def _write_back() -> None:
-    try:
-        pyfuse3.invalidate_inode(IMAGE_INODE)
-    except OSError as error:
-        # The kernel has forgotten the file, or the whole view: then it holds nothing.
-        if error.errno not in (errno.ENOENT, errno.ENOTCONN, errno.ENODEV):
-            _LOG.error("the kernel could not write out what it holds: %s", error.strerror)
 
 
 async def _sync_filesystems(instance: Instance, view: ViewId) -> None:

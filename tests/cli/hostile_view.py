@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import sys
 import threading
 from contextlib import suppress
@@ -16,17 +15,18 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from snapfs.fuse.permissions import Permissions
-from snapfs.fuse.view import IMAGE_INODE, View
+from snapfs.fuse.view import View
+from snapfs.serving.permissions import Permission, Permissions
+from snapfs.serving.served import Attributes, Served
 
 
 class HostileView(View):
-    def image_attributes(self) -> pyfuse3.EntryAttributes:
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino, entry.st_mode, entry.st_nlink = IMAGE_INODE, stat.S_IFREG | 0o444, 1
-        entry.st_size, entry.st_blksize, entry.st_blocks = self._image_bytes, 4096, 8
-        entry.st_uid, entry.st_gid = os.getuid(), os.getgid()
-        return entry
+    def __init__(self, name: bytes, store: str) -> None:
+        Served.__init__(self, Permissions(os.open(__file__, os.O_RDONLY)), 4096, 4096)
+        View.__init__(self, name, store.encode)
+
+    def attributes(self) -> Attributes:
+        return Attributes(Permission(0o444, os.getuid(), os.getgid()), 8, 0, 0, 0)
 
 
 def answer_all(listener: socket.socket, status: bytes) -> None:
@@ -47,9 +47,7 @@ def main() -> None:
         listener.listen(8)
         (Path(store) / "lock").touch()
         threading.Thread(target=answer_all, args=(listener, status), daemon=True).start()
-    view = HostileView(
-        os.path.basename(image).encode(), store.encode, Permissions(os.open(__file__, os.O_RDONLY)), 4096, 4096
-    )
+    view = HostileView(os.path.basename(image).encode(), store)
     pyfuse3.init(view, point, {"subtype=snapfs", f"fsname={image}", "allow_other"})
     print("serving", flush=True)
     trio.run(pyfuse3.main)

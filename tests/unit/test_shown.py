@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.fuse.permissions import Permission, narrowed
 from snapfs.log import configure_log
 from snapfs.servers.session import failure_line, sentence_of
+from snapfs.serving.permissions import Permission, narrowed
 from snapfs.shown import shown
 
 

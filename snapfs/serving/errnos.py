@@ -1,10 +1,8 @@
-"""The one table from the engine's errors to what a system call on a view returns."""
+"""The one table from the engine's errors to what a request to a view fails with."""
 
 from __future__ import annotations
 
 import errno
-
-import pyfuse3
 
 from cow import BlockReleased, BufferFull, CowError, Damaged, EngineClosed, OutOfRange, SnapshotEnded, SnapshotLost
 
@@ -25,10 +23,3 @@ def errno_of(error: Exception) -> int:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
     return next((code for kind, code in _ERRNOS.items() if isinstance(error, kind)), errno.EIO)
-
-
-def fuse_error(error: Exception) -> pyfuse3.FUSEError:
-    """What a request handler raises instead of ``error``."""
-    if isinstance(error, pyfuse3.FUSEError):
-        return error
-    return pyfuse3.FUSEError(errno_of(error))

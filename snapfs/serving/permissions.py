@@ -13,12 +13,8 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from contextlib import suppress
 from typing import Final, NamedTuple
 
-import pyfuse3
-
-_READ, _WRITE = 4, 2
 # The live server needs microseconds to change them; one that was killed meanwhile never comes to an end.
 _MAX_TRIES: Final = 1000
 
@@ -50,32 +46,6 @@ def narrowed(now: Permission, *others: Permission) -> Permission:
         rest = other.mode if same_user and same_group else by_all
         mode &= owner & 0o400 | rest & 0o044
     return now._replace(mode=mode)
-
-
-def allows(permission: Permission, context: pyfuse3.RequestContext, wanted: int) -> bool:
-    """Whether who asks may do what is ``wanted`` (bits as in a digit of a mode). Root may."""
-    if context.uid == 0:
-        return True
-    if context.uid == permission.uid:
-        bits = permission.mode >> 6
-    elif permission.gid in _groups_of(context):
-        bits = permission.mode >> 3
-    else:
-        bits = permission.mode
-    return bits & wanted == wanted
-
-
-def wanted_by(flags: int) -> int:
-    """What opening with ``flags`` asks for."""
-    access = flags & os.O_ACCMODE
-    return {os.O_RDONLY: _READ, os.O_WRONLY: _WRITE}.get(access, _READ | _WRITE)
-
-
-def _groups_of(context: pyfuse3.RequestContext) -> set[int]:
-    groups = {context.gid}
-    with suppress(OSError, ValueError, RuntimeError):  # it has ended, or is in another world of process numbers
-        groups |= pyfuse3.get_sup_groups(context.pid)
-    return groups
 
 
 class Permissions:

@@ -1,0 +1,189 @@
+"""What is served answers without any front: ranges, errors as an errno, and damage told of."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+
+from cow import BlockReleased, BufferFull, Damaged, SnapshotLost
+from snapfs.serving import snapshot
+from snapfs.serving.live import LiveImage
+from snapfs.serving.permissions import Permissions
+from snapfs.serving.served import MAX_REQUEST_BYTES, RequestError
+
+IMAGE_BYTES = 10_000
+
+
+class FakeEngine:
+    """`waits`: nothing is answered at once; `error`: what everything fails with."""
+
+    geometry = SimpleNamespace(image_bytes=IMAGE_BYTES, block_bytes=4096)
+
+    def __init__(self, *, waits: bool = False, error: Exception | None = None) -> None:
+        self.waits, self.error = waits, error
+        self.written: list[tuple[int, bytes]] = []
+
+    def _begin(self) -> bool:
+        if self.error is not None:
+            raise self.error
+        return not self.waits
+
+    def try_read_into(self, view: memoryview, offset: int) -> bool:
+        if self._begin():
+            view[:] = b"n" * len(view)
+            return True
+        return False
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b"w" * length
+
+    def try_write(self, offset: int, data: bytes) -> bool:
+        return self._begin() and not self.write(offset, data)
+
+    def write(self, offset: int, data: Any) -> None:
+        self.written.append((offset, bytes(data)))
+
+    def try_sync(self) -> bool:
+        return self._begin()
+
+
+@pytest.fixture
+def image_fd(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "image", os.O_RDWR | os.O_CREAT, 0o640)
+    os.ftruncate(fd, IMAGE_BYTES)
+    yield fd
+    os.close(fd)
+
+
+def live(engine: FakeEngine, fd: int) -> LiveImage:
+    image: Any = SimpleNamespace(fd=fd)
+    as_engine: Any = engine
+    return LiveImage(as_engine, image, Permissions(fd))
+
+
+@pytest.mark.parametrize(("waits", "letter"), [(False, b"n"), (True, b"w")])
+def test_a_read_is_answered_now_or_by_a_thread_and_ends_with_the_image(
+    image_fd: int, waits: bool, letter: bytes
+) -> None:
+    served = live(FakeEngine(waits=waits), image_fd)
+    assert bytes(trio.run(served.read, 1, 9_000, 4096)) == letter * 1000
+    assert trio.run(served.read, 1, IMAGE_BYTES, 4096) == b""
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_write_past_the_end_is_cut_short_or_refused(image_fd: int, waits: bool) -> None:
+    engine = FakeEngine(waits=waits)
+    served = live(engine, image_fd)
+    assert trio.run(served.write, 2, 9_000, b"x" * 4096) == 1000
+    assert engine.written == [(9_000, b"x" * 1000)]
+    with pytest.raises(RequestError) as failed:
+        trio.run(served.write, 2, IMAGE_BYTES, b"x")
+    assert failed.value.errno == errno.ENOSPC
+
+
+def test_what_the_engine_raises_leaves_as_an_errno(image_fd: int) -> None:
+    for error, code in (
+        (BufferFull(errno.ENOSPC), errno.ENOSPC),
+        (OSError(errno.EROFS, "read-only"), errno.EROFS),
+        (OSError(errno.EIO, "bad"), errno.EIO),
+    ):
+        served = live(FakeEngine(error=error), image_fd)
+        for request in ((served.read, 1, 0, 512), (served.write, 2, 0, b"x"), (served.fsync, 2, False)):
+            with pytest.raises(RequestError) as failed:
+                trio.run(*request)
+            assert failed.value.errno == code
+
+
+def test_only_an_error_of_the_disk_is_logged(image_fd: int, caplog: pytest.LogCaptureFixture) -> None:
+    for code in (errno.ENOSPC, errno.EIO):
+        with pytest.raises(RequestError):
+            trio.run(live(FakeEngine(error=OSError(code, os.strerror(code))), image_fd).read, 1, 0, 512)
+    assert [one.levelno for one in caplog.records] == [logging.ERROR]
+
+
+class FakeReader:
+    error: Exception | None = None
+    is_free = False
+
+    def __init__(self, store: Any, image: Any) -> None:
+        self.store = store
+
+    def reads_as_zeros(self, offset: int, length: int) -> bool:
+        return self.is_free
+
+    def try_read(self, view: memoryview, offset: int) -> bool:
+        if self.error is not None:
+            raise self.error
+        view[:] = b"s" * len(view)
+        return True
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def store(generation: int) -> Any:
+    header = SimpleNamespace(image_bytes=IMAGE_BYTES, block_bytes=4096, cut=SimpleNamespace(generation=generation))
+    return SimpleNamespace(header=header, cut=SimpleNamespace(let_go=lambda: None))
+
+
+@pytest.fixture
+def told() -> list[tuple[int, str]]:
+    return []
+
+
+@pytest.fixture
+def shown(image_fd: int, told: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> snapshot.SnapshotImage:
+    monkeypatch.setattr(snapshot, "SnapshotReader", FakeReader)
+    image: Any = SimpleNamespace(fd=image_fd)
+    return snapshot.SnapshotImage(
+        store(7), image, Permissions(image_fd), lambda generation, what: told.append((generation, what))
+    )
+
+
+def test_a_handle_is_of_the_cut_that_was_shown(shown: snapshot.SnapshotImage) -> None:
+    assert bytes(trio.run(shown.read, 7, 9_990, 4096)) == b"s" * 10
+    shown.show(store(8))
+    with pytest.raises(RequestError) as failed:
+        trio.run(shown.read, 7, 0, 512)
+    assert failed.value.errno == errno.ESTALE
+    assert bytes(trio.run(shown.read, 8, 0, 3)) == b"sss"
+
+
+def test_free_blocks_read_as_zeros(shown: snapshot.SnapshotImage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeReader, "is_free", True)
+    assert bytes(trio.run(shown.read, 7, 0, MAX_REQUEST_BYTES)) == bytes(IMAGE_BYTES)
+
+
+def test_only_damage_is_told_of(
+    shown: snapshot.SnapshotImage, told: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for error, code in (
+        (Damaged("a record is damaged"), errno.EIO),
+        (BlockReleased("it was released"), errno.ENODATA),
+        (SnapshotLost("the side buffer was full"), errno.EIO),
+    ):
+        monkeypatch.setattr(FakeReader, "error", error)
+        with pytest.raises(RequestError) as failed:
+            trio.run(shown.read, 7, 0, 512)
+        assert failed.value.errno == code
+    assert told == [(7, "a record is damaged")]
+
+
+def test_uncounted_reads_are_not_reported(shown: snapshot.SnapshotImage) -> None:
+    read: list[tuple[int, int]] = []
+    closed: list[bool] = []
+    shown.on_read = lambda offset, length: read.append((offset, length))
+    shown.on_close = lambda: closed.append(True)
+    for handle in (7, 7 | snapshot.UNCOUNTED):
+        trio.run(shown.read, handle, 0, 512)
+        trio.run(shown.release, handle)
+    assert read == [(0, 512)]
+    assert closed == [True]
