@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +33,7 @@ from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source, open_source
 from snapfs.imager.target import FileTarget, StreamTarget, Target
 from snapfs.options import BackupOptions
+from snapfs.stamps import utc_now
 from snapfs.system.mounts import canonical_path
 
 _MAX_TRIES: Final = 100
@@ -171,7 +171,7 @@ def _name_in_directory(options: BackupOptions, source: Source) -> Path:
 
 
 def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return utc_now()
 
 
 @contextmanager

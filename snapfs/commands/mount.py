@@ -20,8 +20,8 @@ from snapfs.log import configure_log
 from snapfs.options import MountOptions
 from snapfs.protocol import BeginMap
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
-from snapfs.servers.report import utc_text
 from snapfs.servers.session import READY, failure_line, sentence_of
+from snapfs.stamps import utc_text
 from snapfs.supervisor import Supervisor
 from snapfs.system.default_store import prepare_default_store
 from snapfs.system.discovery import believed_mounts

@@ -13,13 +13,13 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from snapfs.destination.in_use import lies_on_same, refuse_in_use, refuse_views_and_stores
 from snapfs.destination.names import temporary_paths
 from snapfs.errors import SnapfsError, UsageError
 from snapfs.options import format_size
+from snapfs.stamps import utc_text
 from snapfs.system.block_devices import block_device_of_number, device_text
 from snapfs.system.file_kinds import holds_data, kind_name
 from snapfs.system.mounts import canonical_path
@@ -47,7 +47,7 @@ class Place:
         if self.status is None:
             return "nothing"
         if not self.is_device:
-            return f"a file of {format_size(self.status.st_size)}, changed {_utc(self.status.st_mtime)}"
+            return f"a file of {format_size(self.status.st_size)}, changed {utc_text(self.status.st_mtime_ns)}"
         device = block_device_of_number(self.status.st_rdev)
         return "a block device" if device is None else f"a block device of {device_text(device)}"
 
@@ -139,7 +139,3 @@ def _status(named: Path, real: Path) -> os.stat_result | None:
 def _check_parent(named: Path, real: Path) -> None:
     if not real.parent.is_dir():
         raise SnapfsError(f"{named.parent} is no directory; make it, or name another place.", path=named)
-
-
-def _utc(time_s: float) -> str:
-    return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

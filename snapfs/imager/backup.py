@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -25,6 +24,7 @@ from snapfs.imager.source import Source
 from snapfs.imager.stages import Stages
 from snapfs.imager.target import Target
 from snapfs.imager.unread import Ranges, Salvager
+from snapfs.stamps import utc_now
 
 # While the snapshot waits for it, often; else only so often that a resumed backup has little to repeat.
 _RELEASE_BYTES: Final = 64 << 20
@@ -166,7 +166,7 @@ def finished_manifest(
     facts = {
         **source.facts,
         "cut": None if cut is None else {**cut, **cut_facts},
-        "created_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created_at": utc_now(),
         "block_bytes": source.block_bytes,
         "used_bytes": source.used_bytes,
     }

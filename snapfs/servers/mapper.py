@@ -1,9 +1,8 @@
 """The map of used blocks of the present snapshot, computed in a process of its own.
 
 It reads the snapshot view, which cannot change any more, so writers never wait for it. It is a program
-(``python -m snapfs.servers.mapper``) that leaves two files in the directory of the cut: ``free.found``, one bit
-a block, 1 for free, with holes for zeros, and ``regions.json``, what was found where. The live server takes the
-first over into the map of free blocks.
+(``python -m snapfs.servers.mapper``) that leaves two files in the directory of the cut: what is free (see
+``free_file``) and ``regions.json``, what was found where. ``maps`` starts it and takes the first over.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from snapfs.servers.notes import FREE_NAME, write_regions
+from snapfs.servers.free_file import write_free
+from snapfs.servers.notes import write_regions
 from snapfs.system.mounts import open_beside
 from snapfs.system.view_mounts import mounts_of, view_on
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 from snapfs.usedmap.unrest import distrust_mounted, distrust_written
 
-_PIECE_BYTES = 1 << 20
 _NICENESS = 5
-_INVERTED = bytes(0xFF ^ byte for byte in range(256))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,13 +67,7 @@ def _point(device: str) -> Path:
 
 def write_map(image_map: ImageMap, directory: Path) -> None:
     """Leave the map in ``directory``; ``regions.json`` comes last and says that the other is whole."""
-    used = memoryview(image_map.used)
-    with (directory / FREE_NAME).open("wb") as file:
-        for offset in range(0, len(used), _PIECE_BYTES):
-            piece = used[offset : offset + _PIECE_BYTES].tobytes()
-            if piece.count(0xFF) < len(piece):
-                os.pwrite(file.fileno(), piece.translate(_INVERTED), offset)
-        file.truncate(len(used))
+    write_free(directory, image_map.used)
     write_regions(directory, image_map.regions)
 
 

@@ -20,8 +20,6 @@ from snapfs.usedmap.result import Region
 from snapfs.wire import parsed
 
 FACTS_NAME, REGIONS_NAME = "facts.json", "regions.json"
-# One bit a block, 1 for free; taken over into the map of free blocks, and removed.
-FREE_NAME = "free.found"
 # Of each region there are some 200 bytes; more than this is none of ours.
 _MAX_BYTES = 256 << 20
 _NUMBERED = ("offset", "length", "block_bytes", "free_bytes")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import uuid
-from datetime import UTC, datetime
 from typing import Any
 
 from cow import Counter, CutCounter, LiveEngine, Protect, State
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
+from snapfs.stamps import id_text, utc_text
 
 STATUS_VERSION = 1
 
@@ -45,11 +44,6 @@ def _device(instance: Instance, view: str) -> str | None:
     return None if view_id is None else view_id.device
 
 
-def utc_text(time_ns: int) -> str:
-    """``2026-01-31T12:00:00Z``"""
-    return datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _snapshot(instance: Instance) -> dict[str, Any]:
     store = instance.store
     numbers, header = store.cut.numbers, store.header
@@ -57,7 +51,7 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
     settled, preserved = numbers[CutCounter.SETTLED_BLOCKS], numbers[CutCounter.PRESERVED_BLOCKS]
     state = numbers.state
     return {
-        "id": str(uuid.UUID(bytes=header.cut.snapshot_id)),
+        "id": id_text(header.cut.snapshot_id),
         "state": state.name.lower(),
         "taken_at": utc_text(header.cut.taken_at_ns),
         "freeze_ms": None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
 from snapfs.servers.single_pass import SinglePass
+from snapfs.stamps import id_text
 from snapfs.system.processes import descends_from
 
 _LOG = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class SnapshotServer:
 
     def _new_pass(self, view: SnapshotView) -> SinglePass:
         header = view.header
-        snapshot_id = str(uuid.UUID(bytes=header.cut.snapshot_id))
+        snapshot_id = id_text(header.cut.snapshot_id)
 
         def release(offset: int, length: int) -> None:
             self._tell(

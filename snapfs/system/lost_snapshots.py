@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import uuid
 from pathlib import Path
 from typing import Final
+
+from snapfs.stamps import id_text
 
 _OF_ROOT: Final = Path("/run/snapfs")
 
@@ -33,7 +34,7 @@ def is_noted_lost(snapshot_id: bytes) -> bool:
 
 
 def _path(directory: Path, snapshot_id: bytes) -> Path:
-    return directory / str(uuid.UUID(bytes=snapshot_id))
+    return directory / id_text(snapshot_id)
 
 
 def _directory() -> Path | None:
