@@ -28,8 +28,9 @@ from snapfs.client import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
 from snapfs.protocol import ExpectEnd, NoteServer, StopMap, WriteOut, deadline_in
 from snapfs.servers.instance import COMPACTOR, LIVE, SNAPSHOT, Instance
+from snapfs.servers.pipe import GONE, READY, SERVED, sentence_of
+from snapfs.servers.process import STOP_SIGNAL
 from snapfs.servers.restarts import Restarts
-from snapfs.servers.session import GONE, READY, SERVED, STOP_SIGNAL, sentence_of
 from snapfs.servers.start import Server, start_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
@@ -93,14 +94,11 @@ class Supervisor:
 
     def _hear(self, server: Server) -> None:
         """A server said something on its pipe."""
-        data = os.read(server.pipe_fd, 4096)
-        if not data:
+        lines = server.heard()
+        if not lines:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(server.pipe_fd)
-            return
-        while not data.endswith(b"\n") and (more := os.read(server.pipe_fd, 4096)):
-            data += more
-        for line in data.splitlines(keepends=True):
+        for line in lines:
             if line == READY:
                 self._on_ready(server.name)
             elif line == GONE:
@@ -123,9 +121,8 @@ class Supervisor:
         # What it said last may still be in its pipe.
         if readable([server.pipe_fd], 0):
             self._hear(server)
-        self._forget(server)
-        status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with code {status}"
+        code = self._end_of(server)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         if server.name in self._restarts and (self._reported or server.name == COMPACTOR):
             self._replace(server.name, how)
             return
@@ -174,12 +171,13 @@ class Supervisor:
         with contextlib.suppress(SnapfsError):
             request(self._instance.store.path, NoteServer(name, trouble), _TELL_TIMEOUT_S)
 
-    def _forget(self, server: Server) -> None:
+    def _end_of(self, server: Server) -> int:
+        """Its exit code; from then on it is none of ours."""
         for fd in (server.pipe_fd, server.pidfd):
             with contextlib.suppress(KeyError):
                 self._selector.unregister(fd)
-            os.close(fd)
         self._servers.pop(server.name, None)
+        return server.wait()
 
     # --- the caller ------------------------------------------------------------------------------------------
 
@@ -269,10 +267,8 @@ class Supervisor:
     # --- the end ---------------------------------------------------------------------------------------------
 
     def _wake_servers(self) -> None:
-        """One that somebody has stopped (SIGSTOP) could not end either."""
         for server in self._servers.values():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(server.pid, signal.SIGCONT)
+            server.wake()
 
     def _stop_servers(self) -> None:
         self._wake_servers()
@@ -304,30 +300,25 @@ class Supervisor:
         if COMPACTOR not in self._servers:
             with contextlib.suppress(SnapfsError):
                 request(self._instance.store.path, ExpectEnd(compactor_is_gone=True))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(live.pid, STOP_SIGNAL)
-        said = b""
-        while SERVED not in said:
-            ready = readable([live.pipe_fd, live.pidfd])
-            if live.pipe_fd not in ready:
+        live.stop()
+        lines: list[bytes] = []
+        while SERVED not in lines:
+            if live.pipe_fd not in readable([live.pipe_fd, live.pidfd]):
                 return
-            data = os.read(live.pipe_fd, 4096)
-            if not data:
+            lines = live.heard()
+            if not lines:
                 return
-            said += data
 
     def _stop(self, server: Server) -> None:
         """The signal, and patience with the two that may still have data to write."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(server.pid, STOP_SIGNAL)
+        server.stop()
         if server.name == SNAPSHOT and not readable([server.pidfd], _SERVER_TIMEOUT_S):
-            os.kill(server.pid, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(server.pid, 0)[1])
+            server.kill()
+        code = self._end_of(server)
         # Of the very signal one ends that had not begun to serve.
-        if status not in (0, -STOP_SIGNAL):
-            _LOG.error("the %s server ended with code %d", server.name, status)
+        if code not in (0, -STOP_SIGNAL):
+            _LOG.error("the %s server ended with code %d", server.name, code)
             self._crashed = True
-        self._forget(server)
 
     def _end(self) -> int:
         instance = self._instance

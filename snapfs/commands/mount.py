@@ -20,7 +20,7 @@ from snapfs.log import configure_log
 from snapfs.options import MountOptions
 from snapfs.protocol import BeginMap
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
-from snapfs.servers.session import READY, failure_line, sentence_of
+from snapfs.servers.pipe import READY, failure_line, sentence_of
 from snapfs.stamps import utc_text
 from snapfs.supervisor import Supervisor
 from snapfs.system.default_store import prepare_default_store

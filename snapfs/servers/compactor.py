@@ -13,7 +13,7 @@ import signal
 from cow import Compactor, Counter
 from snapfs.servers.instance import Instance
 from snapfs.servers.memory import MemoryWatch
-from snapfs.servers.session import STOP_SIGNAL, become_server
+from snapfs.servers.process import STOP_SIGNAL, become_server
 from snapfs.system.processes import detach_streams, readable
 
 _LOG = logging.getLogger(__name__)

@@ -38,9 +38,11 @@ from snapfs.servers.image_watch import ImageWatch
 from snapfs.servers.instance import COMPACTOR, LIVE, Instance
 from snapfs.servers.maps import Maps
 from snapfs.servers.memory import MemoryWatch
+from snapfs.servers.pipe import SERVED, tell
+from snapfs.servers.process import become_server, stop_signals
 from snapfs.servers.releases import Releases
 from snapfs.servers.report import status_of
-from snapfs.servers.session import SERVED, become_server, mount_view, serve_view, stop_signals, tell_supervisor
+from snapfs.servers.session import mount_view, serve_view
 from snapfs.servers.trouble import Trouble
 from snapfs.servers.write_out import write_out
 from snapfs.system.discovery import DISK_ERRORS
@@ -98,7 +100,7 @@ class LiveServer:
             finally:
                 session.close()
             # The compactor still runs: what it has to empty is complete only now.
-            tell_supervisor(self._pipe_fd, SERVED)
+            tell(self._pipe_fd, SERVED)
             await self._until_compacted(signals)
         self._close()
         return 0

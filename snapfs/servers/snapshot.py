@@ -17,7 +17,8 @@ from snapfs.fuse.snapshot_view import SnapshotView
 from snapfs.protocol import Release, Request, TellDamage, deadline_in
 from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.memory import MemoryWatch
-from snapfs.servers.session import become_server, mount_view, serve_view, until_stopped
+from snapfs.servers.process import become_server, until_stopped
+from snapfs.servers.session import mount_view, serve_view
 from snapfs.servers.single_pass import SinglePass
 from snapfs.stamps import id_text
 from snapfs.system.processes import descends_from

@@ -1,4 +1,4 @@
-"""Starting a server: a child process with a pipe on which it says how it goes (see ``session``)."""
+"""A server seen from its supervisor: a child process with a pipe on which it says how it goes (see ``pipe``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from snapfs.errors import SnapfsError, shortage
 from snapfs.servers.compactor import run_compactor
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.live import run_live_server
-from snapfs.servers.session import failure_line
+from snapfs.servers.pipe import failure_line, heard
+from snapfs.servers.process import STOP_SIGNAL
 from snapfs.servers.snapshot import run_snapshot_server
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +30,33 @@ class Server:
     pid: int
     pidfd: int
     pipe_fd: int
+
+    def heard(self) -> list[bytes]:
+        """What it says now; nothing when it has closed its pipe."""
+        return heard(self.pipe_fd)
+
+    def stop(self) -> None:
+        """Have it end when it has done its part."""
+        self._send(STOP_SIGNAL)
+
+    def wake(self) -> None:
+        """One that somebody has stopped (SIGSTOP) could not end."""
+        self._send(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """It has had its time."""
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Until it has ended: its exit code, below 0 for the signal that killed it. What it says is closed."""
+        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self.pipe_fd)
+        os.close(self.pidfd)
+        return code
 
 
 def start_server(name: str, instance: Instance) -> Server:

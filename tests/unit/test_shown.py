@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from snapfs.log import configure_log
-from snapfs.servers.session import failure_line, sentence_of
+from snapfs.servers.pipe import failure_line, sentence_of
 from snapfs.serving.permissions import Permission, narrowed
 from snapfs.shown import shown
 
