@@ -3,6 +3,7 @@
 place        what the name leads to: a new file, an old one, a block device; never what is in use or being read
 in_use       never an image or a store that somebody has
 consent      nothing is replaced unasked, and --force says what
+names        what is beside DEST until it is whole
 unfinished   DEST.partial: made new, locked, not followed; renamed when it is whole
 in_place     what is overwritten where it is: block devices, images that are restored
 pair         DEST and its manifest appear together
