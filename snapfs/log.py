@@ -14,7 +14,9 @@ from typing import Any, TextIO
 from cow import open_plain
 from snapfs.shown import shown
 
-_FORMAT = "%(asctime)s %(processName)s[%(process)d] %(levelname)s %(message)s"
+_FORMAT = "%(asctime)s {name}[%(process)d] %(levelname)s %(message)s"
+# Whose loggers say what is of use only to whoever looks for a fault; libraries that do so are not heard.
+_OURS = ("snapfs", "cow")
 
 
 class _OneLine(logging.Formatter):
@@ -29,24 +31,41 @@ class _OneLine(logging.Formatter):
         return "\n".join(f"  {shown(line)}" for line in super().formatException(ei).split("\n"))
 
 
-def configure_log(path: Path | None, name: str) -> None:
-    """Log to ``path`` (appending, so that processes do not overwrite each other), or to stderr without one."""
+def configure_log(where: Path | int | None, name: str, level: str = "info") -> None:
+    """Log to the file ``where`` (appending, so that processes do not overwrite each other), to a descriptor, or to
+    stderr without one; what is below ``level`` is not said."""
     logging.raiseExceptions = False
-    handler = logging.StreamHandler(sys.stderr if path is None else _log_file(path))
-    handler.setFormatter(_OneLine(_FORMAT.replace("%(processName)s", name)))
+    handler = logging.StreamHandler(_stream(where))
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(logging.INFO)
+    name_log(name)
+    least = logging.getLevelNamesMapping()[level.upper()]
+    root.setLevel(max(least, logging.INFO))
+    for ours in _OURS:
+        logging.getLogger(ours).setLevel(least)
 
 
-def _log_file(path: Path) -> TextIO:
+def name_log(name: str) -> None:
+    """What this process is called in the log from now on."""
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_OneLine(_FORMAT.format(name=name)))
+
+
+def _stream(where: Path | int | None) -> TextIO:
+    if where is None:
+        # Not shared with whoever has stderr lead elsewhere for a while, or starts a program with another one.
+        where = os.dup(sys.stderr.fileno())
+    fd = where if isinstance(where, int) else _open_log(where)
+    return open(fd, "a", encoding="utf-8", errors="backslashreplace")
+
+
+def _open_log(path: Path) -> int:
     """As every file of the store: none that somebody else has prepared, and nobody else's to read."""
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
     try:
-        fd = open_plain(path, flags)
+        return open_plain(path, flags)
     except OSError:
         path.unlink(missing_ok=True)
-        fd = open_plain(path, flags | os.O_EXCL)
-    return open(fd, "a", encoding="utf-8", errors="backslashreplace")
+        return open_plain(path, flags | os.O_EXCL)

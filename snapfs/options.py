@@ -24,6 +24,7 @@ Durability = Literal["process", "power"]
 Cache = Literal["writeback", "writethrough"]
 Format = Literal["raw", "qcow2"]
 OnReadError = Literal["stop", "skip"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 DEFAULT_BLOCK_BYTES: Final = 4096
 MIN_BLOCK_BYTES: Final = 512  # a sector: nothing writes less to a disk
@@ -101,6 +102,7 @@ class MountOptions:
     foreground: bool = False
     single_pass: bool = False
     skip_swap: bool = False
+    log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         check_block_bytes(self.block_bytes)
@@ -109,6 +111,7 @@ class MountOptions:
         _check_choice("--on-overflow", self.on_overflow, get_args(OnOverflow))
         _check_choice("--durability", self.durability, get_args(Durability))
         _check_choice("--cache", self.cache, get_args(Cache))
+        _check_choice("--log-level", self.log_level, get_args(LogLevel))
         for option in self.fuse_options:
             _check_fuse_option(option)
 

@@ -86,6 +86,7 @@ class Supervisor:
 
     def _start(self, name: str) -> None:
         server = start_server(name, self._instance)
+        _LOG.debug("started %s, process %d", name, server.pid)
         self._servers[name] = server
         if name == LIVE:
             self._instance.live_pidfd = server.pidfd
@@ -99,6 +100,7 @@ class Supervisor:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(server.pipe_fd)
         for line in lines:
+            _LOG.debug("%s says %s", server.name, line.decode(errors="replace").rstrip())
             if line == READY:
                 self._on_ready(server.name)
             elif line == GONE:
@@ -311,6 +313,7 @@ class Supervisor:
 
     def _stop(self, server: Server) -> None:
         """The signal, and patience with the two that may still have data to write."""
+        _LOG.debug("stopping %s", server.name)
         server.stop()
         if server.name == SNAPSHOT and not readable([server.pidfd], _SERVER_TIMEOUT_S):
             server.kill()
@@ -321,6 +324,7 @@ class Supervisor:
             self._crashed = True
 
     def _end(self) -> int:
+        _LOG.debug("every server has ended")
         instance = self._instance
         # A snapshot that was carried on, and never shown, is still to be carried on.
         is_ours = self._is_running or instance.store.control.is_unseen

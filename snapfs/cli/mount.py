@@ -66,6 +66,13 @@ if TYPE_CHECKING:
     help="Whether the kernel may hold live writes back until they are synced.",
 )
 @click.option("--single-pass", is_flag=True, help="Release what has been read of the snapshot from its start on.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+    help="How much is said in the log.",
+)
 @click.option("-o", "fuse_options", multiple=True, metavar="OPT,...", help="FUSE mount options, e.g. allow_other.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in front; log to stderr.")
 @output_options

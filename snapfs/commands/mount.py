@@ -198,7 +198,7 @@ def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:
 
 
 def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
-    configure_log(None, "snapfs")
+    configure_log(None, "snapfs", instance.options.log_level)
     failures: list[str] = []
 
     def report(sentence: str) -> None:
@@ -248,7 +248,7 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
     try:
         os.setsid()
         os.chdir("/")
-        configure_log(instance.store.path / LOG_NAME, "snapfs")
+        configure_log(instance.store.path / LOG_NAME, "snapfs", instance.options.log_level)
         detach_streams(stderr_too=False)
 
         def report(sentence: str) -> None:

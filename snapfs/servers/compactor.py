@@ -66,6 +66,7 @@ class _Loop:
                     self._idle()
             elif self._control[Counter.PRESSED] or self._compactor.backlog_share >= _HURRY_SHARE or self._paused():
                 self._step()
+        _LOG.debug("told to end with %d slots in the ring", self._compactor.backlog_slots)
         if self._instance.keeps_store and not self._is_orphan:
             self._drain()
         self._compactor.close()
@@ -81,6 +82,7 @@ class _Loop:
     def _idle(self) -> None:
         work, control = self._instance.work, self._control
         control[Counter.COMPACTOR_IDLE] = 1
+        _LOG.debug("idle: the slots below %d of the ring are moved", control[Counter.FREED_SEQ])
         # A short wait first: a commit that did not see the flag yet is visible after it, and needs no bell.
         if not work.wait(_SETTLE_S) and self._compactor.is_done and not self._stopped:
             work.wait(None)

@@ -92,8 +92,11 @@ async def _receive_line(stream: trio.SocketStream) -> bytes:
 
 async def _answer(line: bytes, client: Client, handler: Handler) -> bytes:
     try:
-        return answer_line(await handler(parse_request(line), client))
+        request = parse_request(line)
+        _LOG.debug("process %d asks: %s", client.pid, request)
+        return answer_line(await handler(request, client))
     except SnapfsError as error:
+        _LOG.debug("process %d is refused: %s", client.pid, error.sentence)
         return refusal_line(error.sentence)
     except Exception:
         _LOG.exception("a request failed")

@@ -81,6 +81,7 @@ class Cuts:
             self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
         except OSError as error:
             raise self._refusal(error) from error
+        _LOG.debug("cut %d is prepared", self._prepared.generation)
         return CutPrepared(self._prepared.generation)
 
     def _check_image(self) -> None:
@@ -126,6 +127,7 @@ class Cuts:
         self._maps.forget()
         cut_ms = (time.monotonic_ns() - started_ns) / 1e6
         open_for_writing = self._count_writers()
+        _LOG.debug("cut %d is taken, in %.1f ms; %d have it open", cut.generation, cut_ms, open_for_writing)
         self._instance.new_cut.ring()
         return CutTaken(
             id=id_text(header.cut.snapshot_id),
@@ -182,4 +184,5 @@ class Cuts:
     async def _let_go_before(self) -> None:
         if self._before is not None:
             cut, self._before = self._before, None
+            _LOG.debug("letting go of cut %d", cut.generation)
             await trio.to_thread.run_sync(cut.let_go)

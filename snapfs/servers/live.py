@@ -99,6 +99,7 @@ class LiveServer:
                 await self._serve(signals)
             finally:
                 session.close()
+            _LOG.debug("the last request is answered; waiting for the compactor")
             # The compactor still runs: what it has to empty is complete only now.
             tell(self._pipe_fd, SERVED)
             await self._until_compacted(signals)
@@ -119,6 +120,7 @@ class LiveServer:
                 serving.start_soon(self._watch_writing)
                 serving.start_soon(self._serve_view)
                 await anext(signals)
+                _LOG.debug("told to end: writing out")
                 self._maps.cancel()
                 self.engine.room.stop_waiting()
                 # Without a supervisor nobody has done it yet, and who mounts anew waits for us.

@@ -130,6 +130,7 @@ class Maps:
             # A cut that ended meanwhile, or whose view went, has no map, and its mapper was right to fail.
             if cut is self._instance.store.cut:
                 self._state = "none" if scope.cancelled_caught else state
+                _LOG.debug("the map of cut %d: %s", cut.generation, self._state)
                 if what_failed and is_mounted(self._instance.places.view(SNAPSHOT)):
                     _LOG.warning("the map of used blocks failed, so every block is preserved: %s", what_failed)
             if self._mapping is scope:

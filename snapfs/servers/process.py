@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import trio
 
+from snapfs.log import name_log
 from snapfs.system.processes import die_with_parent, keep_heap, set_oom_score, set_process_name
 
 STOP_SIGNAL = signal.SIGUSR1
@@ -25,6 +26,7 @@ def become_server(name: str, supervisor_pid: int) -> None:
     die_with_parent(STOP_SIGNAL, supervisor_pid)
     os.umask(0o077)  # what is in the store was in the image, and is for nobody else
     set_process_name(f"snapfs-{name}")
+    name_log(f"snapfs-{name}")
     set_oom_score(-900)
     keep_heap()
 

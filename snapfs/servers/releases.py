@@ -5,6 +5,7 @@ Both go through the same maps for long, so they take turns.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import trio
@@ -15,6 +16,8 @@ from snapfs.protocol import Release, Released
 from snapfs.servers.instance import Instance
 from snapfs.servers.maps import Maps
 from snapfs.stamps import id_text
+
+_LOG = logging.getLogger(__name__)
 
 
 class Releases:
@@ -40,6 +43,7 @@ class Releases:
                 count = await trio.to_thread.run_sync(self._engine.release, first, end, self._instance.store.cut)
             except SnapshotEnded as error:
                 raise _has_ended(request) from error
+        _LOG.debug("released %d of the blocks %d to %d", count, first, end - 1)
         self._instance.released.ring()
         self._on_released()
         return Released(count)
@@ -47,7 +51,9 @@ class Releases:
     async def rest(self) -> bool:
         """Whether nothing is left to do for those who have written."""
         async with self._turn:
-            return await trio.to_thread.run_sync(self._engine.rest)
+            has_rested = await trio.to_thread.run_sync(self._engine.rest)
+        _LOG.debug("nobody writes: %s", "at rest" if has_rested else "the compactor is still at it")
+        return has_rested
 
     def _check_present(self, request: Release) -> None:
         store = self._instance.store

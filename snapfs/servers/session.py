@@ -6,6 +6,7 @@ A server says ``ready`` when it answers requests and ``gone`` when its view has 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import trio
@@ -17,11 +18,14 @@ from snapfs.servers.pipe import GONE, READY, tell
 from snapfs.system.processes import detach_streams, set_io_flusher
 from snapfs.system.view_mounts import session_view
 
+_LOG = logging.getLogger(__name__)
+
 
 def mount_view(instance: Instance, name: str, view: View, options: Iterable[str]) -> None:
     """Mount ``view``, and note which filesystem it is; SnapfsError when FUSE refuses."""
     mount_point = instance.live if name == LIVE else instance.snap
     session.mount(view, mount_point, instance.image_path, options)
+    _LOG.debug("mounted %s", mount_point)
     instance.places.note(name, session_view(mount_point))
     set_io_flusher()
 
@@ -32,6 +36,7 @@ async def serve_view(instance: Instance, view: str, pipe_fd: int) -> None:
         nursery.start_soon(_tell_ready, instance, view, pipe_fd)
         await session.serve()
         nursery.cancel_scope.cancel()
+    _LOG.debug("the view is unmounted")
     # From here on the number may be given to somebody else's filesystem.
     instance.places.note(view, None)
     tell(pipe_fd, GONE)

@@ -65,6 +65,7 @@ class SnapshotServer:
                 nursery.start_soon(self._follow_cuts, view)
                 nursery.start_soon(self._follow_releases, view)
                 await until_stopped()
+                _LOG.debug("told to end")
                 nursery.cancel_scope.cancel()
         finally:
             session.close()
@@ -126,12 +127,14 @@ class SnapshotServer:
             # In a thread: the kernel may ask for something before it lets go.
             await trio.to_thread.run_sync(session.forget, os.fsencode(instance.view_name), old_inode)
             store.control[Counter.SHOWN_GENERATION] = generation
+            _LOG.debug("showing cut %d", generation)
 
     async def _follow_releases(self, view: SnapshotView) -> None:
         """Have the kernel drop its pages: what was released is to read ENODATA, cached or not."""
         while True:
             await trio.lowlevel.wait_readable(self._instance.released.fd)
             self._instance.released.hush()
+            _LOG.debug("the kernel drops its pages, for some blocks are released or free")
             await trio.to_thread.run_sync(session.drop_pages, view.image_inode)
 
     def _present_store(self) -> Store:
