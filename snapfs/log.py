@@ -5,6 +5,7 @@ A full or broken disk must not stop a server: a line that cannot be written is d
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -51,6 +52,22 @@ def name_log(name: str) -> None:
     """What this process is called in the log from now on."""
     for handler in logging.getLogger().handlers:
         handler.setFormatter(_OneLine(_FORMAT.format(name=name)))
+
+
+def log_fd() -> int:
+    """The descriptor that the log goes to; stderr's as long as none is configured."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            return int(handler.stream.fileno())
+    return sys.stderr.fileno()
+
+
+def say_at_once(message: str) -> None:
+    """One line, past what `logging` and its files may be in the midst of: for a handler of signals."""
+    record = logging.LogRecord(__name__, logging.INFO, __file__, 0, message, None, None)
+    for handler in logging.getLogger().handlers:
+        with contextlib.suppress(OSError):
+            os.write(log_fd(), handler.format(record).encode(errors="backslashreplace") + b"\n")
 
 
 def _stream(where: Path | int | None) -> TextIO:

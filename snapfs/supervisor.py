@@ -44,6 +44,7 @@ _FLUSH_TIMEOUT_S = 65.0
 _SERVER_TIMEOUT_S = 30.0
 _TELL_TIMEOUT_S = 2.0
 _STOP_MAP_TIMEOUT_S = 30.0
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _MISSING = {
     SNAPSHOT: "the snapshot server died: the snapshot cannot be read until it is started again",
     COMPACTOR: "the compactor died: the side buffer is full sooner until it is started again",
@@ -206,7 +207,7 @@ class Supervisor:
         send.setblocking(False)
         with receive, send:
             old_fd = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
-            old = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+            old = {number: signal.signal(number, lambda *_: None) for number in _ENDING}
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
             self._selector.register(receive, selectors.EVENT_READ, lambda: self._on_signal(receive))
             try:
@@ -227,7 +228,11 @@ class Supervisor:
             self._start_due()
 
     def _on_signal(self, receive: socket.socket) -> None:
-        _LOG.info("ending on signal %d", receive.recv(64)[-1])
+        # Others that are handled come this way, too.
+        numbers = [number for number in receive.recv(64) if number in _ENDING]
+        if not numbers:
+            return
+        _LOG.info("ending on signal %d", numbers[-1])
         self._wake_servers()
         store = self._instance.store.path
         with contextlib.suppress(SnapfsError):

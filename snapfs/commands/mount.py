@@ -21,6 +21,7 @@ from snapfs.options import MountOptions
 from snapfs.protocol import BeginMap
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.pipe import READY, failure_line, sentence_of
+from snapfs.stacks import dump_stacks_on_signal
 from snapfs.stamps import utc_text
 from snapfs.supervisor import Supervisor
 from snapfs.system.default_store import prepare_default_store
@@ -199,6 +200,7 @@ def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:
 
 def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
     configure_log(None, "snapfs", instance.options.log_level)
+    dump_stacks_on_signal()
     failures: list[str] = []
 
     def report(sentence: str) -> None:
@@ -249,6 +251,7 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
         os.setsid()
         os.chdir("/")
         configure_log(instance.store.path / LOG_NAME, "snapfs", instance.options.log_level)
+        dump_stacks_on_signal()
         detach_streams(stderr_too=False)
 
         def report(sentence: str) -> None:

@@ -14,8 +14,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from snapfs.log import configure_log
 from snapfs.servers.free_file import write_free
 from snapfs.servers.notes import write_regions
+from snapfs.stacks import dump_stacks_on_signal
 from snapfs.system.mounts import open_beside
 from snapfs.system.view_mounts import mounts_of, view_on
 from snapfs.usedmap.result import ImageMap
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("device", help="the number of the snapshot view's filesystem, MAJOR:MINOR")
     parser.add_argument("name", help="the file in it")
     parser.add_argument("directory", type=Path)
+    parser.add_argument("--log-fd", type=int, help="the log of the instance")
     parser.add_argument("--block-bytes", type=int, required=True)
     parser.add_argument("--sector-bytes", type=int)
     parser.add_argument("--skip-swap", action="store_true")
@@ -37,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--not-frozen", type=int, action="append", default=[])
     parser.add_argument("--written", type=json.loads, metavar="[OFFSET,LENGTH,NAME]", action="append", default=[])
     options = parser.parse_args(arguments)
+    configure_log(options.log_fd, "snapfs-mapper")
+    dump_stacks_on_signal()
     os.nice(_NICENESS)
     # The user may unmount the view meanwhile.
     fd = open_beside(_point(options.device) / options.name)

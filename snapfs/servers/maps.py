@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from cow import Cut, CutCounter, LiveEngine, Protect, SnapshotEnded
+from snapfs.log import log_fd
 from snapfs.protocol import NOTHING_FROZEN, Facts, MapGiven
 from snapfs.servers.free_file import FreeRuns
 from snapfs.servers.instance import SNAPSHOT, Instance
@@ -157,7 +158,7 @@ class Maps:
             capture_stderr=True,
             check=False,
             cwd="/",
-            pass_fds=held_fds(self._instance.store.path),
+            pass_fds=(log_fd(), *held_fds(self._instance.store.path)),
             deliver_cancel=_kill,
         )
         said = done.stderr.decode(errors="replace").strip().splitlines()
@@ -171,7 +172,7 @@ class Maps:
             return None
         # Names that others chose are no words of their own, or they might pass for options.
         command = [sys.executable, "-m", "snapfs.servers.mapper", view.device, f"./{instance.view_name}", str(path)]
-        command += ["--block-bytes", str(instance.store.header.block_bytes)]
+        command += ["--log-fd", str(log_fd()), "--block-bytes", str(instance.store.header.block_bytes)]
         if instance.sector_bytes:
             command += ["--sector-bytes", str(instance.sector_bytes)]
         if instance.options.skip_swap:

@@ -1,8 +1,9 @@
 """Write back what the filesystems mounted from the live view hold in memory, in a process of its own.
 
-It is a program (``python -m snapfs.servers.syncer MAJOR:MINOR INODE LIVE_FILE``): one of those filesystems may hang,
-and takes with it whoever waits for it. For each it prints a line, ``synced NAME`` or ``failed NAME: REASON``. What
-lies in a file of another filesystem is written before that one; those of one depth are written side by side.
+It is a program (``python -m snapfs.servers.syncer MAJOR:MINOR INODE LIVE_FILE LOG_FD``): one of those filesystems
+may hang, and takes with it whoever waits for it. For each it prints a line, ``synced NAME`` or
+``failed NAME: REASON``. What lies in a file of another filesystem is written before that one; those of one depth
+are written side by side.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from itertools import groupby
 from pathlib import Path
 
 from snapfs.freezing.live_filesystems import LiveFilesystem, find_live_filesystems, open_filesystem
+from snapfs.log import configure_log
 from snapfs.shown import shown
+from snapfs.stacks import dump_stacks_on_signal
 from snapfs.system import libc
 
 # One that hangs keeps those beneath it no longer than this.
@@ -23,7 +26,9 @@ _PATIENCE_S = 20.0
 
 
 def main(arguments: list[str]) -> None:
-    number, inode, live_file = arguments
+    number, inode, live_file, log = arguments
+    configure_log(int(log), "snapfs-syncer")
+    dump_stacks_on_signal()
     major, minor = map(int, number.split(":"))
     found = find_live_filesystems(Path(live_file), (os.makedev(major, minor), int(inode)))
     written = [filesystem for filesystem in found if not filesystem.read_only]

@@ -21,6 +21,7 @@ import trio
 
 from snapfs.fuse.session import write_back
 from snapfs.fuse.view import IMAGE_INODE
+from snapfs.log import log_fd
 from snapfs.servers.instance import LIVE, Instance
 from snapfs.system.view_mounts import ViewId
 
@@ -52,11 +53,12 @@ def _may_carry_filesystems() -> bool:
 async def _sync_filesystems(instance: Instance, view: ViewId) -> None:
     command = [sys.executable, "-m", "snapfs.servers.syncer", view.device, str(IMAGE_INODE)]
     process = subprocess.Popen(
-        [*command, os.fspath(instance.view_file(LIVE))],
+        [*command, os.fspath(instance.view_file(LIVE)), str(log_fd())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         cwd="/",
+        pass_fds=(log_fd(),),
     )
     assert process.stdout is not None
     said = b""

@@ -37,6 +37,8 @@ def log_of(path: Path) -> Iterator[None]:
     finally:
         root.handlers[:] = old
         root.setLevel(level)
+        for ours in ("snapfs", "cow"):
+            logging.getLogger(ours).setLevel(logging.NOTSET)
 
 
 def test_a_name_writes_no_line_of_its_own_into_the_log(tmp_path: Path) -> None:
