@@ -13,8 +13,10 @@ which cancels the cut and leaves the snapshot as it was.
 
 from __future__ import annotations
 
+import errno
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,24 @@ def snapshot(path: Path, options: SnapshotOptions) -> Taken:
     with Signals.handled() as signals:
         store = find_store(path)
         status = read_status(store)
-        with connected(store) as server:
+        with connected(store) as server, _while_it_lasts(store):
             return _Cutting(store, status, server, options, signals).run()
+
+
+@contextmanager
+def _while_it_lasts(store: Path) -> Iterator[None]:
+    """A view whose server has died refuses everything, even to be closed, whatever was wrong before that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise
+        name = name_of(store)
+        raise NotMountedError(
+            f"The snapfs on {name} ended while a cut was taken; mount the image again, and snapfs status says which "
+            "snapshot it has.",
+            path=name,
+        ) from error
 
 
 class _Cutting:

@@ -117,7 +117,8 @@ class Watchdog:
         try:
             _harden()
             for fd in self._unneeded_fds:
-                os.close(fd)
+                with suppress(OSError):  # a view whose server has died tells of that, and is closed
+                    os.close(fd)
             begin, closed = threading.Event(), threading.Event()
             threading.stack_size(_STACK_BYTES)
             threads = [

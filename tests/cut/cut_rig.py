@@ -90,9 +90,9 @@ class CutGround(Ground):
         self, live: Path, *options: str | Path, at: str = "cut", deadline: str = "renewed"
     ) -> subprocess.Popen[str]:
         """``snapfs snapshot`` that stops where the server is to be asked for the cut, with everything frozen, or for
-        another operation: it prints a line there, and goes on at a line on its stdin, with the deadline of the
-        request as it was (kept) or a new one (renewed). With `told` it is kept, and a line each tells that the server
-        is asked and that its answer is not waited for any more."""
+        another operation, or (with a "+") where that has been answered. It prints a line there, and goes on at a
+        line on its stdin, with the deadline of the request as it was (kept) or a new one (renewed). With `told` it
+        is kept, and a line each tells that the server is asked and that its answer is not waited for any more."""
         stopping = (sys.executable, _HERE / "stopping_cut.py", at, deadline)
         process = self.started(*stopping, "snapshot", live, "--json", *options)
         assert process.stdout is not None

@@ -1,7 +1,7 @@
-"""``snapfs`` that stops before one of its requests, until it is told to go on.
+"""``snapfs`` that stops before one of its requests, or after it, until it is told to go on.
 
-The first argument is the operation, the second what becomes of its deadline meanwhile: `renewed`, `kept`, or `told`,
-which is kept and tells of the request's further fate.
+The first argument is the operation, with a "+" for when it has been answered, the second what becomes of its deadline
+meanwhile: `renewed`, `kept`, or `told`, which is kept and tells of the request's further fate.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ _, OP, DEADLINE, *WORDS = sys.argv
 
 
 def stopping(self: Connection, message: Any, until: float | None = None) -> Any:
-    if message.op != OP:
+    if message.op != OP.rstrip("+"):
         return ask(self, message, until)
-    os.write(1, b"stopped\n")
-    os.read(0, 1)
+    if OP.endswith("+"):
+        answer = ask(self, message, until)
+        stop()
+        return answer
+    stop()
     if DEADLINE == "renewed" and isinstance(message, Timed):
         message = replace(message, deadline_s=deadline_in(30))
     if DEADLINE == "told":
@@ -35,6 +38,11 @@ def stopping(self: Connection, message: Any, until: float | None = None) -> Any:
     except SnapfsError:
         tell("given up")
         raise
+
+
+def stop() -> None:
+    os.write(1, b"stopped\n")
+    os.read(0, 1)
 
 
 def telling(self: Connection, until: float) -> Any:

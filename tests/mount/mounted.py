@@ -53,9 +53,11 @@ def run(*command: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
     return done.stdout.decode(errors="replace")
 
 
-def snapfs(*words: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
-    """Run ``snapfs`` with ``words``; the caller judges the exit code."""
-    command = [os.fspath(SNAPFS), *map(os.fspath, words)]
+def snapfs(
+    *words: str | Path, timeout_s: float = COMMAND_TIMEOUT_S, program: tuple[str | Path, ...] = (SNAPFS,)
+) -> subprocess.CompletedProcess[str]:
+    """Run ``snapfs`` (or ``program`` in its place) with ``words``; the caller judges the exit code."""
+    command = [*map(os.fspath, (*program, *words))]
     return subprocess.run(
         command, capture_output=True, text=True, errors="surrogateescape", timeout=timeout_s, check=False
     )
@@ -111,6 +113,8 @@ class Mounted:
 
     def __init__(self, image: Path, directory: Path, *options: str | Path) -> None:
         self.image, self.options = image, options
+        # What is run to mount it.
+        self.program: tuple[str | Path, ...] = (SNAPFS,)
         self.live, self.snap = directory / "live", directory / "snap"
         self.processes: dict[str, Process] = {}
         self._logs: list[int] = []
@@ -145,7 +149,7 @@ class Mounted:
         return done
 
     def try_mount(self, *more: str | Path) -> subprocess.CompletedProcess[str]:
-        done = snapfs("mount", self.image, self.live, self.snap, *self.options, *more)
+        done = snapfs("mount", self.image, self.live, self.snap, *self.options, *more, program=self.program)
         if done.returncode == 0:
             self._adopt()
         return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -38,3 +39,11 @@ def test_a_watchdog_that_goes_on_keeps_nothing_it_does_not_need(tmp_path: Path) 
     assert readable([kept], timeout_s=5)
     os.close(ending)
     os.close(kept)
+
+
+def test_what_it_does_not_need_may_fail_to_be_closed() -> None:
+    closed = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 500)  # not the number of the next one that is opened
+    os.close(closed)
+    with Watchdog([], timeout_s=60, unneeded_fds=[closed]) as watchdog:
+        watchdog.start()
+    assert not watchdog.expired
