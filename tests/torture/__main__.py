@@ -6,6 +6,7 @@ import importlib
 import sys
 
 CAMPAIGNS = {
+    "cuts": "cuts_campaign",
     "maps": "maps_campaign",
     "run": "instance_campaign",
 }
