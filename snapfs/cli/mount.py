@@ -13,6 +13,7 @@ from snapfs.options import (
     DEFAULT_BLOCK_BYTES,
     Cache,
     Durability,
+    LogLevel,
     MountOptions,
     OnOverflow,
     Protect,
@@ -68,8 +69,8 @@ if TYPE_CHECKING:
 @click.option("--single-pass", is_flag=True, help="Release what has been read of the snapshot from its start on.")
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
+    type=one_of(LogLevel),
+    default=MountOptions.log_level,
     show_default=True,
     help="How much is said in the log.",
 )
