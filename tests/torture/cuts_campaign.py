@@ -28,7 +28,7 @@ from cuts_content import BLOCK, Progress, contents, sequences
 from cuts_figures import MIB, Figures, take_figures
 from cuts_ground import child, made_ground, made_place
 from cuts_reader import Reader, WrongError
-from mounted import wait_until
+from mounted import run, wait_until
 
 from snapfs.client import connected
 from snapfs.commands.limit import limit
@@ -85,11 +85,16 @@ class Campaign:
             self._place = made_place(ground, plan.filesystem, 4 * plan.image_bytes + 512 * MIB)
             path = ground.path / "place" / "disk.img"
             path.parent.mkdir(exist_ok=True)
+            path.touch()
+            if plan.filesystem == "btrfs":
+                run("chattr", "+C", path)  # else the image alone grows with every write
             with path.open("wb") as file:
                 for own in sequences(plan.seed, plan.writers, plan.image_bytes // BLOCK):
                     blocks = range(own.first, own.first + own.count)
                     file.write(contents(own.writer, [0] * own.count, list(blocks)).tobytes())
             self._view = ground.mounted(path, *plan.options)
+            # Before a filesystem of its own goes.
+            stack.callback(self._view.close)
             self._view.expect_log(_EXPECTED_LOG)
             progress = ground.path / "progress"
             self._progress = Progress(progress, plan.writers)
@@ -102,8 +107,9 @@ class Campaign:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    def __exit__(self, *raised: Any) -> None:
+        # Told of it, so that what comes of it does not hide it.
+        self._stack.__exit__(*raised)
 
     # --- the campaign ----------------------------------------------------------------------------------------
 
@@ -278,8 +284,11 @@ class Campaign:
 
     def _figures(self) -> Figures:
         if self._place is not None:
-            with self._place.open() as file:
-                libc.syncfs(file.fileno())
+            fd = os.open(self._place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                libc.syncfs(fd)
+            finally:
+                os.close(fd)
         return take_figures(self._view.processes["supervisor"].pid, self._view.store, self._place)
 
     # --- the end ---------------------------------------------------------------------------------------------
@@ -322,7 +331,7 @@ def main(arguments: list[str]) -> int:
     try:
         with campaign as one:
             one.run()
-    except (AssertionError, WrongError, SnapfsError, subprocess.TimeoutExpired) as fault:
+    except (AssertionError, OSError, WrongError, SnapfsError, subprocess.TimeoutExpired) as fault:
         print(f"seed {plan.seed}: FAULT: {fault}\n    {campaign.counts}", flush=True)
         return 1
     print(f"seed {plan.seed}: right, {time.monotonic() - started:.0f} s; {campaign.counts}")
