@@ -1,10 +1,13 @@
-"""Which module reads the map of which filesystem, by blkid's name of it."""
+"""Which module reads the map of which filesystem, by blkid's name of it.
+
+A reader is loaded when a filesystem of its kind is found: one takes longer to load than most maps to be read.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Protocol
 
-from snapfs.usedmap import btrfs, exfat, ext, fat, ntfs, swap, xfs
 from snapfs.usedmap.result import FreeMap
 from snapfs.usedmap.source import Source
 
@@ -15,18 +18,26 @@ class Reader(Protocol):
     def __call__(self, source: Source, *, frozen_by_us: bool = False) -> FreeMap: ...
 
 
+def _reader(module: str) -> Reader:
+    def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
+        read: Reader = import_module(f"snapfs.usedmap.{module}").read_free_map
+        return read(source, frozen_by_us=frozen_by_us)
+
+    return read_free_map
+
+
 SWAP_KIND = "swap"
 
 READERS: dict[str, Reader] = {
-    "ext2": ext.read_free_map,
-    "ext3": ext.read_free_map,
-    "ext4": ext.read_free_map,
-    "xfs": xfs.read_free_map,
-    "btrfs": btrfs.read_free_map,
-    "ntfs": ntfs.read_free_map,
-    "vfat": fat.read_free_map,
-    "exfat": exfat.read_free_map,
-    SWAP_KIND: swap.read_free_map,
+    "ext2": _reader("ext"),
+    "ext3": _reader("ext"),
+    "ext4": _reader("ext"),
+    "xfs": _reader("xfs"),
+    "btrfs": _reader("btrfs"),
+    "ntfs": _reader("ntfs"),
+    "vfat": _reader("fat"),
+    "exfat": _reader("exfat"),
+    SWAP_KIND: _reader("swap"),
 }
 
 # Kinds whose content is somebody else's business, with the sentence for status.

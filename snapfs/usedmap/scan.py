@@ -18,7 +18,7 @@ from collections.abc import Collection
 
 from bitarray.util import ones
 
-from snapfs.usedmap import fold, partitions, probe
+from snapfs.usedmap import partitions, probe
 from snapfs.usedmap.leftovers import first_within
 from snapfs.usedmap.partition_traces import traces_of_table
 from snapfs.usedmap.partitions_layout import SECTOR_SIZES_BYTES
@@ -196,6 +196,9 @@ class _Scan:
         source = self._source.window(region.offset, region.length)
         try:
             free_map = READERS[region.kind](source, frozen_by_us=self._is_frozen(region))
+            # Arithmetic on arrays, which takes longer to load than all that an image without filesystems needs.
+            from snapfs.usedmap import fold
+
             fold.clear_free_blocks(self._map, free_map, region.offset, region.length)
         except MapError as error:
             region.reason = f"the {region.kind} {error}"

@@ -17,9 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-import numpy as np
-
-from snapfs.usedmap import ext_layout
 from snapfs.usedmap.readers import SWAP_KIND
 from snapfs.usedmap.result import ImageMap, MapError, Region
 from snapfs.usedmap.source import Source
@@ -63,6 +60,11 @@ def _tells(region: Region, source: Source) -> bool:
 
 
 def _has_journal(source: Source) -> bool:
+    # Loaded for ext alone, as its reader is.
+    import numpy as np
+
+    from snapfs.usedmap import ext_layout
+
     try:
         superblock = source.read(ext_layout.SUPERBLOCK_OFFSET, ext_layout.SUPERBLOCK_BYTES)
     except MapError:
