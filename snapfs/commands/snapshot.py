@@ -13,7 +13,6 @@ which cancels the cut and leaves the snapshot as it was.
 
 from __future__ import annotations
 
-import errno
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,7 +32,7 @@ from snapfs.freezing.window import Frozen, cut_frozen
 from snapfs.options import SnapshotOptions
 from snapfs.protocol import CutTaken, Facts, NoteFacts, PrepareCut, TakeCut, Unfrozen, Writer, deadline_in
 from snapfs.system.discovery import find_store
-from snapfs.system.mounts import canonical_path
+from snapfs.system.mounts import DEAD_VIEW_ERRORS, canonical_path
 from snapfs.system.signals import Signals
 from snapfs.system.stores import check_answers, name_of, owner_of_store
 from snapfs.system.view_mounts import mounts_of, view_on
@@ -72,7 +71,7 @@ def _while_it_lasts(store: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOTCONN, errno.ECONNABORTED):
+        if error.errno not in DEAD_VIEW_ERRORS:
             raise
         name = name_of(store)
         raise NotMountedError(

@@ -21,6 +21,7 @@ from snapfs.freezing.live_parts import Part
 from snapfs.freezing.live_writers import WriterSight, look_for_writers, writers_at_cut
 from snapfs.protocol import CutTaken, Writer
 from snapfs.system import libc
+from snapfs.system.mounts import DEAD_VIEW_ERRORS
 
 # Each round leaves less to the next; a freeze writes what is left while its users wait.
 _SYNC_ROUNDS, _SYNC_ENOUGH_S = 5, 0.02
@@ -111,10 +112,12 @@ class Plan:
                 return
 
     def sync_live(self) -> None:
-        """Have the live server get all writes that the kernel still holds back."""
+        """Have the live server get all writes that the kernel still holds back. OSError: it has died."""
         try:
             os.fsync(self.live_fd)
         except OSError as error:
+            if error.errno in DEAD_VIEW_ERRORS:
+                raise
             raise SnapfsError(
                 f"What was written to {self.live_file} cannot be stored ({error.strerror}), so there was no cut; "
                 "look after the image's disk.",
@@ -122,17 +125,25 @@ class Plan:
             ) from error
 
     def latecomers(self) -> list[NotFrozen]:
-        """What has been mounted since the plan was made."""
-        return [
-            NotFrozen(one.name, "it was mounted while the cut was taken", one.offset, one.depth > 0)
-            for one in find_live_filesystems(self.live_file)
-            if one.device not in self.known and not one.read_only
-        ]
+        """What has been mounted since the plan was made; nothing of a view whose servers have died."""
+        with suppress(OSError):
+            return [
+                NotFrozen(one.name, "it was mounted while the cut was taken", one.offset, one.depth > 0)
+                for one in find_live_filesystems(self.live_file)
+                if one.device not in self.known and not one.read_only
+            ]
+        return []
 
     def writers(self, answer: CutTaken) -> list[Writer]:
         """Who was writing at the cut that the server gave `answer` to, other than filesystems of the kernel."""
         after = look_for_writers(self.live_fd)
         return writers_at_cut(self.writers_before, after, answer.open_for_writing)
+
+
+def _close(fd: int) -> None:
+    """A view whose servers have died refuses even that, which must not hide what is said about it."""
+    with suppress(OSError):
+        os.close(fd)
 
 
 @contextmanager
@@ -142,7 +153,7 @@ def planned(
     """A plan for `live_file`; ``kept`` is what must stay writable (see `never_frozen`)."""
     with ExitStack() as stack:
         live_fd = _open_live(live_file)
-        stack.callback(os.close, live_fd)
+        stack.callback(_close, live_fd)
         plan = Plan(live_file, live_fd, unneeded_fds=[live_fd])
         if agent is not None:
             # First: what it writes while it freezes may lie on filesystems that are to be frozen here.
@@ -180,7 +191,7 @@ def _add(plan: Plan, filesystem: LiveFilesystem, reason: str | None, stack: Exit
     fd = open_filesystem(filesystem)
     name, offset, is_nested = filesystem.name, filesystem.offset, filesystem.depth > 0
     if fd is not None:
-        stack.callback(os.close, fd)
+        stack.callback(_close, fd)
         plan.sync_fds.append(fd)
     if reason is None and fd is None:
         reason = "no mount of it can be reached from here"

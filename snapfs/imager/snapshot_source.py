@@ -21,6 +21,7 @@ from snapfs.imager.medium import PAGE_BYTES
 from snapfs.imager.sparse import hole_cells
 from snapfs.imager.unread import UnreadableError
 from snapfs.protocol import GetMap, GetStatus, MapGiven, Release, deadline_in
+from snapfs.system.mounts import DEAD_VIEW_ERRORS
 from snapfs.system.store_files import read_store_file
 from snapfs.system.stores import check_answers, check_view, owner_of_store
 from snapfs.whole import read_whole
@@ -149,7 +150,7 @@ class SnapshotSource:
     # --- what an errno of the view means ---------------------------------------------------------------------
 
     def _why(self, error: OSError, offset: int) -> SnapfsError:
-        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.ENODEV):
+        if error.errno in (*DEAD_VIEW_ERRORS, errno.ENODEV):
             return self._killed()
         try:
             # Says more than an errno where the snapshot as a whole is gone.

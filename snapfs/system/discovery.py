@@ -24,7 +24,7 @@ from typing import Final
 
 from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError, StoreGoneError
 from snapfs.system.asking import Answer, ask_all, become
-from snapfs.system.mounts import SNAPFS_TYPE, Mount, canonical_path, find_mount, snapfs_mounts
+from snapfs.system.mounts import DEAD_VIEW_ERRORS, SNAPFS_TYPE, Mount, canonical_path, find_mount, snapfs_mounts
 from snapfs.system.stores import LINK_NAME, hold_store
 
 # What the disk of a store answers when it has failed, was pulled out, or its filesystem gave up or died.
@@ -163,7 +163,7 @@ def _silence(mount: Mount) -> SnapfsError:
 
 def _refusal(mount: Mount, number: int) -> SnapfsError:
     point = mount.mount_point
-    if number in (errno.ENOTCONN, errno.ECONNABORTED):
+    if number in DEAD_VIEW_ERRORS:
         return SnapfsError(
             f"The snapfs of {point} was killed; mount the image again to carry on, or unmount {point}.", path=point
         )

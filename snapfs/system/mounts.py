@@ -26,6 +26,9 @@ from snapfs.system import libc
 from snapfs.system.asking import ANSWER_TIMEOUT_S, ask, become
 from snapfs.system.kernel_text import kernel_lines, kernel_name
 
+# What a FUSE mount whose servers have died answers to everything.
+DEAD_VIEW_ERRORS: Final = frozenset({errno.ENOTCONN, errno.ECONNABORTED})
+
 SNAPFS_TYPE: Final = "fuse.snapfs"
 _FUSERMOUNT_TIMEOUT_S: Final = 60.0
 _MAX_SYMLINKS: Final = 40  # as many as the kernel follows
@@ -195,7 +198,7 @@ def _namespace(pid: str) -> str | None:
 
 def is_stale(mount: Mount, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
     """Whether the server of a FUSE mount is gone. A server that does not answer in time is hung, not gone."""
-    return ask(partial(_ask_filesystem, mount), timeout_s).error in (errno.ENOTCONN, errno.ECONNABORTED)
+    return ask(partial(_ask_filesystem, mount), timeout_s).error in DEAD_VIEW_ERRORS
 
 
 def _ask_filesystem(mount: Mount) -> bytes:

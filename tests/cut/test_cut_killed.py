@@ -236,10 +236,11 @@ def test_the_live_server(scene: MakeScene, ground: CutGround, step: tuple[str, .
     here.check_carried_on(code, err)
 
 
-def test_a_command_whose_servers_have_died_says_so(ground: CutGround) -> None:
+@pytest.mark.parametrize("step", ["prepare-cut+", "cut+"])
+def test_a_command_whose_servers_have_died_says_so(ground: CutGround, step: str) -> None:
     instance = ground.mounted(ground.image(MIB))
     instance.expect_log(EXPECTED_LOG)
-    process = ground.stopping_cut(instance.live, at="prepare-cut+")
+    process = ground.stopping_cut(instance.live, at=step)
     instance.kill("live")
     instance.await_end()
     code, out, err = finished(process, "\n")
