@@ -18,12 +18,12 @@ is repeated a few times at most.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Final
 
+from cow.disk.blocks import Kind, Run, classify
 from cow.disk.codec import slot_checksums, slot_seed
 from cow.disk.image import Image
-from cow.disk.layout import KEPT_STATES, KIND_MASK, SEQ_MASK, STAGED, STORED, Counter, CutCounter, unpack_missing
+from cow.disk.layout import KEPT_STATES, SEQ_MASK, Counter, CutCounter, unpack_missing
 from cow.disk.segments import SegmentReader
 from cow.disk.store import Store
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
@@ -34,6 +34,12 @@ _GENERATION: Final = Counter.GENERATION.value
 _STATE: Final = CutCounter.STATE.value
 _UNREADABLE: Final = CutCounter.UNREADABLE.value
 _FREE_BLOCKS: Final = CutCounter.FREE_BLOCKS.value
+_OWED: Final = Kind.OWED
+_RELEASED: Final = Kind.RELEASED
+_FREE: Final = Kind.FREE
+_STAGED: Final = Kind.STAGED
+_STORED: Final = Kind.STORED
+_LOST: Final = Kind.LOST
 # Neighbouring requests often end and begin inside one record; it is decompressed once.
 _CACHED_RECORDS = 16
 # As long as the largest request of a view.
@@ -86,12 +92,13 @@ class SnapshotReader:
         SnapshotLost, SnapshotEnded: as for ``read_into``.
         """
         first, end = self.geometry.span(offset, length)
-        cut = self._cut
-        if not (self._numbers[_FREE_BLOCKS] and cut.settled.all_set(first, end) and cut.free.all_set(first, end)):
+        # Most reads are not of free blocks, and then it has to be quick.
+        if not self._numbers[_FREE_BLOCKS] or not self._cut.free.all_set(first, end):
             return False
-        is_released = cut.released.any_set(first, end)
-        self.check()
-        return not is_released
+        is_free = all(kind is _FREE for kind, *_ in classify(self._cut, first, end))
+        if is_free:
+            self.check()
+        return is_free
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset``, clipped at the end of the image."""
@@ -107,11 +114,11 @@ class SnapshotReader:
         """
         first, end = self.geometry.span(offset, len(view))
         try:
-            for is_settled, low, high in list(self._cut.settled.runs(first, end)):
-                if is_settled:
-                    self._read_settled(view, offset, low, high)
+            for run in classify(self._cut, first, end):
+                if run[0] is _OWED:
+                    self._read_owed(view, offset, run[1], run[2])
                 else:
-                    self._read_owed(view, offset, low, high)
+                    self._read_settled(view, offset, run)
             is_released = self._cut.released.any_set(first, end)
         finally:
             # Damage found in a snapshot that is over is no damage: say that it is over.
@@ -127,11 +134,11 @@ class SnapshotReader:
             self._image.read_into(owed, start + skip)
         elif not self._image.try_read_into(owed, start + skip):
             raise WouldWait
-        for is_settled, low, high in self._cut.settled.runs(first, end):
-            if is_settled:
-                self._read_settled(view, offset, low, high)
+        for run in classify(self._cut, first, end):
+            if run[0] is _OWED:
+                self._check_there(run[1], run[2])
             else:
-                self._check_there(low, high)
+                self._read_settled(view, offset, run)
 
     def _check_there(self, first: int, end: int) -> None:
         """What the image lost when it was cut short may read as zeros now."""
@@ -141,32 +148,30 @@ class SnapshotReader:
             if start + length > self.geometry.image_bytes - missing_bytes:
                 raise Damaged("the image was cut short", first)
 
-    def _read_settled(self, view: memoryview, offset: int, first: int, end: int) -> None:
-        # Until the map is known what is in it counts for nothing.
-        if not self._numbers[_FREE_BLOCKS] or not self._cut.free.any_set(first, end):
-            self._read_preserved(view, offset, first, end)
-            return
-        for is_free, low, high in list(self._cut.free.runs(first, end)):
-            if is_free:
-                # Also what was preserved before that was known: all free blocks look the same.
-                _, at, count = self.geometry.overlap(low, high, offset, len(view))
-                view[at : at + count] = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
-            else:
-                self._read_preserved(view, offset, low, high)
+    def _read_settled(self, view: memoryview, offset: int, run: Run) -> None:
+        kind, first, end, entry = run
+        if kind is _STORED:
+            self._read_stored(view, offset, first, end, entry)
+        elif kind is _STAGED:
+            self._read_staged(view, offset, first, end, entry)
+        elif kind is _FREE:
+            # Also what was preserved before that was known: all free blocks look the same.
+            _, at, count = self.geometry.overlap(first, end, offset, len(view))
+            view[at : at + count] = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
+        elif kind is _RELEASED:
+            raise BlockReleased(first)
+        elif kind is _LOST:
+            raise Damaged("its preserved content is lost", first)
+        else:
+            raise Damaged("the index lost the block", first)
 
-    def _read_preserved(self, view: memoryview, offset: int, first: int, end: int) -> None:
-        for entry, low, high in _entry_runs(first, self._cut.index.get_range(first, end)):
-            kind = entry & KIND_MASK
-            if kind == STAGED:
-                self._read_staged(view, offset, low, high, entry & SEQ_MASK)
-            elif kind == STORED:
-                self._read_stored(view, offset, low, high, entry)
-            elif self._cut.released.all_set(low, high):
-                raise BlockReleased(low)
-            else:
-                raise Damaged("the index lost the block", low)
+    def _read_again(self, view: memoryview, offset: int, first: int, end: int) -> None:
+        """What was in the side buffer has moved, or was released."""
+        for run in classify(self._cut, first, end):
+            self._read_settled(view, offset, run)
 
-    def _read_staged(self, view: memoryview, offset: int, first: int, end: int, seq: int) -> None:
+    def _read_staged(self, view: memoryview, offset: int, first: int, end: int, first_entry: int) -> None:
+        seq = first_entry & SEQ_MASK
         staging, size = self._staging, self.geometry.block_bytes
         raw = self._scratch_of((end - first) * size)
         if self._may_wait:
@@ -176,10 +181,13 @@ class SnapshotReader:
         noted = staging.checksums(seq, end - first)
         entries = self._cut.index.get_range(first, end)
         actual = slot_checksums(raw, size, slot_seed(self._cut.generation, seq))
+        if actual == noted and entries == list(range(first_entry, first_entry + end - first)):
+            self._place(view, offset, first, end, raw)
+            return
         for block_no, entry in enumerate(entries, first):
             at = block_no - first
-            if entry != STAGED | (seq + at):
-                self._read_settled(view, offset, block_no, block_no + 1)
+            if entry != first_entry + at:
+                self._read_again(view, offset, block_no, block_no + 1)
             elif actual[at] != noted[at]:
                 if self._cut.released.get(block_no):
                     raise BlockReleased(block_no)  # its slot was used again
@@ -198,7 +206,7 @@ class SnapshotReader:
                 raise BlockReleased(first) from None
             if self._cut.index.get_range(first, end) == [entry] * (end - first):
                 raise
-            self._read_settled(view, offset, first, end)
+            self._read_again(view, offset, first, end)
             return
         self._place(view, offset, first, end, raw[(first - block_no) * self.geometry.block_bytes :])
 
@@ -229,18 +237,3 @@ class SnapshotReader:
 
     def close(self) -> None:
         self._segments.close()
-
-
-def _entry_runs(first: int, entries: list[int]) -> Iterator[tuple[int, int, int]]:
-    """``(entry, first, end)`` of blocks in one record, or in consecutive slots of staging (entry of the first)."""
-    start, count = 0, len(entries)
-    while start < count:
-        entry, end = entries[start], start + 1
-        if entry & KIND_MASK == STAGED:
-            while end < count and entries[end] == entry + end - start:
-                end += 1
-        else:
-            while end < count and entries[end] == entry:
-                end += 1
-        yield entry, first + start, first + end
-        start = end

@@ -100,10 +100,12 @@ class Bitmap:
             yield start, stop
             start = bits.find(value, stop, end)
 
-    def set_runs(self) -> Iterator[tuple[int, int]]:
-        """All runs of ones, read from the parts of the file that exist only."""
-        for offset, length in self.file.data_ranges():
-            yield from self._runs(1, offset * 8, min((offset + length) * 8, self.block_count))
+    def set_runs(self, first: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+        """The runs of ones between ``first`` and ``end`` (all of it), read from the parts of the file that exist
+        only."""
+        end = self.block_count if end is None else end
+        for offset, length in self.file.data_ranges(first // 8, bitmap_bytes(end)):
+            yield from self._runs(1, max(first, offset * 8), min((offset + length) * 8, end))
 
     def copy(self) -> bitarray:
         """All bits as they are now, in memory of the caller's own; the holes of the file are not touched."""

@@ -71,6 +71,10 @@ class Index:
             for start in range(low, high, 1 << 16):
                 yield start, self.get_range(start, min(start + (1 << 16), high))
 
+    def count(self) -> int:
+        """How many blocks have an entry, lost ones included."""
+        return sum(len(entries) - entries.count(0) for _, entries in self.filled_runs())
+
     def close(self) -> None:
         self._entries.release()
         self.file.close()

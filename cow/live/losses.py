@@ -11,9 +11,8 @@ What then turns out to be free, or is released, is counted no more: nobody is go
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
-from cow.disk.bitmaps import Bitmap
 from cow.disk.cut import Cut
 from cow.disk.image import Image
 from cow.disk.layout import LOST_ENTRY
@@ -85,12 +84,3 @@ def mark_lost(cut: Cut, lost: Iterable[tuple[int, int]]) -> int:
         cut.index.set_stored(first, end, LOST_ENTRY)
         count += end - first
     return count
-
-
-def count_marked(cut: Cut, first: int, end: int, excused: Sequence[Bitmap]) -> int:
-    """How many of the blocks are marked as lost, but for those that one of the bitmaps has."""
-    entries = cut.index.get_range(first, end)
-    if LOST_ENTRY not in entries:
-        return 0
-    marked = (block_no for block_no, entry in enumerate(entries, first) if entry == LOST_ENTRY)
-    return sum(not any(bitmap.get(block_no) for bitmap in excused) for block_no in marked)

@@ -8,9 +8,9 @@ back, when it has been told (`Releases`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from cow.disk.bitmaps import Bitmap
+from cow.disk.blocks import count_lost
 from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter, Durability
 from cow.disk.releases import ReleasedRange
@@ -18,7 +18,7 @@ from cow.disk.seal import free_is_noted, seal_free
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.live.claiming import Claims
-from cow.live.losses import Runs, count_marked
+from cow.live.losses import Runs
 
 _PIECE_BLOCKS = 1 << 18
 
@@ -54,7 +54,7 @@ class Relief:
                 # From the first on: until then readers look at none of them.
                 self._numbers[CutCounter.FREE_BLOCKS] = free_blocks
                 if is_first:
-                    self._miss_no_more(first, end, [cut.released])
+                    self._miss_no_more(first, end, free_counts=False)
                 count += self._settle_run(first, end)
         return count
 
@@ -77,9 +77,11 @@ class Relief:
                 self._check()
                 for part in self._claims.unclaimed(low, high):
                     # Released before settled: a reader that finds a block settled looks at this last.
-                    count += part[1] - part[0] - cut.released.count_set(*part)
-                    self._miss_no_more(*part, [cut.free, cut.released])
+                    released_now = part[1] - part[0] - cut.released.count_set(*part)
+                    self._miss_no_more(*part)
                     cut.released.set_range(*part)
+                    self._numbers[CutCounter.RELEASED_BLOCKS] += released_now
+                    count += released_now
                     parts.append(part)
         if self._is_power:
             # A power loss must not make a block look owed that was overwritten without being preserved.
@@ -88,19 +90,18 @@ class Relief:
             with self._lock:
                 self._check()
                 self._settle_run(*part)
-        with self._lock:
-            self._numbers[CutCounter.RELEASED_BLOCKS] += count
         return count
 
     def _check(self) -> None:
         if self.cut.is_over:
             raise SnapshotEnded(f"cut {self.cut.generation} has ended")
 
-    def _miss_no_more(self, first: int, end: int, excused: Sequence[Bitmap]) -> None:
+    def _miss_no_more(self, first: int, end: int, *, free_counts: bool = True) -> None:
         """Nobody will ask for these blocks, so those among them that are lost count no more."""
         lost_blocks = self._numbers[CutCounter.LOST_BLOCKS]
         if lost_blocks:
-            self._numbers[CutCounter.LOST_BLOCKS] = max(0, lost_blocks - count_marked(self.cut, first, end, excused))
+            missed = count_lost(self.cut, first, end, free_counts=free_counts)
+            self._numbers[CutCounter.LOST_BLOCKS] = max(0, lost_blocks - missed)
 
     def _settle_run(self, first: int, end: int) -> int:
         cut, settled = self.cut, 0

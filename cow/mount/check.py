@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cow.disk.bitmaps import Bitmap, bitmap_bytes
+from cow.disk.blocks import Kind, Run, classify, entry_runs
 from cow.disk.codec import RecordHeader, slot_checksums, slot_seed
 from cow.disk.directory import (
     BITMAP_NAMES,
@@ -27,18 +28,15 @@ from cow.disk.files import Files
 from cow.disk.header import CutHeader, Header, read_header
 from cow.disk.layout import (
     ENTRY_BYTES,
-    KIND_MASK,
-    LOST_ENTRY,
     PAGE_OF_NUMBERS_BYTES,
     SEQ_MASK,
-    STAGED,
-    STORED,
     Counter,
     CutCounter,
     Place,
     State,
     unpack_place,
 )
+from cow.disk.rules import check_store
 from cow.disk.seal import broken_maps, free_is_noted, free_is_proven, read_seal
 from cow.disk.segments import ScanProblem, SegmentReader, scan_segment
 from cow.disk.staging import file_bytes
@@ -47,6 +45,9 @@ from cow.errors import CowError, Damaged, StoreDamaged, StoreError
 
 # A damaged store may have millions of wrong blocks; the first of them tell enough.
 MAX_PROBLEMS = 100
+
+
+_WITHOUT_A_COPY = frozenset({Kind.OWED, Kind.RELEASED, Kind.FREE})
 
 
 @dataclass(slots=True)
@@ -139,10 +140,20 @@ def _verify_open(report: Report, store: Store) -> None:
         for name in broken_maps(store, seal):
             report.add(f"{name}: not what was sealed")
     report.records = sum(1 for _ in _records(store))
+    _verify_rules(report, store, at_rest=seal is not None)
     _verify_blocks(report, store)
     if store.control[Counter.GENERATION] != cut.generation:
         report.problems.clear()
         report.add("a new cut was made while the store was looked at: look again")
+
+
+def _verify_rules(report: Report, store: Store, *, at_rest: bool) -> None:
+    """All of them hold after a clean end only: who works on the store, or was killed, may be between two steps."""
+    broken = list(check_store(store, at_rest=at_rest))
+    still_broken = set(check_store(store, at_rest=at_rest)) if broken else set()
+    for sentence in broken:
+        if sentence in still_broken:
+            report.add(sentence)
 
 
 def _records(store: Store) -> Iterator[tuple[Place, RecordHeader]]:
@@ -157,56 +168,52 @@ def _records(store: Store) -> Iterator[tuple[Place, RecordHeader]]:
 def _verify_blocks(report: Report, store: Store) -> None:
     """Every settled block has a copy that is whole, or needs none."""
     reader = SegmentReader(store.cut.segments, store.files)
-    proven = 0
     try:
-        for block_no in _copied_blocks(store):
-            report.blocks += 1
-            entry = store.cut.index.get(block_no)
-            if entry and entry == proven:
-                continue  # another block of the same record
-            # Once more: the compactor may have moved the block between the two looks.
-            what = _fault(store, reader, block_no) and _fault(store, reader, block_no)
-            if not what:
-                proven = entry if entry & KIND_MASK == STORED else 0
-            elif not store.cut.released.get(block_no):
-                report.add(what, damaged_blocks=1)
+        for run in classify(store.cut, 0, store.geometry.block_count):
+            kind, first, end, _ = run
+            if kind in _WITHOUT_A_COPY:
+                continue
+            report.blocks += end - first
+            if kind is Kind.UNEXPLAINED:
+                report.damaged += end - first  # the rules have said so
+                continue
+            if _fault(store, reader, run):
+                # Once more, one by one: the compactor may have moved them meanwhile.
+                for block_no in range(first, end):
+                    _verify_block(report, store, reader, block_no)
     finally:
         reader.close()
 
 
-def _copied_blocks(store: Store) -> Iterator[int]:
-    """The blocks that must have a copy: settled, and neither released nor free without one."""
-    cut = store.cut
-    for settled_first, settled_end in cut.settled.set_runs():
-        for is_released, first, end in cut.released.runs(settled_first, settled_end):
-            if is_released:
-                continue
-            for is_free, low, high in cut.free.runs(first, end):
-                for block_no in range(low, high):
-                    if not is_free or cut.index.get(block_no) not in (0, LOST_ENTRY):
-                        yield block_no
+def _verify_block(report: Report, store: Store, reader: SegmentReader, block_no: int) -> None:
+    for run in classify(store.cut, block_no, block_no + 1):
+        what = None if run[0] in _WITHOUT_A_COPY else _fault(store, reader, run)
+        if what and not store.cut.released.get(block_no):
+            report.add(what, damaged_blocks=1)
 
 
-def _fault(store: Store, reader: SegmentReader, block_no: int) -> str | None:
-    entry = store.cut.index.get(block_no)
-    kind = entry & KIND_MASK
-    if kind == STAGED:
-        return _slot_fault(store, block_no, entry & SEQ_MASK)
-    if kind != STORED:
-        return f"block {block_no}: overwritten, and nothing says where its old content is"
+def _fault(store: Store, reader: SegmentReader, run: Run) -> str | None:
+    """What is wrong with the copies of the run's blocks."""
+    kind, first, end, entry = run
+    if kind is Kind.STAGED:
+        return _slot_fault(store, first, end, entry & SEQ_MASK)
     try:
-        reader.read(entry, block_no)
+        header, _ = reader.read(entry, first)
     except Damaged as error:
         return str(error)
+    if end > header.block_no + header.block_count:
+        return f"block {end - 1}: its record holds other blocks"
     return None
 
 
-def _slot_fault(store: Store, block_no: int, seq: int) -> str | None:
+def _slot_fault(store: Store, first: int, end: int, seq: int) -> str | None:
     staging, size = store.staging, store.header.block_bytes
     raw = memoryview(bytearray(size))
-    staging.read_into(raw, seq)
-    if slot_checksums(raw, size, slot_seed(store.cut.generation, seq)) != staging.checksums(seq, 1):
-        return f"block {block_no}: the staged block's checksum does not fit"
+    for block_no in range(first, end):
+        at = seq + block_no - first
+        staging.read_into(raw, at)
+        if slot_checksums(raw, size, slot_seed(store.cut.generation, at)) != staging.checksums(at, 1):
+            return f"block {block_no}: the staged block's checksum does not fit"
     return None
 
 
@@ -271,20 +278,19 @@ def _bitmap_lines(bitmap: Bitmap) -> Iterator[str]:
 
 def _index_lines(store: Store) -> Iterator[str]:
     for first, entries in store.cut.index.filled_runs():
-        for block_no, entry in enumerate(entries, first):
-            if entry:
-                yield f"{block_no} {_entry_text(entry)}"
+        for kind, low, high, entry in entry_runs(first, entries):
+            step = int(kind is Kind.STAGED)
+            for block_no in range(low, high) if entry else ():
+                yield f"{block_no} {_entry_text(kind, entry + step * (block_no - low))}"
 
 
-def _entry_text(entry: int) -> str:
-    if entry & KIND_MASK == STAGED:
+def _entry_text(kind: Kind, entry: int) -> str:
+    if kind is Kind.STAGED:
         return f"staged {entry & SEQ_MASK}"
-    if entry & KIND_MASK != STORED:
-        return f"unknown {entry:#x}"
-    place = unpack_place(entry)
-    if not place.segment_no:
-        return "lost"
-    return f"segment {place.segment_no} offset {place.offset} length {place.length}"
+    if kind is Kind.STORED:
+        place = unpack_place(entry)
+        return f"segment {place.segment_no} offset {place.offset} length {place.length}"
+    return "lost" if kind is Kind.LOST else f"unknown {entry:#x}"
 
 
 def _record_lines(store: Store) -> Iterator[str]:

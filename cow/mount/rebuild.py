@@ -14,18 +14,17 @@ Which maps may be believed is decided in repair; here it is carried out.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from cow.disk.blocks import Kind, Run, entry_runs
 from cow.disk.codec import slot_checksums, slot_seed
 from cow.disk.cut import Cut
 from cow.disk.layout import (
-    KIND_MASK,
     LOST_ENTRY,
     NO_TAG,
     RECORD,
     SEQ_MASK,
     STAGED,
-    STORED,
     Counter,
     CutCounter,
     RecordFlag,
@@ -35,10 +34,6 @@ from cow.disk.layout import (
 )
 from cow.disk.segments import ScanProblem, scan_segment
 from cow.disk.store import Store
-
-# Entries are looked at in pieces of this many, so that memory stays bounded.
-_PIECE_BLOCKS = 1 << 16
-
 
 # --- staging -------------------------------------------------------------------------------------------------
 
@@ -91,26 +86,21 @@ def drop_doubtful(store: Store, staged: dict[int, int], *, settled_is_known: boo
     An entry whose block is not settled was never finished: the image still holds the block, nothing is lost.
     """
     cut, lost_blocks = store.cut, 0
-    for block_no, _ in _doubtful(store, staged):
+    for block_no in _doubtful(store, staged):
         is_lost = cut.settled.get(block_no) or not settled_is_known
         cut.index.set_stored(block_no, block_no + 1, LOST_ENTRY if is_lost else 0)
         lost_blocks += is_lost
     return lost_blocks
 
 
-def _doubtful(store: Store, staged: dict[int, int]) -> Iterator[tuple[int, int]]:
+def _doubtful(store: Store, staged: dict[int, int]) -> Iterator[int]:
     sizes, released = _segment_sizes(store), store.cut.released
-    sane = LOST_ENTRY
     for first, entries in store.cut.index.filled_runs():
-        for block_no, entry in enumerate(entries, first):
-            if entry in (0, sane):
-                continue
-            if not _is_sane(block_no, entry, staged, sizes):
+        for run in entry_runs(first, entries):
+            for block_no in _senseless(run, staged, sizes):
                 # What was released may be gone, and is never read.
                 if not released.get(block_no):
-                    yield block_no, entry
-            elif entry & KIND_MASK == STORED:
-                sane = entry  # the blocks of one record share their entry
+                    yield block_no
 
 
 def _segment_sizes(store: Store) -> dict[int, int]:
@@ -118,12 +108,17 @@ def _segment_sizes(store: Store) -> dict[int, int]:
     return {number: os.stat(segments.path(number)).st_size for number in segments.numbers()}
 
 
-def _is_sane(block_no: int, entry: int, staged: dict[int, int], sizes: dict[int, int]) -> bool:
-    kind = entry & KIND_MASK
-    if kind == STAGED:
-        return staged.get(block_no) == entry & SEQ_MASK
+def _senseless(run: Run, staged: dict[int, int], sizes: dict[int, int]) -> Iterable[int]:
+    """The blocks of the run whose entry names no slot and no record that there is."""
+    kind, first, end, entry = run
+    if entry == 0 or kind is Kind.LOST:
+        return ()
+    if kind is Kind.STAGED:
+        seqs = zip(range(first, end), range(entry & SEQ_MASK, (entry & SEQ_MASK) + end - first), strict=True)
+        return (block_no for block_no, seq in seqs if staged.get(block_no) != seq)
     place = unpack_place(entry)
-    return kind == STORED and place.offset + RECORD.size < sizes.get(place.segment_no, 0)
+    is_there = kind is Kind.STORED and place.offset + RECORD.size < sizes.get(place.segment_no, 0)
+    return () if is_there else range(first, end)
 
 
 def mend_index(store: Store, staged: dict[int, int]) -> None:
@@ -148,38 +143,6 @@ def _fill_entries(cut: Cut, first: int, end: int, entry: int) -> None:
             cut.index.set_stored(block_no, block_no + 1, entry)
 
 
-def count_preserved(store: Store) -> int:
-    """Blocks that have an entry, lost ones included."""
-    return sum(len(entries) - entries.count(0) for _, entries in store.cut.index.filled_runs())
-
-
-def count_lost(store: Store) -> int:
-    """Blocks whose old content is gone: their entry says so, or nothing says why they are settled.
-
-    Asked when everything that has an entry is settled.
-    """
-    return sum(_count_lost(store.cut, first, end) for first, end in store.cut.settled.set_runs())
-
-
-def _count_lost(cut: Cut, first: int, end: int) -> int:
-    count = 0
-    for is_free, free_first, free_end in cut.free.runs(first, end):
-        if is_free:
-            continue
-        for is_released, low, high in cut.released.runs(free_first, free_end):
-            if not is_released:
-                count += _count_without_copy(cut, low, high)
-    return count
-
-
-def _count_without_copy(cut: Cut, first: int, end: int) -> int:
-    count = 0
-    for start in range(first, end, _PIECE_BLOCKS):
-        entries = cut.index.get_range(start, min(start + _PIECE_BLOCKS, end))
-        count += entries.count(0) + entries.count(LOST_ENTRY)
-    return count
-
-
 # --- bitmaps and numbers -------------------------------------------------------------------------------------
 
 
@@ -189,9 +152,9 @@ def settle_preserved(store: Store) -> None:
     for first, entries in cut.index.filled_runs():
         if cut.settled.all_set(first, first + len(entries)):
             continue
-        for block_no, entry in enumerate(entries, first):
-            if entry and not cut.settled.get(block_no):
-                cut.settled.set_range(block_no, block_no + 1)
+        for _, low, high, entry in entry_runs(first, entries):
+            if entry and not cut.settled.all_set(low, high):
+                cut.settled.set_range(low, high)
     for given in (cut.free, cut.released):
         for first, end in given.set_runs():
             if not cut.settled.all_set(first, end):
@@ -211,7 +174,7 @@ def recount(store: Store, *, records: bool) -> None:
     numbers[CutCounter.CHANGED_BLOCKS] = cut.changed.count()
     numbers[CutCounter.RELEASED_BLOCKS] = cut.released.count()
     numbers[CutCounter.FREE_BLOCKS] = cut.free.count()
-    numbers[CutCounter.PRESERVED_BLOCKS] = count_preserved(store)
+    numbers[CutCounter.PRESERVED_BLOCKS] = cut.index.count()
     if not records:
         return
     numbers[CutCounter.RETURNED_BYTES] = 0

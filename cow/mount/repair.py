@@ -19,6 +19,7 @@ from enum import Enum
 from pathlib import Path
 
 from cow.disk.bitmaps import bitmap_bytes
+from cow.disk.blocks import count_lost
 from cow.disk.directory import (
     BITMAP_NAMES,
     CONTROL_NAME,
@@ -51,8 +52,6 @@ from cow.errors import CowError
 from cow.mount.rebuild import (
     adopt_staging,
     assume_changed,
-    count_lost,
-    count_preserved,
     drop_doubtful,
     forget_staging,
     mark_unreadable,
@@ -182,8 +181,10 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     maps = map_files(store)
     for name in broken | ({INDEX_NAME} if power_lost else set()):
         maps[name].clear()
+    # What is left of the map of free blocks is known, and counts from here on.
+    store.cut.numbers[CutCounter.FREE_BLOCKS] = store.cut.free.count()
     lost_blocks = drop_doubtful(store, staged, settled_is_known="settled" not in broken)
-    if power_lost or lost_blocks or INDEX_NAME in broken or count_lost(store):
+    if power_lost or lost_blocks or INDEX_NAME in broken or _count_lost(store):
         mend_index(store, staged)
     settle_preserved(store)
     if power_lost or "changed" in broken:
@@ -192,10 +193,15 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     if not power_lost and _may_pass_for_owed(store, end, broken, preserved):
         mark_unreadable(store)
         return [f"the snapshot cannot be read any more: the store is damaged ({named})"]
-    lost_blocks = store.cut.numbers[CutCounter.LOST_BLOCKS] = count_lost(store)
+    lost_blocks = store.cut.numbers[CutCounter.LOST_BLOCKS] = _count_lost(store)
     if lost_blocks or not broken or power_lost:
         return []  # after a power loss, maps are as old as the disk left them
     return [f"the store was damaged ({named}) and has been made whole again"]
+
+
+def _count_lost(store: Store) -> int:
+    """Asked when everything that has an entry is settled."""
+    return count_lost(store.cut, 0, store.geometry.block_count)
 
 
 def _may_pass_for_owed(store: Store, end: End, broken: set[str], preserved: int) -> bool:
@@ -204,4 +210,4 @@ def _may_pass_for_owed(store: Store, end: End, broken: set[str], preserved: int)
         return False
     if broken & {"free", "released"}:
         return True
-    return INDEX_NAME in broken and (end is End.KILLED or count_preserved(store) != preserved)
+    return INDEX_NAME in broken and (end is End.KILLED or store.cut.index.count() != preserved)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 from cow.compact.compactor import Compactor
 from cow.disk.cut import Cut
 from cow.disk.files import Data, Files
 from cow.disk.image import Identity, Image
 from cow.disk.layout import Durability
+from cow.disk.rules import check_store
 from cow.disk.store import Store
 from cow.geometry import Geometry
 from cow.live.cutting import next_header, prepare_cut
@@ -66,6 +72,54 @@ class SpoiltImage(CopiedImage):
         self.bad -= set(range(*self._geometry.span(offset, len(data))))
 
 
+class Rules:
+    """Looks at the rules of a store whenever nobody changes it: see `cow.disk.rules`.
+
+    After each change made by the thread that made the rig, and when it looks by itself; where several threads change
+    things, when the last of them is done. A test that breaks them itself clears ``are_kept``; one that has the disk
+    refuse a change half way, ``at_rest``.
+    """
+
+    def __init__(self, store: Callable[[], Store | None]) -> None:
+        self._store, self._thread = store, threading.get_ident()
+        self._under_way, self._lock = 0, threading.Lock()
+        self.are_kept = self.at_rest = True
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        with self._lock:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way -= 1
+        self.look()
+
+    def look(self) -> None:
+        with self._lock:
+            store = self._store()
+            if store is None or self._under_way or threading.get_ident() != self._thread:
+                return
+            if not self.are_kept or not store.is_whole:
+                return
+            broken = list(check_store(store, at_rest=self.at_rest))
+            assert not broken, broken
+
+    def watch(self, worker: Any, *names: str) -> None:
+        """These methods of ``worker`` change the store."""
+        for name in names:
+            setattr(worker, name, self._watched(getattr(worker, name)))
+
+    def _watched(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(real)
+        def watched(*arguments: Any, **more: Any) -> Any:
+            with self.changing():
+                return real(*arguments, **more)
+
+        return watched
+
+
 class Rig:
     """One image under ``directory`` and its store; ``old`` is what the image held at the cut."""
 
@@ -92,6 +146,7 @@ class Rig:
         self.events: list[Event] = []
         self._read_cuts: list[Cut] = []
         self.store: Store | None = None
+        self.rules = Rules(lambda: self.store)
 
     def spoil(self, *blocks: int) -> None:
         """Before ``open``: the image cannot read these blocks."""
@@ -113,6 +168,11 @@ class Rig:
         self.engine = LiveEngine(opened.store, self.image, self.policy, self.events.append)
         self.reader = self.new_reader()
         self.compactor = Compactor(opened.store)
+        self.rules.watch(
+            self.engine, "try_write", "write", "begin_cut", "settle_free", "release", "rest", "note_damage"
+        )
+        self.rules.watch(self.compactor, "step", "squeeze", "give_back", "drain", "tidy")
+        self.rules.look()
         return opened
 
     def new_reader(self) -> SnapshotReader:
@@ -147,6 +207,7 @@ class Rig:
             pass
 
     def snapshot(self) -> bytes:
+        self.rules.look()
         return self.reader.read(0, len(self.old))
 
     def live(self) -> bytes:
@@ -155,6 +216,7 @@ class Rig:
     def abandon(self) -> None:
         """What a kill leaves: descriptors gone, everything stored still there, nothing tidied up."""
         if self.store is not None:
+            self.rules.look()
             self.compactor.close()
             while self._read_cuts:
                 self._read_cuts.pop().let_go()

@@ -15,6 +15,7 @@ import cow.compact.compactor
 import cow.live.pace
 from cow.disk.image import Image
 from cow.disk.layout import Durability
+from cow.disk.rules import check_store
 from cow.disk.store import open_reader
 from cow.errors import BlockReleased, SnapshotEnded
 from cow.snapshot import SnapshotReader
@@ -37,6 +38,8 @@ def test_the_snapshot_is_right_at_every_change(make_rig: MakeRig, durability: Du
                 check_snapshot(rig, near, f"in step {number}")
             except SnapshotEnded:
                 assert isinstance(STEPS[number], Cut)
+            assert rig.store is not None
+            assert list(check_store(rig.store, at_rest=False)) == []
 
         with watching(look):
             step.run(rig)

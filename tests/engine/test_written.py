@@ -122,6 +122,8 @@ def fill_up(rig: Rig, files: FullAt) -> None:
     rig.image = DeviceImage(rig.image_fd, len(OLD), files)
     rig.open()
     files.armed = True
+    # What a disk refuses between two steps of a write stays between them until the next opening.
+    rig.rules.at_rest = False
     live = bytearray(OLD)
     for at, length in ((100, 50), (5 * BLOCK_BYTES, 3 * BLOCK_BYTES), (9 * BLOCK_BYTES + 7, BLOCK_BYTES)):
         data = pattern(length, at)
@@ -135,7 +137,7 @@ def fill_up(rig: Rig, files: FullAt) -> None:
     is_lost = rig.policy is OverflowPolicy.BREAK_SNAPSHOT and files.count > 0
     check_snapshot(rig, may_be_lost=is_lost)
     rig.abandon()
-    files.armed = False
+    files.armed, rig.rules.at_rest = False, True
     rig.open()
     check_snapshot(rig, may_be_lost=is_lost)
     assert rig.image_path.read_bytes() == live
