@@ -87,6 +87,8 @@ class Compactor:
                 numbers[CutCounter.STORE_ERRNO] = error.errno or errno.EIO
                 raise
             numbers[CutCounter.STORE_ERRNO] = 0
+        # Else a slot would be used again that is being filled. No generation: the page is gone.
+        assert seq + count <= control[Counter.COMMITTED_SEQ] or not control[Counter.GENERATION]
         control[Counter.FREED_SEQ] = seq + count
         return count
 

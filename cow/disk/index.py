@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cow.disk.files import Files, MappedFile
-from cow.disk.layout import ENTRY_BYTES, STAGED
+from cow.disk.layout import ENTRY_BYTES, KIND_MASK, STAGED, STORED
 
 
 class Index:
@@ -27,6 +27,10 @@ class Index:
 
     def get(self, block_no: int) -> int:
         return self._entries[block_no]
+
+    def has_all(self, first: int, end: int) -> bool:
+        """Whether each of the blocks has an entry."""
+        return 0 not in self._entries[first:end].tolist()
 
     def get_range(self, first: int, end: int) -> list[int]:
         return self._entries[first:end].tolist()
@@ -54,6 +58,8 @@ class Index:
 
     def replace(self, first: int, expected: list[int], entry: int) -> None:
         """Point each block from ``first`` on to ``entry`` if its entry still is the expected one."""
+        assert entry & KIND_MASK == STORED, "a block moves into a segment, or is lost"
+        assert 0 not in expected, "an entry is replaced that nobody has made"
         entries, end = self._entries, first + len(expected)
         if entries[first:end].tolist() == expected:
             self._store(first, array("Q", [entry]) * len(expected))

@@ -188,6 +188,9 @@ class Place:
 def pack_place(place: Place) -> int:
     """The index entry of a record; offset a multiple of RECORD_ALIGN, length rounded up to one."""
     units = -(-place.length // RECORD_ALIGN)
+    assert 0 < place.segment_no <= MAX_SEGMENT_NO, place
+    assert 0 < units < 1 << _LENGTH_BITS, place
+    assert place.offset % RECORD_ALIGN == 0 <= place.offset < SEGMENT_BYTES, place
     return (
         STORED
         | place.segment_no << (_OFFSET_BITS + _LENGTH_BITS)

@@ -251,6 +251,10 @@ class Claiming:
             self._preserver.publish(ticket)
             if ticket.lost:
                 self._lose(ticket)
+            # Each block of a run has its slot in the ring; records and losses come one by one.
+            if self._is_power or ticket.lost:
+                has_all = all(cut.index.has_all(*run) for run in ticket.runs)
+                assert has_all or not self._store.is_whole, "a block would be settled without a copy"
             for first, end in ticket.runs:
                 cut.settled.set_allocated(first, end)
             count = ticket.count

@@ -39,6 +39,7 @@ def enter_cut(store: Store, cut: Cut, header: Header) -> Cut:
 
     OSError: the old one still is.
     """
+    assert cut.generation == header.cut.generation > store.cut.generation, "a cut's generation is never used again"
     is_power = header.durability is Durability.POWER
     control = store.control
     cut.numbers[CutCounter.FIRST_SEQ] = control[Counter.RESERVED_SEQ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 
+from cow.disk.bitmaps import Bitmap
 from cow.disk.blocks import count_lost
 from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter, Durability
@@ -55,7 +56,7 @@ class Relief:
                 self._numbers[CutCounter.FREE_BLOCKS] = free_blocks
                 if is_first:
                     self._miss_no_more(first, end, free_counts=False)
-                count += self._settle_run(first, end)
+                count += self._settle_run(first, end, cut.free)
         return count
 
     def release(self, first: int, end: int) -> int:
@@ -89,7 +90,7 @@ class Relief:
         for part in parts:
             with self._lock:
                 self._check()
-                self._settle_run(*part)
+                self._settle_run(*part, cut.released)
         return count
 
     def _check(self) -> None:
@@ -103,8 +104,9 @@ class Relief:
             missed = count_lost(self.cut, first, end, free_counts=free_counts)
             self._numbers[CutCounter.LOST_BLOCKS] = max(0, lost_blocks - missed)
 
-    def _settle_run(self, first: int, end: int) -> int:
+    def _settle_run(self, first: int, end: int, reason: Bitmap) -> int:
         cut, settled = self.cut, 0
+        assert reason.all_set(first, end), f"blocks {first} to {end - 1} would be settled for no reason"
         for low, high in self._claims.unclaimed(first, end):
             settled += high - low - cut.settled.count_set(low, high)
             cut.settled.set_range(low, high)

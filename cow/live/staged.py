@@ -35,6 +35,8 @@ class StagedPreserver:
         reserved = control[_RESERVED_SEQ]
         # Before the size: what the compactor frees in between makes room, so it is worth waiting for.
         waiting = reserved - control[_FREED_SEQ]
+        # Else a slot could be filled that still is the only copy of a block.
+        assert waiting >= 0, f"slots up to {reserved} are reserved, and {-waiting} more are free"
         failed = self._cut.numbers[_STORE_ERRNO]
         if self._size.over_limit(count * self._geometry.block_bytes):
             if waiting and not failed:
@@ -99,6 +101,8 @@ class StagedPreserver:
             self._commit(ticket)
 
     def abandon(self, ticket: Ticket) -> None:
+        # Else slots would be taken back that the compactor may be moving.
+        assert self._control[_COMMITTED_SEQ] <= ticket.seq, f"slot {ticket.seq} was committed before it was filled"
         if self._control[_RESERVED_SEQ] == ticket.seq + ticket.count:
             self._control[_RESERVED_SEQ] = ticket.seq
         else:

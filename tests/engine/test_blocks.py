@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from cow.disk.cut import Cut, open_cut
 from cow.disk.layout import LOST_ENTRY, SEGMENT_BYTES, STAGED, STORED, Counter, CutCounter, Place, pack_place
 from cow.disk.rules import check_ring, check_rules, check_store
 from cow.geometry import Geometry
+from cow.live.cutting import enter_cut
 
 BLOCK_BYTES = 4096
 BLOCKS = 64
@@ -250,3 +252,30 @@ def test_nothing_is_promised_of_a_snapshot_that_is_over(make_rig: MakeRig) -> No
     rig.engine.room.set_limit(1)
     rig.engine.write(50 * BLOCK_BYTES, b"no room")
     assert broken(rig) == []
+
+
+# --- what would cost data is refused -------------------------------------------------------------------------
+
+
+def test_no_slot_is_reserved_while_more_is_free_than_was_taken(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    rig.control[Counter.FREED_SEQ] = rig.control[Counter.RESERVED_SEQ] + 1
+    with pytest.raises(AssertionError, match="are reserved"):
+        rig.engine.write(50 * BLOCK_BYTES, b"new")
+    assert os.pread(rig.image_fd, 3, 50 * BLOCK_BYTES) == OLD[50 * BLOCK_BYTES :][:3]
+
+
+def test_a_cut_has_a_generation_of_its_own(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    assert rig.store is not None
+    with pytest.raises(AssertionError, match="never used again"):
+        enter_cut(rig.store, rig.cut, rig.store.header)
+
+
+def test_an_entry_is_replaced_by_a_place_in_a_segment_only(make_rig: MakeRig) -> None:
+    cut = made_cut(make_rig(OLD))
+    settle(cut, 0, [STAGED | 5])
+    with pytest.raises(AssertionError, match="moves into a segment"):
+        cut.index.replace(0, [STAGED | 5], STAGED | 6)
+    with pytest.raises(AssertionError, match="nobody has made"):
+        cut.index.replace(0, [0], RECORD)

@@ -9,7 +9,7 @@ import pytest
 from cow.disk.bitmaps import Bitmap, bitmap_bytes
 from cow.disk.files import Files, MappedFile
 from cow.disk.index import Index
-from cow.disk.layout import NO_TAG, STAGED, CutCounter, State
+from cow.disk.layout import NO_TAG, STAGED, STORED, CutCounter, State
 from cow.disk.numbers import Control, CutNumbers
 from cow.disk.staging import Staging, file_bytes, slot_count
 from cow.errors import StoreError
@@ -103,8 +103,8 @@ def test_staged_entries_count_up(index: Index) -> None:
 def test_only_the_entry_that_was_moved_is_replaced(index: Index) -> None:
     index.set_staged(0, 4, 10)
     index.set_stored(2, 3, 99)
-    index.replace(0, [STAGED | 10, STAGED | 12, STAGED | 12, STAGED | 13], 5)
-    assert index.get_range(0, 4) == [5, STAGED | 11, 99, 5]
+    index.replace(0, [STAGED | 10, STAGED | 12, STAGED | 12, STAGED | 13], STORED | 5)
+    assert index.get_range(0, 4) == [STORED | 5, STAGED | 11, 99, STORED | 5]
 
 
 def test_filled_runs_show_all_that_is_there(index: Index) -> None:
