@@ -305,7 +305,7 @@ class DurableReliefMachine(ReliefMachine):
     durability = Durability.POWER
 
 
-_MACHINES = [
+MACHINES = [
     EngineMachine,
     DurableEngineMachine,
     SpoiltMachine,
@@ -315,7 +315,7 @@ _MACHINES = [
 ]
 
 
-@pytest.mark.parametrize("machine", _MACHINES)
+@pytest.mark.parametrize("machine", MACHINES)
 def test_engine_agrees_with_two_byte_arrays(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(
         machine,

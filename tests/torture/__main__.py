@@ -8,6 +8,7 @@ import sys
 CAMPAIGNS = {
     "cuts": "cuts_campaign",
     "maps": "maps_campaign",
+    "model": "model_campaign",
     "run": "instance_campaign",
 }
 
