@@ -154,6 +154,7 @@ class Compactor:
                 if is_right:
                     live.append((block_no, [entry]))
                 else:
+                    self._cut.numbers[CutCounter.SPOILT_BLOCKS] += 1
                     index.replace(block_no, [entry], LOST_ENTRY)
         live.sort()
         return join(live, blocks_in_record(size))

@@ -114,7 +114,9 @@ class CutCounter(Number):
     CHANGED_BLOCKS = 10, Owner.LIVE, Trait.RECOUNTED
     RELEASED_BLOCKS = 11, Owner.LIVE, Trait.RECOUNTED
     FREE_BLOCKS = 12, Owner.LIVE, Trait.RECOUNTED  # settled because nothing is in them
-    LOST_BLOCKS = 13, Owner.LIVE, Trait.SEALED  # whose old content is gone, free and released ones aside
+    LOST_BLOCKS = 13, Owner.LIVE, Trait.SEALED  # whose old content could not be read from the image
+    EXCUSED_BLOCKS = 17, Owner.LIVE, Trait.SEALED  # lost ones that are free or released: nobody misses them
+    SPOILT_BLOCKS = 18, Owner.COMPACTOR, Trait.SEALED  # lost ones: their slots were not what had been put in
     MISSING_BYTES = 14, Owner.LIVE, Trait.SEALED  # how much shorter than it should be the image was at some time
     OVERFLOW_ERRNO = 15, Owner.LIVE  # what the side buffer failed with
     DAMAGED_READS = 16, Owner.LIVE  # answered with EIO because of damage

@@ -167,8 +167,15 @@ class CutNumbers(Page):
             state = State(self._numbers[_STATE])
         except ValueError:
             return State.DAMAGED
-        is_lossy = self._numbers[CutCounter.LOST_BLOCKS] or self._numbers[CutCounter.MISSING_BYTES]
+        is_lossy = self.lost_blocks or self._numbers[CutCounter.MISSING_BYTES]
         return State.DAMAGED if state is State.ACTIVE and is_lossy else state
+
+    @property
+    def lost_blocks(self) -> int:
+        """How many blocks read as errors though somebody may ask for them; each process counts what it met."""
+        numbers = self._numbers
+        lost = numbers[CutCounter.LOST_BLOCKS] + numbers[CutCounter.SPOILT_BLOCKS]
+        return max(0, lost - numbers[CutCounter.EXCUSED_BLOCKS])
 
     @property
     def is_kept(self) -> bool:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from cow.disk.blocks import count_lost
 from cow.disk.cut import Cut
 from cow.disk.image import Image
 from cow.disk.layout import Counter, CutCounter, Durability
@@ -250,7 +251,7 @@ class Claiming:
         if ticket.runs:
             self._preserver.publish(ticket)
             if ticket.lost:
-                self._lose(ticket)
+                mark_lost(cut, ticket.lost)
             # Each block of a run has its slot in the ring; records and losses come one by one.
             if self._is_power or ticket.lost:
                 has_all = all(cut.index.has_all(*run) for run in ticket.runs)
@@ -260,6 +261,8 @@ class Claiming:
             count = ticket.count
             numbers[_PRESERVED_BLOCKS] += count
             numbers[_SETTLED_BLOCKS] += count
+            if ticket.lost:
+                self._count_lost(ticket)
             if control[_COMPACTOR_IDLE]:
                 self._wake_compactor()
             if control[_LIMIT_BYTES]:
@@ -270,6 +273,7 @@ class Claiming:
             cut.changed.set_allocated(first, end)
             numbers[_CHANGED_BLOCKS] += unchanged
 
-    def _lose(self, ticket: Ticket) -> None:
-        self._cut.numbers[CutCounter.LOST_BLOCKS] += mark_lost(self._cut, ticket.lost)
+    def _count_lost(self, ticket: Ticket) -> None:
+        # Not those that became free or were released while they were claimed.
+        self._numbers[CutCounter.LOST_BLOCKS] += sum(count_lost(self._cut, *run) for run in ticket.lost)
         self._room.tell_lost(ticket.lost_errno, ticket.lost)

@@ -77,10 +77,7 @@ def without(run: tuple[int, int], lost: Runs) -> Iterator[tuple[int, int]]:
         yield first, end
 
 
-def mark_lost(cut: Cut, lost: Iterable[tuple[int, int]]) -> int:
-    """Say so in the index, which was allocated there; how many blocks that is."""
-    count = 0
+def mark_lost(cut: Cut, lost: Iterable[tuple[int, int]]) -> None:
+    """Say so in the index, which was allocated there."""
     for first, end in lost:
         cut.index.set_stored(first, end, LOST_ENTRY)
-        count += end - first
-    return count

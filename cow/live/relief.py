@@ -99,10 +99,9 @@ class Relief:
 
     def _miss_no_more(self, first: int, end: int, *, free_counts: bool = True) -> None:
         """Nobody will ask for these blocks, so those among them that are lost count no more."""
-        lost_blocks = self._numbers[CutCounter.LOST_BLOCKS]
-        if lost_blocks:
-            missed = count_lost(self.cut, first, end, free_counts=free_counts)
-            self._numbers[CutCounter.LOST_BLOCKS] = max(0, lost_blocks - missed)
+        if self._numbers.lost_blocks:
+            excused = count_lost(self.cut, first, end, free_counts=free_counts)
+            self._numbers[CutCounter.EXCUSED_BLOCKS] += excused
 
     def _settle_run(self, first: int, end: int, reason: Bitmap) -> int:
         cut, settled = self.cut, 0

@@ -129,7 +129,7 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
     staged = adopt_staging(store) if end is End.KILLED else forget_staging(store)
     broken -= pages
     notes = _mend(store, end, broken, staged) if end is not End.SEALED or broken else []
-    lost_blocks = numbers[CutCounter.LOST_BLOCKS]
+    lost_blocks = numbers.lost_blocks
     if lost_blocks and not numbers[CutCounter.UNREADABLE]:
         notes.append(f"blocks of the snapshot that are lost and read as errors: {lost_blocks}")
     recount(store, records=end is End.POWER_LOST)
@@ -193,7 +193,9 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     if not power_lost and _may_pass_for_owed(store, end, broken, preserved):
         mark_unreadable(store)
         return [f"the snapshot cannot be read any more: the store is damaged ({named})"]
-    lost_blocks = store.cut.numbers[CutCounter.LOST_BLOCKS] = _count_lost(store)
+    numbers = store.cut.numbers
+    lost_blocks = numbers[CutCounter.LOST_BLOCKS] = _count_lost(store)
+    numbers[CutCounter.EXCUSED_BLOCKS] = numbers[CutCounter.SPOILT_BLOCKS] = 0
     if lost_blocks or not broken or power_lost:
         return []  # after a power loss, maps are as old as the disk left them
     return [f"the store was damaged ({named}) and has been made whole again"]

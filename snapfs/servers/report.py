@@ -59,7 +59,7 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
         "used_blocks": count - numbers[CutCounter.FREE_BLOCKS],
         "owed_blocks": count - settled if state in (State.ACTIVE, State.DAMAGED) else 0,
         "preserved_blocks": preserved,
-        "lost_blocks": numbers[CutCounter.LOST_BLOCKS],
+        "lost_blocks": numbers.lost_blocks,
         "released_blocks": numbers[CutCounter.RELEASED_BLOCKS],
         "changed_blocks": numbers[CutCounter.CHANGED_BLOCKS],
     }

@@ -212,7 +212,7 @@ OF_ENDS = pack_place(Place(1, SEGMENT_BYTES - 32, 64))
         (number(CutCounter.RELEASED_BLOCKS, 0), "numbers: released_blocks 0, where the maps have 2"),
         (number(CutCounter.FREE_BLOCKS, 3), "numbers: free_blocks 3, where the maps have 4"),
         (number(CutCounter.PRESERVED_BLOCKS, 9), "numbers: preserved_blocks 9, where the maps have 7"),
-        (number(CutCounter.LOST_BLOCKS, 1), "numbers: lost_blocks 1, where the maps have 0"),
+        (number(CutCounter.LOST_BLOCKS, 1), "numbers: 1 lost blocks, where the maps have 0"),
     ],
 )
 def test_each_rule_that_is_broken_is_said(make_rig: MakeRig, spoil: Callable[[Rig], None], sentence: str) -> None:

@@ -309,7 +309,7 @@ def test_a_lost_block_that_is_free_is_counted_off_once(make_rig: MakeRig) -> Non
         rig.write(block_no * BLOCK_BYTES, NEW[:BLOCK_BYTES])
     rig.settle_free([(3, 4)])
     rig.engine.release(3, 4)
-    assert (rig.numbers[CutCounter.LOST_BLOCKS], rig.numbers.state) == (1, State.DAMAGED)
+    assert (rig.numbers.lost_blocks, rig.numbers.state) == (1, State.DAMAGED)
 
 
 def test_a_map_that_met_a_full_disk_is_gone_on_with(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:

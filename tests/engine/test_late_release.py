@@ -10,7 +10,7 @@ import pytest
 from engine_rig import NEXT_BOOT, Rig, pattern
 
 from cow.compact.compactor import Compactor
-from cow.disk.layout import CutCounter, Durability
+from cow.disk.layout import CutCounter, Durability, State
 from cow.errors import BlockReleased
 
 BLOCK_BYTES, BLOCKS = 4096, 64
@@ -146,3 +146,16 @@ def test_a_released_part_is_given_back_although_the_rest_failed(rig: Rig, monkey
         rig.engine.release(0, BLOCKS)
     rig.give_back()
     assert 0 < kept_bytes(rig) < before
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["released first", "moved first"])
+def test_a_slot_that_was_damaged_is_lost_until_it_is_released(rig: Rig, is_first: bool) -> None:
+    assert rig.store is not None
+    rig.store.staging.views(0, 1)[0][:8] = b"damaged!"
+    if is_first:
+        rig.engine.release(0, 1)
+    rig.compactor.drain()
+    assert rig.numbers.lost_blocks == (0 if is_first else 1)
+    rig.engine.release(0, 1)
+    assert rig.numbers.lost_blocks == 0
+    assert rig.numbers.state is State.ACTIVE

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from cow.disk.layout import Counter, CutCounter, Durability, State
+from cow.disk.layout import Counter, Durability, State
 from cow.errors import BlockReleased, Damaged
 from cow.mount.recovery import Outcome
 
@@ -158,7 +158,7 @@ class SpoiltMachine(EngineMachine):
                 self.rig.reader.read(offset, length)
         else:
             assert self.rig.reader.read(offset, length) == self.rig.old[offset : offset + length]
-        assert self.rig.numbers[CutCounter.LOST_BLOCKS] == len(self.lost)
+        assert self.rig.numbers.lost_blocks == len(self.lost)
         assert self.rig.numbers.state is (State.DAMAGED if self.lost else State.ACTIVE)
 
     def _reopen(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 from engine_rig import NEXT_BOOT, Rig, SpoiltImage, pattern
 
 from cow.disk.files import Files
-from cow.disk.layout import CutCounter, Durability, State
+from cow.disk.layout import Counter, Durability, State
 from cow.errors import BlockReleased, Damaged
 from cow.live.overflow import EventKind, OverflowPolicy
 from cow.mount.check import verify
@@ -53,7 +53,7 @@ def test_a_large_write_loses_just_the_blocks_that_cannot_be_read(
     rig.engine.write(0, NEW)
     assert rig.live()[: len(NEW)] == NEW
     assert lost_blocks(rig) == BAD
-    assert rig.numbers[CutCounter.LOST_BLOCKS] == 3
+    assert rig.numbers.lost_blocks == 3
     assert rig.numbers.state is State.DAMAGED
     told = [(event.kind, event.value, event.offset, event.length) for event in rig.events]
     runs = [(20 * BLOCK_BYTES, 2 * BLOCK_BYTES), (100 * BLOCK_BYTES, BLOCK_BYTES)]
@@ -67,7 +67,7 @@ def test_a_write_of_part_of_an_unreadable_block_goes_on(make_rig: MakeRig, durab
     assert rig.engine.read(20 * BLOCK_BYTES + 512, 3) == b"new"
     with pytest.raises(Damaged):
         rig.reader.read(20 * BLOCK_BYTES, 512)
-    assert rig.numbers[CutCounter.LOST_BLOCKS] == 1
+    assert rig.numbers.lost_blocks == 1
 
 
 @BOTH
@@ -120,12 +120,12 @@ def test_lost_blocks_that_are_free_or_released_are_not_missed(make_rig: MakeRig,
     rig.engine.write(0, NEW)
     rig.settle_free([(15, 21)])
     rig.engine.release(100, 101)
-    assert rig.numbers[CutCounter.LOST_BLOCKS] == 1
+    assert rig.numbers.lost_blocks == 1
     assert rig.reader.read(20 * BLOCK_BYTES, BLOCK_BYTES) == bytes(BLOCK_BYTES)
     with pytest.raises(BlockReleased):
         rig.reader.read(100 * BLOCK_BYTES, BLOCK_BYTES)
     rig.engine.release(21, 22)
-    assert rig.numbers[CutCounter.LOST_BLOCKS] == 0
+    assert rig.numbers.lost_blocks == 0
     assert rig.numbers.state is State.ACTIVE
     assert verify(rig.store_path, Files()).is_whole
 
@@ -134,5 +134,34 @@ def test_a_new_cut_has_lost_nothing(make_rig: MakeRig) -> None:
     rig = spoilt(make_rig, Durability.PROCESS)
     rig.engine.write(0, NEW)
     rig.make_cut()
-    assert rig.numbers[CutCounter.LOST_BLOCKS] == 0
+    assert rig.numbers.lost_blocks == 0
     assert rig.snapshot() == rig.live()
+
+
+def test_a_block_that_becomes_free_while_it_is_being_lost_is_not_missed(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = spoilt(make_rig, Durability.PROCESS)
+    read_into = rig.image.read_into
+
+    def meanwhile_free(views: list[memoryview], offset: int) -> None:
+        monkeypatch.undo()
+        rig.settle_free([(15, 22)])
+        read_into(views, offset)
+
+    monkeypatch.setattr(rig.image, "read_into", meanwhile_free)
+    rig.engine.write(20 * BLOCK_BYTES, NEW[: 2 * BLOCK_BYTES])
+    assert rig.numbers.lost_blocks == 0
+    assert rig.reader.read(20 * BLOCK_BYTES, BLOCK_BYTES) == bytes(BLOCK_BYTES)
+
+
+def test_a_damaged_slot_that_is_released_hides_no_other_loss(make_rig: MakeRig) -> None:
+    rig = spoilt(make_rig, Durability.PROCESS)
+    rig.engine.write(20 * BLOCK_BYTES, NEW[:BLOCK_BYTES])
+    rig.engine.write(50 * BLOCK_BYTES, NEW[:BLOCK_BYTES])
+    assert rig.store is not None
+    rig.store.staging.views(rig.control[Counter.COMMITTED_SEQ] - 1, 1)[0][7] ^= 1
+    rig.compactor.drain()
+    assert rig.numbers.lost_blocks == 2
+    rig.engine.release(50, 51)
+    assert (rig.numbers.lost_blocks, rig.numbers.state) == (1, State.DAMAGED)
