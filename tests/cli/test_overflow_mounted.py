@@ -14,9 +14,6 @@ import pytest
 from command_line import Bench, processes_about, run, snapfs, wait_until
 from writers import MIB, random_file, reading, write_all, writing
 
-# What it measures others would spoil.
-pytestmark = pytest.mark.alone
-
 LIMIT_MIB = 4
 IMAGE_BYTES = 24 * MIB
 PROMPT_S = 10.0  # far below the time that a request would wait for room, far above what a busy machine needs

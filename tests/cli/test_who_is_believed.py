@@ -16,9 +16,6 @@ from pathlib import Path
 import pytest
 from command_line import NOBODY, Bench, Done, Room, mounts_below, processes_about, snapfs
 
-# What it measures others would spoil.
-pytestmark = pytest.mark.alone
-
 # Of Python, on a busy machine.
 START_S = 0.3
 HOSTILE = Path(__file__).with_name("hostile_view.py")
@@ -140,6 +137,7 @@ def timed(*words: str | Path) -> tuple[Done, float]:
     return done, time.monotonic() - began_s
 
 
+@pytest.mark.alone
 def test_a_stopped_instance_costs_every_command_seconds_and_hides_no_other(bench: Bench) -> None:
     with (
         bench.mounted(),

@@ -17,9 +17,6 @@ import pytest
 from mounted import SNAPFS, Ground, Mounted, mount_points_below, run, snapfs, wait_until
 from sectors import content
 
-# What it measures others would spoil.
-pytestmark = pytest.mark.alone
-
 MIB = 1 << 20
 
 
@@ -80,6 +77,7 @@ def test_foreground_stays_in_front(ground: Ground) -> None:
     assert not instance.store.exists()
 
 
+@pytest.mark.alone
 def test_idle_instance_uses_no_processor_time(ground: Ground) -> None:
     instance = ground.mounted(ground.image(16 * MIB))
     overwrite(instance)

@@ -12,9 +12,6 @@ from mounted import Ground
 
 from snapfs.fuse import receive
 
-# What it measures others would spoil.
-pytestmark = pytest.mark.alone
-
 NAME = "_wait_fuse_readable"
 
 

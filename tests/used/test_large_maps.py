@@ -16,9 +16,6 @@ from mounted import run
 from PIL import Image
 from used_rig import MIB, UsedGround, await_map
 
-# What it measures others would spoil.
-pytestmark = pytest.mark.alone
-
 GIB = 1 << 30
 MAX_MEMORY_BYTES = 200 * MIB
 MAX_CPU_S = 10.0
