@@ -199,26 +199,24 @@ class LiveEngine:
         caller lets go of it when nobody waits for him.
 
         Waits for the writes under way; its own work takes the same time whatever the size of the image. After the
-        waiting ``check_wanted`` may raise what it likes: then, as after an OSError, all is as before.
+        waiting ``check_wanted`` may raise what it likes: then, as after an OSError, all is as before. One at a time.
         """
-        with self._changed:
-            try:
-                self._gate.close()
-                if self._is_power:
-                    # What the new snapshot shows must not be undone by a power loss.
-                    self._syncer.sync_unasked()
-                self._image.check_whole()
-                check_wanted()
-                # Whatever may fail comes before the one step that cannot be taken back.
-                preserver = self._claiming.new_preserver(cut)
-                before = enter_cut(self._store, cut, header)
+        with self._gate.closed():
+            # Nobody is about to write or to preserve; so the disk is waited for without the lock.
+            if self._is_power:
+                # What the new snapshot shows must not be undone by a power loss.
+                self._syncer.sync_unasked()
+            self._image.check_whole()
+            check_wanted()
+            # Whatever may fail comes before the one step that cannot be taken back.
+            preserver = self._claiming.new_preserver(cut)
+            before = enter_cut(self._store, cut, header)
+            with self._lock:
                 self._cut, self._numbers = cut, cut.numbers
                 ended = self._claiming.begin_cut(cut, preserver)
                 self._relief = Relief(self._store, cut, self._lock, self._claiming.claims)
                 self._image.forget()
                 self.room.begin_cut()
-            finally:
-                self._gate.open()
         with contextlib.suppress(OSError):
             ended.close()
         self._wake_compactor()

@@ -99,12 +99,14 @@ class Room:
         if self._is_cut_short or self._store.is_whole:
             return
         self._is_cut_short = True
-        numbers = self._store.cut.numbers
-        self._store.end_cut(self._store.cut.generation)
+        # The same throughout, also while another one is being made the present.
+        cut = self._store.cut
+        numbers = cut.numbers
+        self._store.end_cut(cut.generation)
         if numbers[CutCounter.STATE] != State.OVERFLOWED:
             numbers[CutCounter.STATE] = State.DAMAGED
         numbers[CutCounter.UNREADABLE] = 1
-        is_on_disk = self._note(self._store.cut.note_unreadable)
+        is_on_disk = self._note(cut.note_unreadable)
         self._changed.notify_all()
         self._on_event(Event(EventKind.CUT_SHORT, 0, is_on_disk=is_on_disk))
 
@@ -167,14 +169,15 @@ class Room:
         self._gate.wait_outside()
 
     def _break_snapshot(self, code: int) -> None:
-        numbers = self._store.cut.numbers
+        cut = self._store.cut
+        numbers = cut.numbers
         if numbers[CutCounter.STATE] not in KEPT_STATES:
             return
         numbers[CutCounter.OVERFLOW_ERRNO] = code
         # Before the first block is overwritten that nobody preserved: readers look at this last.
-        self._store.end_cut(self._store.cut.generation)
+        self._store.end_cut(cut.generation)
         numbers[CutCounter.STATE] = State.OVERFLOWED
-        is_on_disk = self._note(self._store.cut.note_overflow)
+        is_on_disk = self._note(cut.note_overflow)
         with contextlib.suppress(OSError):
             self._discard()
         self._wake_compactor()

@@ -5,7 +5,9 @@ It belongs to the engine's one lock; what says "lock held" is called with it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 # Waiting writes look again this often even if nobody wakes them.
 _LOOK_AGAIN_S = 0.05
@@ -53,13 +55,20 @@ class Gate:
         finally:
             self.under_way.append(offset)
 
-    def close(self) -> None:
-        """Let nobody new in and wait (lock held) for those under way; ``open`` must follow."""
-        self._closed = True
-        while self.under_way:
-            self._changed.wait(_GATE_LOOK_S)
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let nobody new in, and wait for those under way; within this nobody is between the gate and the image.
 
-    def open(self) -> None:
-        """Let writes go on (lock held)."""
-        self._closed = False
-        self._changed.notify_all()
+        One at a time, and without the lock.
+        """
+        with self._changed:
+            assert not self._closed, "two cuts at once"
+            self._closed = True
+            while self.under_way:
+                self._changed.wait(_GATE_LOOK_S)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._closed = False
+                self._changed.notify_all()

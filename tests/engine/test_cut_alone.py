@@ -373,3 +373,26 @@ def test_who_finds_a_cut_gone_opens_the_next_one(make_rig: MakeRig, monkeypatch:
     monkeypatch.setattr(Store, "open_cut", cut_between)
     rig.compactor.step()
     assert rig.compactor._cut.generation == rig.cut.generation == 3
+
+
+def test_nobody_waits_for_the_lock_while_a_cut_waits_for_the_disk(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(OLD, durability=Durability.POWER)
+    rig.open()
+    assert rig.store is not None
+    seen: list[bool] = []
+
+    def looking(call: Callable[..., object]) -> Callable[..., object]:
+        def look(*args: object, **named: object) -> object:
+            seen.append(rig.engine._lock.locked())
+            return call(*args, **named)
+
+        return look
+
+    for name in ("sync", "write_whole"):
+        monkeypatch.setattr(rig.files, name, looking(getattr(rig.files, name)))
+    cut = prepare_cut(rig.store)
+    rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut)).let_go()
+    assert seen
+    assert not any(seen)
