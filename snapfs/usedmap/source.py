@@ -64,7 +64,7 @@ class Source:
             raise MapError(f"it points to {length} bytes at {offset}, outside its {self.size_bytes} bytes")
 
     def _fill(self, view: memoryview, offset: int) -> None:
-        done = self._read(view, self.base_offset + offset)
+        done = self._read(view, self.base_offset + offset) if view else 0
         if done < len(view):
             raise MapError(f"only {done} of {len(view)} bytes at {offset} could be read")
 
