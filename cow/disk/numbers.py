@@ -54,7 +54,7 @@ class SharedPages:
 
     @property
     def releases(self) -> memoryview:
-        """See ``Releases``."""
+        """See ``ReleaseQueue``."""
         return self._page(2)
 
     def of_cut(self, generation: int) -> memoryview:

@@ -20,8 +20,8 @@ class ReleasedRange(NamedTuple):
     end: int
 
 
-class Releases:
-    """A queue in ``page``, which is all zeros at first."""
+class ReleaseQueue:
+    """It lies in ``page``, which is all zeros at first."""
 
     def __init__(self, page: memoryview) -> None:
         self._numbers = page.cast("Q")

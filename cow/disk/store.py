@@ -14,7 +14,7 @@ from cow.disk.files import Files, check_directory
 from cow.disk.header import Header, read_header
 from cow.disk.layout import Counter, CutCounter
 from cow.disk.numbers import Control, Page, SharedPages
-from cow.disk.releases import Releases
+from cow.disk.releases import ReleaseQueue
 from cow.disk.staging import Staging
 from cow.errors import StoreDamaged, StoreError
 from cow.geometry import Geometry
@@ -47,9 +47,9 @@ class Store:
         return _NEVER if self.pages is None else self.pages.end_of(generation)
 
     @property
-    def releases(self) -> Releases:
+    def releases(self) -> ReleaseQueue:
         """What the compactor has to give back; of an instance's own, else nobody would ever take it."""
-        return Releases((self.pages or SharedPages()).releases)
+        return ReleaseQueue((self.pages or SharedPages()).releases)
 
     def page_of(self, number: Counter | CutCounter) -> Page:
         """Where the number is, for the present cut."""

@@ -2,7 +2,7 @@
 
 Neither is preserved any more when it is overwritten. A block that a write is about to preserve at this very
 moment is left out; that costs its space and nothing else. What of released blocks was preserved the compactor gives
-back, when it has been told (`Releases`).
+back, when it has been told (`ReleaseQueue`).
 """
 
 from __future__ import annotations

@@ -112,8 +112,7 @@ class LiveServer:
         async with trio.open_nursery() as ending:
             async with trio.open_nursery() as serving:
                 self._maps = Maps(instance, self.engine, serving)
-                # Some of what is released may have to be looked at again when all is quiet.
-                self._releases = Releases(instance, self.engine, self._maps, self._on_writing)
+                self._releases = Releases(instance, self.engine, self._maps)
                 self._cuts = Cuts(instance, self.engine, self._maps, self._count_writers)
                 serving.start_soon(serve, listen(instance.store.path), self._answer, self._cuts.on_left)
                 serving.start_soon(self._watch_room)
@@ -210,7 +209,8 @@ class LiveServer:
             with trio.move_on_after(_REST_AFTER_S):
                 await trio.lowlevel.wait_readable(self._writing)
                 return
-            has_rested = await self._releases.rest()
+            has_rested = await trio.to_thread.run_sync(self.engine.rest)
+            _LOG.debug("nobody writes: %s", "at rest" if has_rested else "the compactor is still at it")
 
     # --- control ---------------------------------------------------------------------------------------------
 

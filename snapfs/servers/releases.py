@@ -1,12 +1,8 @@
-"""Giving up blocks of the snapshot, when asked to and when writers rest, as the live server does it.
-
-Both go through the same maps for long, so they take turns.
-"""
+"""Releasing blocks of the snapshot, as the live server does it when it is asked to."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import trio
 
@@ -21,11 +17,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Releases:
-    """In threads; one at a time. ``on_released`` is called after each release."""
+    """In threads; one at a time."""
 
-    def __init__(self, instance: Instance, engine: LiveEngine, maps: Maps, on_released: Callable[[], None]) -> None:
+    def __init__(self, instance: Instance, engine: LiveEngine, maps: Maps) -> None:
         self._instance, self._engine, self._maps = instance, engine, maps
-        self._on_released = on_released
         self._turn = trio.Lock()
 
     async def release(self, request: Release) -> Released:
@@ -45,15 +40,7 @@ class Releases:
                 raise _has_ended(request) from error
         _LOG.debug("released %d of the blocks %d to %d", count, first, end - 1)
         self._instance.released.ring()
-        self._on_released()
         return Released(count)
-
-    async def rest(self) -> bool:
-        """Whether nothing is left to do for those who have written."""
-        async with self._turn:
-            has_rested = await trio.to_thread.run_sync(self._engine.rest)
-        _LOG.debug("nobody writes: %s", "at rest" if has_rested else "the compactor is still at it")
-        return has_rested
 
     def _check_present(self, request: Release) -> None:
         store = self._instance.store

@@ -67,11 +67,6 @@ def find_store(path: Path | str) -> Path:
     raise _silence(mount)
 
 
-def store_of_mount(mount: Mount) -> Path:
-    """The store behind a view, held open; SnapfsError when its server is gone, refuses or does not answer."""
-    return _held(mount, ask_all([_question(mount)])[0])
-
-
 def all_stores() -> tuple[list[Path], list[SnapfsError]]:
     """The stores of all instances that are this user's to deal with, held open; and of those that do not answer,
     or whose store is gone, the reasons."""

@@ -18,7 +18,6 @@ OPEN_TREE_CLONE: Final = 1
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15
-PR_GET_NAME: Final = 16
 PR_SET_IO_FLUSHER: Final = 57
 PR_GET_IO_FLUSHER: Final = 58
 
@@ -26,7 +25,6 @@ MCL_CURRENT: Final = 1
 MCL_FUTURE: Final = 2
 
 M_TRIM_THRESHOLD: Final = -1
-M_TOP_PAD: Final = -2
 M_MMAP_THRESHOLD: Final = -3
 M_ARENA_MAX: Final = -8
 

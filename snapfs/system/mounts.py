@@ -3,9 +3,9 @@
 Source of what is mounted: /proc/PID/mountinfo, described in proc(5).
 
 Rules:
-- Nothing here asks the server of a snapfs mount, except `is_stale` and `flush_filesystem`. A dead server
-  answers every stat(2) with ENOTCONN and a hung one never answers: so mount points are found in mountinfo,
-  and a path is made canonical without touching the snapfs mounts on its way.
+- Nothing here asks the server of a snapfs mount, except `is_stale`. A dead server answers every stat(2) with
+  ENOTCONN and a hung one never answers: so mount points are found in mountinfo, and a path is made canonical
+  without touching the snapfs mounts on its way.
 - A thread that waits for a hung server cannot be killed, and keeps its process from ending. So `is_stale`
   asks from a child process, and leaves that child behind when there is no answer in time.
 """
@@ -278,15 +278,6 @@ def open_beside(path: Path) -> int:
         return os.open(path.name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=tree_fd)
     finally:
         os.close(tree_fd)
-
-
-def flush_filesystem(path: Path | str) -> None:
-    """Write back all that the filesystem of `path` holds in memory. Raises `OSError` as syncfs(2) does."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        libc.syncfs(fd)
-    finally:
-        os.close(fd)
 
 
 def set_read_ahead(device: tuple[int, int], kib: int) -> bool:

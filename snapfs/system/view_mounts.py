@@ -25,7 +25,6 @@ from snapfs.system.mounts import (
     SNAPFS_TYPE,
     Mount,
     find_mount,
-    namespace_mounts,
     read_mounts,
     snapfs_mounts,
     unmount,
@@ -97,13 +96,6 @@ def _is_of(mount: Mount, view: ViewId | None) -> bool:
 def is_mounted(view: ViewId | None) -> bool:
     """Whether the view is mounted in this namespace."""
     return bool(mounts_of(view))
-
-
-def processes_that_see(view: ViewId | None) -> list[int]:
-    """A process of each other mount namespace in which the view is mounted."""
-    if view is None:
-        return []
-    return [pid for pid, mounts in namespace_mounts() if mounts_of(view, mounts)]
 
 
 def covering(mount: Mount, mounts: Sequence[Mount]) -> Mount | None:

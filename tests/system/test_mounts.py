@@ -12,7 +12,7 @@ import pytest
 from real_system import NOBODY, in_child, loop_device, mounted, run, silent_fuse_mount
 
 from snapfs.errors import BusyError, NotMountedError, PermissionDeniedError
-from snapfs.system import mounts
+from snapfs.system import libc, mounts
 
 
 @pytest.fixture
@@ -183,10 +183,12 @@ def test_a_user_may_not_unmount_what_another_mounted(open_dir: Path) -> None:
         in_child(lambda: mounts.unmount(open_dir), user=NOBODY)
 
 
-def test_flushing_writes_back_what_a_loop_mounted_filesystem_holds(small_ext4: Path, point: Path) -> None:
+def test_syncfs_writes_back_what_a_loop_mounted_filesystem_holds(small_ext4: Path, point: Path) -> None:
     with loop_device(small_ext4) as device, mounted(device, point):
         (point / "file").write_bytes(b"snapfs" * 1000)
-        mounts.flush_filesystem(point)
+        fd = os.open(point, os.O_RDONLY)
+        libc.syncfs(fd)
+        os.close(fd)
         assert run("debugfs", "-R", "cat /file", device).encode() == b"snapfs" * 1000
 
 
