@@ -29,7 +29,7 @@ from cow.disk.store import Store
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.faults import missing_pages
 
-# Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
+# Places in the pages as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _GENERATION: Final = Counter.GENERATION.value
 _STATE: Final = CutCounter.STATE.value
 _UNREADABLE: Final = CutCounter.UNREADABLE.value

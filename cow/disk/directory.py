@@ -1,4 +1,4 @@
-"""The store as a directory: its names, its lock, its open files.
+"""The store as a directory: its names, its lock, and what of it is removed.
 
     header          what the store is for (the commit point)
     control         the numbers the processes share

@@ -114,7 +114,7 @@ class CutCounter(Number):
     CHANGED_BLOCKS = 10, Owner.LIVE, Trait.RECOUNTED
     RELEASED_BLOCKS = 11, Owner.LIVE, Trait.RECOUNTED
     FREE_BLOCKS = 12, Owner.LIVE, Trait.RECOUNTED  # settled because nothing is in them
-    LOST_BLOCKS = 13, Owner.LIVE, Trait.SEALED  # whose old content could not be read from the image
+    LOST_BLOCKS = 13, Owner.LIVE, Trait.SEALED  # could not be read from the image; after a repair, all that are lost
     EXCUSED_BLOCKS = 17, Owner.LIVE, Trait.SEALED  # lost ones that are free or released: nobody misses them
     SPOILT_BLOCKS = 18, Owner.COMPACTOR, Trait.SEALED  # lost ones: their slots were not what had been put in
     MISSING_BYTES = 14, Owner.LIVE, Trait.SEALED  # how much shorter than it should be the image was at some time

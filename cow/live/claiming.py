@@ -28,7 +28,7 @@ from cow.live.traffic import Gate
 # One request never takes more of the ring than this share, or the ring could not hold two at once.
 _RING_SHARE = 4
 
-# Places in the control page as plain numbers: to look a member of an enumeration up takes longer than to use it.
+# Places in the pages as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _PRESERVED_BLOCKS: Final = CutCounter.PRESERVED_BLOCKS.value
 _SETTLED_BLOCKS: Final = CutCounter.SETTLED_BLOCKS.value
 _CHANGED_BLOCKS: Final = CutCounter.CHANGED_BLOCKS.value

@@ -1,7 +1,7 @@
 """Deciding what a store that was left behind still proves, and making it whole again.
 
 ====================  ==================  ==================  ===================  =============================
-how it ended          index               settled             free                 numbers of the control page
+how it ended          index               settled             free                 numbers
 ====================  ==================  ==================  ===================  =============================
 SEALED                by its digest       by its digest       by its digest        from the seal
 KILLED                each entry checked  believed            by its own digest    believed
