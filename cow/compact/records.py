@@ -9,7 +9,7 @@ from cow.disk.codec import STORE_RAW, RecordHeader, encode, payload_bytes
 from cow.disk.cut import Cut
 from cow.disk.direct import DirectWriter
 from cow.disk.layout import CutCounter, pack_place
-from cow.disk.segments import SegmentWriter
+from cow.disk.segments import Segments, SegmentWriter
 from cow.disk.store import Store
 
 _WORKERS = 2
@@ -21,21 +21,22 @@ class Encoder:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_WORKERS, "lz4")
 
-    def encode(self, runs: list[Run], generation: int, acceleration: int) -> list[bytes]:
+    def encode(self, runs: list[Run], segments: Segments, acceleration: int) -> list[bytes]:
         """The records of ``runs``, in order."""
         if acceleration == STORE_RAW or len(runs) < 2 * _WORKERS:
-            return _encode(runs, generation, acceleration)
+            return _encode(runs, segments, acceleration)
         share = -(-len(runs) // _WORKERS)
         parts = [runs[start : start + share] for start in range(0, len(runs), share)]
-        encoded = self._pool.map(lambda part: _encode(part, generation, acceleration), parts)
+        encoded = self._pool.map(lambda part: _encode(part, segments, acceleration), parts)
         return [record for part in encoded for record in part]
 
     def close(self) -> None:
         self._pool.shutdown()
 
 
-def _encode(runs: list[Run], generation: int, acceleration: int) -> list[bytes]:
-    return [encode(run.block_no, len(run.entries), generation, run.raw, acceleration) for run in runs]
+def _encode(runs: list[Run], segments: Segments, acceleration: int) -> list[bytes]:
+    generation, seed = segments.generation, segments.seed
+    return [encode(run.block_no, len(run.entries), generation, run.raw, acceleration, seed=seed) for run in runs]
 
 
 class RecordWriter:
@@ -54,7 +55,7 @@ class RecordWriter:
 
         OSError: of the runs whose entries are as before, no record counts.
         """
-        records = self._encoder.encode(runs, self._cut.generation, acceleration)
+        records = self._encoder.encode(runs, self._cut.segments, acceleration)
         places = self._writer.append(records)
         for run, record, place in zip(runs, records, places, strict=True):
             # Counted first: killed in between, the records of one step count twice and none is missed.

@@ -117,7 +117,9 @@ class Squeezer:
         except FileNotFoundError:
             return None
         try:
-            return memoryview(decode(self._files.pread(fd, place.length, place.offset))[1])
+            return memoryview(
+                decode(self._files.pread(fd, place.length, place.offset), seed=self._cut.segments.seed)[1]
+            )
         except Damaged:
             return None
         finally:

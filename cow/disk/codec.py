@@ -1,8 +1,8 @@
 """One record: compressing, checking and parsing. The only module that knows lz4 and xxhash.
 
 A record is a header, then the payload (lz4 block format, or the raw blocks when lz4 does not help), then
-zeros up to the next multiple of 32 bytes. Its checksum (XXH3-64) covers header and payload, so a reader
-that got a checksum right has the very bytes that were written, for the very block it asked for.
+zeros up to the next multiple of 32 bytes. Its checksum (XXH3-64, with the store's seed) covers header and payload,
+so a reader that got a checksum right has the very bytes that were written, for the very block it asked for.
 """
 
 from __future__ import annotations
@@ -50,8 +50,14 @@ class RecordHeader(NamedTuple):
         return -(-(RECORD.size + self.payload_bytes) // RECORD_ALIGN) * RECORD_ALIGN
 
 
-def encode(block_no: int, block_count: int, generation: int, raw: Data, acceleration: int = COMPRESS_WELL) -> bytes:
-    """The bytes of one record, padded. ``acceleration`` as of lz4: higher is faster and larger; 0 stores raw."""
+def encode(
+    block_no: int, block_count: int, generation: int, raw: Data, acceleration: int = COMPRESS_WELL, *, seed: int
+) -> bytes:
+    """The bytes of one record, padded. ``acceleration`` as of lz4: higher is faster and larger; 0 stores raw.
+
+    ``seed``: the store's (``Header.record_seed``). Whoever does not know it makes nothing that passes for a record,
+    whatever he writes into the image.
+    """
     flag, payload = RecordFlag.RAW, raw
     if acceleration != STORE_RAW:
         packed = lz4.block.compress(raw, mode="fast", acceleration=acceleration, store_size=False)
@@ -60,17 +66,19 @@ def encode(block_no: int, block_count: int, generation: int, raw: Data, accelera
     header = RECORD.pack(
         RECORD_MAGIC, RECORD_VERSION, flag, block_count, generation, block_no, len(raw), len(payload), 0
     )
-    digest = xxhash.xxh3_64(header[:RECORD_CHECKSUM_OFFSET])
+    digest = xxhash.xxh3_64(header[:RECORD_CHECKSUM_OFFSET], seed)
     digest.update(payload)
     padding = bytes(-(RECORD.size + len(payload)) % RECORD_ALIGN)
     return b"".join((header[:RECORD_CHECKSUM_OFFSET], _CHECKSUM.pack(digest.intdigest()), payload, padding))
 
 
-def encode_lost(block_no: int, block_count: int, generation: int) -> bytes:
+def encode_lost(block_no: int, block_count: int, generation: int, *, seed: int) -> bytes:
     """A record that says that these blocks are lost; it has no payload."""
     header = RECORD.pack(RECORD_MAGIC, RECORD_VERSION, RecordFlag.LOST, block_count, generation, block_no, 0, 0, 0)
     header = header[:RECORD_CHECKSUM_OFFSET]
-    return b"".join((header, _CHECKSUM.pack(checksum(header)), bytes(-RECORD.size % RECORD_ALIGN)))
+    return b"".join(
+        (header, _CHECKSUM.pack(xxhash.xxh3_64_intdigest(header, seed)), bytes(-RECORD.size % RECORD_ALIGN))
+    )
 
 
 def payload_bytes(record: bytes) -> int:
@@ -90,7 +98,7 @@ def parse_header(data: Data) -> RecordHeader:
     return RecordHeader(block_no, count, generation, _FLAGS[flag], raw_bytes, payload_bytes, checksum)
 
 
-def decode(data: Data) -> tuple[RecordHeader, Data]:
+def decode(data: Data, *, seed: int) -> tuple[RecordHeader, Data]:
     """Header and raw blocks of the record at the start of ``data``; Damaged unless the checksum fits.
 
     Of a LOST record there are no blocks.
@@ -100,7 +108,7 @@ def decode(data: Data) -> tuple[RecordHeader, Data]:
     payload = view[RECORD.size : RECORD.size + header.payload_bytes]
     if len(payload) < header.payload_bytes:
         raise Damaged("the record is cut short")
-    digest = xxhash.xxh3_64(view[:RECORD_CHECKSUM_OFFSET])
+    digest = xxhash.xxh3_64(view[:RECORD_CHECKSUM_OFFSET], seed)
     digest.update(payload)
     if digest.intdigest() != header.checksum:
         raise Damaged("the record's checksum does not fit")

@@ -15,18 +15,18 @@ from cow.disk.directory import (
     INTACT_NAME,
     NUMBERS_NAME,
     OVERFLOWED_NAME,
+    SEGMENTS_NAME,
     UNREADABLE_NAME,
     cut_path,
     remove_tree,
-    segments_of,
 )
 from cow.disk.files import Files, MappedFile, check_directory
+from cow.disk.header import Header
 from cow.disk.index import Index
 from cow.disk.layout import CutCounter, State
 from cow.disk.numbers import CutNumbers, SharedPages
 from cow.disk.segments import Segments
 from cow.errors import SnapshotEnded
-from cow.geometry import Geometry
 
 
 @dataclass(slots=True)
@@ -44,6 +44,7 @@ class Cut:
     free: Bitmap
     index: Index
     numbers: CutNumbers
+    segments: Segments
     is_over: bool = False
     _holders: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -78,10 +79,6 @@ class Cut:
     @property
     def is_open(self) -> bool:
         return self._holders > 0
-
-    @property
-    def segments(self) -> Segments:
-        return segments_of(self.path.parent, self.generation)
 
     @property
     def is_intact(self) -> bool:
@@ -138,7 +135,7 @@ class Cut:
 def open_cut(
     store: Path,
     generation: int,
-    geometry: Geometry,
+    header: Header,
     files: Files,
     *,
     writable: bool,
@@ -146,7 +143,8 @@ def open_cut(
     pages: SharedPages | None = None,
     fill: bool = True,
 ) -> Cut:
-    """The files of a cut; with ``create`` new ones, in time and space that do not depend on the image.
+    """The files of a cut of the store that ``header`` describes; with ``create`` new ones, in time and space that do
+    not depend on the image.
 
     ``pages``, ``fill``: see ``Page``.
     """
@@ -155,7 +153,7 @@ def open_cut(
         path.mkdir(0o700)
         (path / INTACT_NAME).touch(0o600)
     check_directory(path)
-    count = geometry.block_count
+    count = header.geometry.block_count
     settled, changed, released, free = (
         Bitmap(path / name, count, files, writable=writable, create=create) for name in BITMAP_NAMES
     )
@@ -167,4 +165,5 @@ def open_cut(
         numbers.write_back()
         # The header's commit makes the cut's own name durable, not the names in it.
         files.sync_directory(path)
-    return Cut(generation, path, settled, changed, released, free, index, numbers)
+    segments = Segments(store / SEGMENTS_NAME, generation, header.record_seed)
+    return Cut(generation, path, settled, changed, released, free, index, numbers, segments)

@@ -42,11 +42,6 @@ def cut_path(store: Path, generation: int) -> Path:
     return store / f"{_CUT_PREFIX}{generation:08d}"
 
 
-def segments_of(store: Path, generation: int) -> Segments:
-    """The segments of the store with records of this generation."""
-    return Segments(store / SEGMENTS_NAME, generation)
-
-
 def lock_store(path: Path) -> int:
     """Take the store for this process and its children; StoreBusy when another has it."""
     fd = open_plain(path / LOCK_NAME, os.O_RDWR | os.O_CREAT)
@@ -113,7 +108,8 @@ def remove_segments(path: Path, keep: int = 0) -> None:
     if directory.is_symlink() or not directory.is_dir():
         directory.unlink(missing_ok=True)
         return
-    Segments(directory, keep).remove_others()
+    # To remove them nobody need know what their checksums start from.
+    Segments(directory, keep, seed=0).remove_others()
 
 
 def remove_cut(path: Path, generation: int) -> None:

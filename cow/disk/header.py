@@ -69,6 +69,11 @@ class Header:
         return Geometry(self.image_bytes, self.block_bytes)
 
     @property
+    def record_seed(self) -> int:
+        """What the checksums of all records of the store start from."""
+        return int.from_bytes(self.store_id[:8], "little")
+
+    @property
     def cut(self) -> CutHeader:
         """The present cut: the newest."""
         return self.cuts[-1]

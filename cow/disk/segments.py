@@ -13,7 +13,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cow.disk.codec import RecordHeader, decode, parse_header
@@ -41,10 +41,11 @@ _MAGIC = RECORD_MAGIC.to_bytes(4, "little")
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Those of a store's segments that hold the records of one generation."""
+    """Those of a store's segments that hold the records of one generation, with the store's seed."""
 
     directory: Path
     generation: int
+    seed: int
 
     def path(self, segment_no: int) -> Path:
         return self.directory / f"{segment_no:08d}-{self.generation:08d}"
@@ -63,17 +64,17 @@ class Segments:
         """The same for those of all cuts before, which may be over at different times."""
         for _, generation in _present(self.directory):
             if generation < self.generation:
-                Segments(self.directory, generation).remove()
+                replace(self, generation=generation).remove()
 
     def remove_others(self) -> None:
         """The same for those of all other cuts, while there is none but this; OSError when one of a later stays."""
         self.remove_older()
         later = {generation for _, generation in _present(self.directory) if generation > self.generation}
         for generation in later:
-            Segments(self.directory, generation).remove()
+            replace(self, generation=generation).remove()
         stays = next((found for found in _present(self.directory) if found[1] in later), None)
         if stays is not None:
-            path = Segments(self.directory, stays[1]).path(stays[0])
+            path = replace(self, generation=stays[1]).path(stays[0])
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), os.fspath(path))
 
 
@@ -219,7 +220,7 @@ class SegmentReader:
         place = unpack_place(entry)
         data = self._read_place(self._descriptor(place.segment_no, block_no), place, may_wait=may_wait)
         try:
-            header, raw = decode(data)
+            header, raw = decode(data, seed=self._segments.seed)
         except Damaged as error:
             raise Damaged(f"{error.what} (segment {place.segment_no}, offset {place.offset})", block_no) from None
         if header.generation != self._segments.generation or not 0 <= block_no - header.block_no < header.block_count:
@@ -277,22 +278,23 @@ def scan_segment(
     fd = open_plain(segments.path(segment_no), os.O_RDONLY)
     try:
         size_bytes = os.fstat(fd).st_size
-        offset, lost = 0, False
+        # Headers lead from one record to the next; behind anything else only a whole one is believed.
+        offset, is_led = 0, True
         while offset < size_bytes:
-            found = _record_at(fd, files, offset, size_bytes, verify=verify or lost)
+            found = _record_at(fd, files, offset, size_bytes, verify=verify or not is_led, seed=segments.seed)
             if isinstance(found, RecordHeader):
                 yield Place(segment_no, offset, found.length), found
-                offset, lost = offset + found.length, False
+                offset, is_led = offset + found.length, True
                 continue
-            if not lost and found:
+            if found and is_led:
                 yield ScanProblem(segment_no, offset, found)
-            lost = lost or bool(found)
+            is_led = False
             offset = _next_candidate(fd, offset, size_bytes)
     finally:
         os.close(fd)
 
 
-def _record_at(fd: int, files: Files, offset: int, size_bytes: int, *, verify: bool) -> RecordHeader | str:
+def _record_at(fd: int, files: Files, offset: int, size_bytes: int, *, verify: bool, seed: int) -> RecordHeader | str:
     head = files.pread(fd, RECORD.size, offset)
     if not any(head[:RECORD_ALIGN]):
         return ""  # a hole left by what was released, or the rest of a page
@@ -301,7 +303,7 @@ def _record_at(fd: int, files: Files, offset: int, size_bytes: int, *, verify: b
         if offset + RECORD.size + header.payload_bytes > size_bytes:
             raise Damaged("the record is cut short")
         if verify:
-            decode(files.pread(fd, header.length, offset))
+            decode(files.pread(fd, header.length, offset), seed=seed)
     except Damaged as error:
         return error.what
     return header

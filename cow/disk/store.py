@@ -65,7 +65,7 @@ class Store:
         return open_cut(
             self.path,
             generation,
-            self.geometry,
+            self.header,
             self.files,
             writable=writable,
             pages=self.pages,
@@ -137,7 +137,7 @@ def open_parts(path: Path, header: Header, files: Files, *, writable: bool, lock
     check_directory(path / SEGMENTS_NAME)
     control = Control(path / CONTROL_NAME, files, writable=writable, shared=shared)
     staging = Staging(path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=writable)
-    cut = open_cut(path, header.cut.generation, header.geometry, files, writable=writable, pages=pages)
+    cut = open_cut(path, header.cut.generation, header, files, writable=writable, pages=pages)
     return Store(path, header, control, staging, cut, files, lock_fd, pages)
 
 

@@ -22,7 +22,7 @@ def prepare_cut(store: Store) -> Cut:
     generation = store.next_generation()
     try:
         return open_cut(
-            store.path, generation, store.geometry, store.files, writable=True, create=True, pages=store.pages
+            store.path, generation, store.header, store.files, writable=True, create=True, pages=store.pages
         )
     except BaseException:
         remove_cut(store.path, generation)

@@ -96,8 +96,8 @@ class DurablePreserver:
                     records.append(record)
                     raw_bytes += (part[1] - part[0]) * self._geometry.block_bytes
         # Behind the others; they are as durable, and no entry names them.
-        generation = self._cut.generation
-        lost = [encode_lost(first, end - first, generation) for first, end in self._lost_parts(ticket)]
+        generation, seed = self._cut.generation, self._cut.segments.seed
+        lost = [encode_lost(first, end - first, generation, seed=seed) for first, end in self._lost_parts(ticket)]
         places = self._append(records + lost)
         ticket.entries = [(*part, pack_place(place)) for part, place in zip(parts, places, strict=False)]
         with self._write_lock:
@@ -117,7 +117,10 @@ class DurablePreserver:
         )
         ticket.lose(lost, code)
         for low, high in without((first, end), lost):
-            yield (low, high), encode(low, high - low, self._cut.generation, place(low, high))
+            yield (
+                (low, high),
+                encode(low, high - low, self._cut.generation, place(low, high), seed=self._cut.segments.seed),
+            )
 
     def _lost_parts(self, ticket: Ticket) -> Iterator[tuple[int, int]]:
         """The lost blocks of the ticket, no more at once than a record may hold."""

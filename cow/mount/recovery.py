@@ -155,7 +155,7 @@ def _begin(path: Path, image: Image, request: Request, files: Files, lock_fd: in
     staging = Staging(
         path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=True, create=True
     )
-    cut = open_cut(path, header.cut.generation, header.geometry, files, writable=True, create=True, pages=pages)
+    cut = open_cut(path, header.cut.generation, header, files, writable=True, create=True, pages=pages)
     store = Store(path, header, control, staging, cut, files, lock_fd, pages)
     # What the image holds now must not be undone by a power loss: it is what the snapshot shows.
     image.sync()

@@ -11,6 +11,8 @@ import tarfile
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
+from uuid import UUID
 
 from engine_rig import BOOT, Rig, pattern
 
@@ -49,13 +51,13 @@ def fill(rig: Rig) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         rig = Rig(Path(name), OLD, staging_slots=16)
-        fill(rig)
+        with patch("cow.mount.recovery.uuid.uuid4", return_value=UUID(bytes=bytes(range(16)))):
+            fill(rig)
         header = read_header(rig.store_path)
         assert header is not None
         fixed = replace(
             header,
             image_path="/srv/disk.img",
-            store_id=bytes(range(16)),
             cuts=(
                 replace(
                     header.cut,

@@ -14,9 +14,20 @@ from hypothesis import strategies as st
 
 from cow.disk.blocks import Kind, Run, classify, count_lost, entry_runs
 from cow.disk.cut import Cut, open_cut
-from cow.disk.layout import LOST_ENTRY, SEGMENT_BYTES, STAGED, STORED, Counter, CutCounter, Place, pack_place
+from cow.disk.header import CutHeader, Header
+from cow.disk.layout import (
+    LOST_ENTRY,
+    SEGMENT_BYTES,
+    STAGED,
+    STORED,
+    Counter,
+    CutCounter,
+    Durability,
+    Place,
+    Protect,
+    pack_place,
+)
 from cow.disk.rules import check_ring, check_rules, check_store
-from cow.geometry import Geometry
 from cow.live.cutting import enter_cut
 
 BLOCK_BYTES = 4096
@@ -127,8 +138,10 @@ def test_a_large_range_is_looked_at_where_anything_is_settled_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = 1 << 32
-    geometry = Geometry(count * BLOCK_BYTES, BLOCK_BYTES)
-    cut = open_cut(tmp_path, 1, geometry, QuickFiles(), writable=True, create=True)
+    image = CutHeader(1, 0, 0, 0, 0o600, 0, 0, bytes(16))
+    kinds = Durability.PROCESS, Protect.ALL, False
+    header = Header(BLOCK_BYTES, count * BLOCK_BYTES, 1, 1, 16, *kinds, bytes(16), bytes(16), "/image", "", (image,))
+    cut = open_cut(tmp_path, 1, header, QuickFiles(), writable=True, create=True)
     for first in (5, 70_000, 3_000_000_000):
         settle(cut, first, [RECORD] * 2)
     looked_at = 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import Callable, Iterable
 
 import pytest
 from engine_rig import NEXT_BOOT, Rig, pattern
 
 from cow.compact.compactor import Compactor
+from cow.disk.codec import encode
 from cow.disk.layout import CutCounter, Durability, State
 from cow.errors import BlockReleased
 
@@ -159,3 +161,22 @@ def test_a_slot_that_was_damaged_is_lost_until_it_is_released(rig: Rig, is_first
     rig.engine.release(0, 1)
     assert rig.numbers.lost_blocks == 0
     assert rig.numbers.state is State.ACTIVE
+
+
+def test_what_is_left_of_a_released_record_forges_none(make_rig: MakeRig) -> None:
+    size, rng = 512, random.Random(4)
+    old = bytearray(pattern(BLOCKS * size))
+    forged = encode(50, 1, 1, rng.randbytes(size), seed=0)
+    old[:size] = rng.randbytes(size)
+    # Where the page is not punched that a part of it shares with the next record.
+    old[2 * size : 34 * size] = (rng.randbytes(15768) + forged + rng.randbytes(32 * size))[: 32 * size]
+    rig = make_rig(bytes(old), durability=Durability.POWER, block_bytes=size, staging_slots=512)
+    rig.open()
+    for block_no, count in ((0, 1), (2, 32), (40, 1)):
+        rig.write(block_no * size, b"n" * count * size)
+    rig.engine.release(2, 34)
+    rig.give_back()
+    assert forged[:40] in rig.cut.segments.path(1).read_bytes()
+    rig.abandon()
+    rig.open(NEXT_BOOT)
+    assert rig.reader.read(50 * size, size) == old[50 * size : 51 * size]

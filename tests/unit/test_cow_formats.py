@@ -37,6 +37,7 @@ from cow.disk.layout import (
 from cow.errors import Damaged, StoreError
 
 NOISE = random.Random(3).randbytes(4096)
+SEED = 0
 
 
 @pytest.mark.parametrize(
@@ -81,39 +82,39 @@ RECORDS = [
 
 @pytest.mark.parametrize(("header", "raw", "acceleration", "text"), RECORDS, ids=["raw", "lz4"])
 def test_records(header: RecordHeader, raw: bytes, acceleration: int, text: str) -> None:
-    data = encode(header.block_no, header.block_count, header.generation, raw, acceleration)
+    data = encode(header.block_no, header.block_count, header.generation, raw, acceleration, seed=SEED)
     assert data.hex() == text.replace(" ", "")
-    found, content = decode(data)
+    found, content = decode(data, seed=SEED)
     assert (found, bytes(content)) == (header, raw)
     assert header.length == len(data)
 
 
 def test_what_does_not_compress_is_stored_raw() -> None:
-    data = encode(0, 1, 1, NOISE)
+    data = encode(0, 1, 1, NOISE, seed=SEED)
     assert parse_header(data).flag is RecordFlag.RAW
     assert payload_bytes(data) == len(NOISE)
 
 
 def test_every_flipped_bit_of_a_record_is_damage() -> None:
-    data = encode(3, 1, 1, bytes(512) + NOISE[:512])
+    data = encode(3, 1, 1, bytes(512) + NOISE[:512], seed=SEED)
     length = RECORD.size + parse_header(data).payload_bytes
     for at in range(length):
         damaged = bytearray(data)
         damaged[at] ^= 1 << at % 8
         with pytest.raises(Damaged):
-            decode(damaged)
+            decode(damaged, seed=SEED)
 
 
 def test_every_shorter_record_is_damage() -> None:
-    data = encode(3, 1, 1, bytes(512))
+    data = encode(3, 1, 1, bytes(512), seed=SEED)
     for length in range(RECORD.size + parse_header(data).payload_bytes):
         with pytest.raises(Damaged):
-            decode(data[:length])
+            decode(data[:length], seed=SEED)
 
 
 def test_records_are_aligned() -> None:
     for length in range(1, 200, 7):
-        assert len(encode(0, 1, 1, NOISE[:length])) % RECORD_ALIGN == 0
+        assert len(encode(0, 1, 1, NOISE[:length], seed=SEED)) % RECORD_ALIGN == 0
 
 
 def test_slot_checksums_depend_on_cut_and_lap() -> None:
@@ -203,3 +204,10 @@ def test_sizes_of_the_structures_are_those_of_the_format() -> None:
     assert (HEADER.size, HEADER_CUT.size, RECORD.size) == (92, 64, 40)
     for numbers in (Counter, CutCounter):
         assert len(set(numbers)) == len(numbers.__members__), "two numbers share a place"
+
+
+def test_a_record_of_who_does_not_know_the_seed_is_none() -> None:
+    forged = encode(3, 1, 1, NOISE, seed=7)
+    assert decode(forged, seed=7)[1] == NOISE
+    with pytest.raises(Damaged, match="checksum does not fit"):
+        decode(forged, seed=8)

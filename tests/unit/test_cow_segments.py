@@ -18,13 +18,13 @@ from cow.disk.segments import ScanProblem, SegmentReader, Segments, SegmentWrite
 from cow.errors import Damaged
 
 FILES = Files()
-RNG = random.Random(2)
+RNG, SEED = random.Random(2), 7
 CONTENTS = [RNG.randbytes(600), bytes(4096), RNG.randbytes(4096), b"abc" * 300]
-RECORDS = [encode(10 * number, 1, 1, raw) for number, raw in enumerate(CONTENTS)]
+RECORDS = [encode(10 * number, 1, 1, raw, seed=SEED) for number, raw in enumerate(CONTENTS)]
 
 
 def segments_in(directory: Path, generation: int = 1) -> Segments:
-    return Segments(directory, generation)
+    return Segments(directory, generation, SEED)
 
 
 def control_in(directory: Path) -> Control:
