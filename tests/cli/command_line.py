@@ -230,7 +230,7 @@ def loops_below(path: Path) -> list[str]:
     found = []
     for backing in Path("/sys/class/block").glob("loop*/loop/backing_file"):
         with suppress(OSError):
-            if backing.read_text().startswith(f"{path}/"):
+            if os.fsdecode(backing.read_bytes()).startswith(f"{path}/"):
                 found.append(f"/dev/{backing.parent.parent.name}")
     return found
 

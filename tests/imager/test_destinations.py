@@ -115,7 +115,7 @@ def test_the_second_of_two_at_once_is_told_who_the_first_is(small: Bench, comman
     if command == "restore":
         source = other = small.path / "backup"
         snapfs("backup", small.image, source).ok()
-    with running(command, source, dest, "--rate", "4M") as first:
+    with running(command, source, dest, "--rate", "1M") as first:
         first.await_bytes(1)
         snapfs(command, other, dest, "--force").refuses(1, "dest.partial is in use: process ", "(snapfs)")
         first.interrupt()
