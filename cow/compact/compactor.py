@@ -71,11 +71,11 @@ class Compactor:
         OSError (ENOSPC, EIO): nothing was freed, STORE_ERRNO says why, and the step can be tried again.
         """
         control = self._control
-        self._follow_cut()
+        committed_seq = self._committed_seq()
         numbers = self._cut.numbers
         seq = max(control[Counter.FREED_SEQ], numbers[CutCounter.FIRST_SEQ])
         control[Counter.FREED_SEQ] = seq
-        count = min(control[Counter.COMMITTED_SEQ] - seq, self._step_slots)
+        count = min(committed_seq - seq, self._step_slots)
         if count <= 0:
             return 0
         if numbers.is_kept:
@@ -88,7 +88,7 @@ class Compactor:
                 raise
             numbers[CutCounter.STORE_ERRNO] = 0
         # Else a slot would be used again that is being filled. No generation: the page is gone.
-        assert seq + count <= control[Counter.COMMITTED_SEQ] or not control[Counter.GENERATION]
+        assert seq + count <= committed_seq or not control[Counter.GENERATION]
         control[Counter.FREED_SEQ] = seq + count
         return count
 
@@ -96,6 +96,15 @@ class Compactor:
         """Give the space of a snapshot that nobody can read any more back to the disk that it filled."""
         if not self._cut.numbers.is_kept:
             self._records.remove_all()
+
+    def _committed_seq(self) -> int:
+        """Slots below are committed, and of the present cut, which is followed, or of one before it."""
+        while True:
+            self._follow_cut()
+            committed_seq = self._control[Counter.COMMITTED_SEQ]
+            # Else some may be of a cut that began in between: freed in the name of this one they would be lost.
+            if self._control[Counter.GENERATION] in (0, self._cut.generation):
+                return committed_seq
 
     def _follow_cut(self) -> None:
         control = self._control

@@ -266,3 +266,42 @@ def test_no_interleaving_of_all_shows_anything_wrong(
         rig.remove()
     assert min(reads, refusals) > 100
     assert squeezes or durability is Durability.POWER
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+@pytest.mark.parametrize("work", ["step", "give_back"])
+def test_a_cut_between_any_two_steps_of_the_compactor_loses_nothing(
+    make_rig: MakeRig, durability: Durability, work: str
+) -> None:
+    at = 0
+    while cut_in_between(make_rig(OLD, durability=durability, staging_slots=16), work, at):
+        at += 1
+    assert at > 1
+
+
+def cut_in_between(rig: Rig, work: str, at: int) -> bool:
+    """The next cut and its first writes come before change or look number ``at``; False when there were fewer."""
+    rig.open()
+    stored_in_haste(rig)
+    rig.engine.release(0, 1)
+    rig.engine.write(4 * BLOCK_BYTES, bytes(2 * BLOCK_BYTES))
+    expected, looks = b"", 0
+
+    def look() -> None:
+        nonlocal expected, looks
+        if looks == at:
+            expected = rig.live()
+            rig.make_cut()
+            rig.engine.write(0, pattern(6 * BLOCK_BYTES, 9))
+        looks += 1
+
+    with rig.rules.changing(), watching(look, also_reads=True):
+        getattr(rig.compactor, work)()
+    if expected:
+        for _ in range(4):
+            # Slots that are free are used again.
+            rig.write(6 * BLOCK_BYTES, bytes(len(OLD) - 6 * BLOCK_BYTES))
+            rig.compactor.drain()
+        assert rig.snapshot() == expected, at
+    rig.close()
+    return bool(expected)
