@@ -13,7 +13,17 @@ from collections.abc import Iterator
 from cow.disk.codec import RecordHeader, parse_header
 from cow.disk.cut import Cut
 from cow.disk.files import PAGE_BYTES, open_plain
-from cow.disk.layout import KIND_MASK, LOST_ENTRY, RECORD, STORED, Counter, CutCounter, Place, unpack_place
+from cow.disk.layout import (
+    KIND_MASK,
+    LOST_ENTRY,
+    RECORD,
+    STORED,
+    Counter,
+    CutCounter,
+    Durability,
+    Place,
+    unpack_place,
+)
 from cow.disk.segments import ScanProblem, scan_segment
 from cow.disk.store import Store
 from cow.errors import Damaged
@@ -30,7 +40,7 @@ class GiveBack:
 
     def __init__(self, store: Store, cut: Cut) -> None:
         self._control, self._files, self._cut = store.control, store.files, cut
-        self._releases = store.releases
+        self._releases, self._is_power = store.releases, store.header.durability is Durability.POWER
         # What was released before this process began, nobody tells.
         self._pieces = self._all_pieces() if cut.numbers[CutCounter.RELEASED_BLOCKS] else iter(())
 
@@ -73,6 +83,12 @@ class GiveBack:
         for place, header in self._released_records(first, end):
             whole = Place(place.segment_no, place.offset, header.length)
             found.setdefault(place.segment_no, {})[place.offset] = whole, header.payload_bytes
+        if found and self._is_power:
+            try:
+                # A power loss must not bring a block back as owed whose record is gone; it may be released right now.
+                self._files.sync(self._cut.released.file.fd)
+            except OSError:
+                return
         for segment_no, records in found.items():
             with contextlib.suppress(OSError):
                 self._free(segment_no, [records[offset] for offset in sorted(records)])

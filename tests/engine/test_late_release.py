@@ -132,6 +132,29 @@ def test_a_segment_that_is_appended_to_stays(make_rig: MakeRig) -> None:
     assert rig.reader.read(8 * BLOCK_BYTES, len(OLD) - 8 * BLOCK_BYTES) == OLD[8 * BLOCK_BYTES :]
 
 
+def test_nothing_is_given_back_whose_release_a_power_loss_would_undo(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(OLD, durability=Durability.POWER)
+    rig.open()
+    rig.write(0, NEW)
+
+    def refused(fd: int) -> None:
+        if os.path.samestat(os.fstat(fd), os.stat(rig.cut.path / "released")):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.files, "sync", refused)
+        rig.rules.at_rest = False
+        with pytest.raises(OSError, match="Input/output"):
+            rig.engine.release(0, BLOCKS)
+        rig.give_back()
+    assert rig.numbers[CutCounter.RETURNED_BYTES] == 0
+    rig.rules.at_rest = True
+    rig.engine.release(0, BLOCKS)
+    assert_all_given_back(rig)
+
+
 def test_a_released_part_is_given_back_although_the_rest_failed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.compactor.drain()
     monkeypatch.setattr("cow.live.relief._PIECE_BLOCKS", BLOCKS // 2)
