@@ -1,7 +1,7 @@
 """Giving space back: records of which every block is released become holes, whole segments of them go.
 
 Nobody reads a record whose blocks are all released. Only whole pages can become holes, so neighbouring records are
-joined first.
+joined first, and what shares a page with others is overwritten with zeros: the last to be freed takes the page along.
 """
 
 from __future__ import annotations
@@ -128,13 +128,28 @@ class GiveBack:
                 self._files.pwrite(fd, bytes(RECORD.size), place.offset)
                 self._cut.numbers[CutCounter.RETURNED_BYTES] += payload_bytes
             for start, stop in _joined([place for place, _ in records]):
-                low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
-                if low < high:
-                    self._files.punch(fd, low, high - low)
+                self._make_hole(fd, start, stop)
         finally:
             os.close(fd)
         if not self._may_grow(segment_no) and self._is_empty(segment_no):
             path.unlink(missing_ok=True)
+
+    def _make_hole(self, fd: int, start: int, stop: int) -> None:
+        """Give the pages back that hold nothing but what lies between ``start`` and ``stop``, and zeros."""
+        low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
+        if start < low and self._has_zeroed(fd, low - PAGE_BYTES, start, min(low, stop)):
+            low -= PAGE_BYTES
+        if max(low, high) == high < stop and self._has_zeroed(fd, high, max(high, start), stop):
+            high += PAGE_BYTES
+        if low < high:
+            self._files.punch(fd, low, high - low)
+
+    def _has_zeroed(self, fd: int, page: int, start: int, stop: int) -> bool:
+        """Overwrite a part of the page with zeros; whether it is all zeros then. One that the segment ends in may be
+        appended to in this instant by another process."""
+        self._files.pwrite(fd, bytes(stop - start), start)
+        data = self._files.pread(fd, PAGE_BYTES, page)
+        return len(data) == PAGE_BYTES and not any(data)
 
     def _may_grow(self, segment_no: int) -> bool:
         """Whether it may still be appended to, by whoever does that: it is the latest then."""
