@@ -246,6 +246,10 @@ class SegmentReader:
             fd = open_plain(self._segments.path(segment_no), os.O_RDONLY)
         except FileNotFoundError:
             raise Damaged(f"segment {segment_no} is missing", block_no) from None
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ELOOP):
+                raise
+            raise Damaged(f"segment {segment_no} is no plain file of the store's owner", block_no) from None
         # A segment that was squeezed or given back keeps its space on disk as long as it is open somewhere.
         for old_no in [old_no for old_no, old_fd in self._open.items() if not os.fstat(old_fd).st_nlink]:
             os.close(self._open.pop(old_no))

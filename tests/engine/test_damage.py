@@ -14,7 +14,7 @@ from engine_rig import QuickFiles, Rig, pattern
 
 from cow.disk.layout import Counter, CutCounter, State
 from cow.disk.store import open_reader
-from cow.errors import CowError, StoreError
+from cow.errors import CowError, Damaged, StoreError
 from cow.mount.recovery import Outcome
 
 BLOCK_BYTES = 4096
@@ -250,3 +250,13 @@ def test_a_reader_of_a_damaged_store_says_so(make_rig: MakeRig, tmp_path: Path) 
     flip(left.rig.store_path / "control", 0, 1)
     with pytest.raises(StoreError, match="control page"):
         open_reader(left.rig.store_path, QuickFiles())
+
+
+def test_a_segment_that_has_another_name_elsewhere_is_damage(make_rig: MakeRig, tmp_path: Path) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    rig.write(0, OLD[::-1])
+    rig.compactor.drain()
+    os.link(rig.cut.segments.path(1), tmp_path / "elsewhere")
+    with pytest.raises(Damaged, match="segment 1 is no plain file"):
+        rig.reader.read(0, BLOCK_BYTES)
