@@ -2,8 +2,8 @@
 
 It is a program (``python -m snapfs.servers.syncer MAJOR:MINOR INODE LIVE_FILE LOG_FD``): one of those filesystems
 may hang, and takes with it whoever waits for it. For each it prints a line, ``synced NAME`` or
-``failed NAME: REASON``. What lies in a file of another filesystem is written before that one; those of one depth
-are written side by side.
+``failed NAME: REASON``, and at the end ``done``. What lies in a file of another filesystem is written before that
+one; those of one depth are written side by side.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from snapfs.shown import shown
 from snapfs.stacks import dump_stacks_on_signal
 from snapfs.system import libc
 
+DONE = "done"
 # One that hangs keeps those beneath it no longer than this.
 _PATIENCE_S = 20.0
 
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> None:
     written = [filesystem for filesystem in found if not filesystem.read_only]
     for _, beside in groupby(written, lambda filesystem: filesystem.depth):
         _sync_all(beside)
-    sys.stdout.flush()
+    print(DONE, flush=True)
     # A thread that hangs would keep an ordinary exit.
     os._exit(0)
 

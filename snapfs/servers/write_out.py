@@ -23,6 +23,7 @@ from snapfs.fuse.session import write_back
 from snapfs.fuse.view import IMAGE_INODE
 from snapfs.log import log_fd
 from snapfs.servers.instance import LIVE, Instance
+from snapfs.servers.syncer import DONE
 from snapfs.system.view_mounts import ViewId
 
 _LOG = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ async def _sync_filesystems(instance: Instance, view: ViewId) -> None:
                 if not piece:
                     break
                 said += piece
+        if DONE not in said.decode(errors="backslashreplace").splitlines():
+            _LOG.error("what writes back the filesystems mounted from the live view ended early; not all was synced")
     finally:
         # Killed or not, it is not waited for: a filesystem that hangs does not let go of it.
         process.kill()
@@ -82,6 +85,8 @@ async def _sync_filesystems(instance: Instance, view: ViewId) -> None:
 def _tell(said: bytes) -> None:
     for line in said.decode(errors="backslashreplace").splitlines():
         what, _, name = line.partition(" ")
+        if line == DONE:
+            continue
         if what == "synced":
             _LOG.info("%s, which is mounted from the live view, was synced", name)
         else:

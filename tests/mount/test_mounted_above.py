@@ -11,6 +11,11 @@ from mounted import SERVERS, Ground, Mounted, mount_points_below, run
 
 MIB = 1 << 20
 DATA = os.urandom(3 * MIB)
+KILLED_SYNCER = """
+import os, signal, sys
+if "snapfs.servers.syncer" in sys.orig_argv:
+    os.kill(os.getpid(), signal.SIGUSR2)
+"""
 LOG = "still in use|goes on alone|server was killed|server ended|the map of used blocks failed"
 
 
@@ -61,6 +66,18 @@ def test_one_that_is_frozen_keeps_nobody_for_ever(ground: Ground) -> None:
     finally:
         run("fsfreeze", "-u", point)
     check(ground, instance, nested=False)
+
+
+def test_a_syncer_that_ends_early_is_told(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = ground.path / "start"
+    start.mkdir()
+    (start / "sitecustomize.py").write_text(KILLED_SYNCER)
+    monkeypatch.setenv("PYTHONPATH", str(start))
+    instance, _ = above(ground, nested=False)
+    instance.expect_log("not all was synced")
+    instance.processes["supervisor"].send(signal.SIGTERM)
+    instance.processes["live"].await_end()
+    assert "ended early; not all was synced" in instance.log()
 
 
 def test_an_orphan_gets_what_the_kernel_holds(ground: Ground) -> None:
