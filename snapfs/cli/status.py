@@ -74,6 +74,8 @@ def _used_text(snapshot: dict[str, Any], block_bytes: int) -> str:
         return "every block is protected"
     if snapshot["map"] == "computing":
         return "every block, until the map is known"
+    if snapshot["map"] == "failed":
+        return "every block, because the map failed; the log of the store says why"
     return format_size(snapshot["used_blocks"] * block_bytes)
 
 

@@ -124,6 +124,7 @@ def test_every_block_is_protected_when_the_map_fails(ground: UsedGround, mapper_
     instance.mount()
     snapshot = await_map(instance, "failed")
     assert snapshot["used_blocks"] == snapshot["owed_blocks"] == 32 * MIB // BLOCK_BYTES
+    assert "because the map failed" in snapfs("status", instance.live).stdout
     overwrite(instance.live_file)
     assert instance.snap_file.read_bytes() == before
     assert used_blocks(map_of(instance.live)).all()
