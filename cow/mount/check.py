@@ -19,12 +19,13 @@ from cow.disk.directory import (
     CONTROL_NAME,
     INDEX_NAME,
     NUMBERS_NAME,
+    SEGMENTS_NAME,
     STAGING_NAME,
     cut_path,
     foreign_names,
     holds_preserved,
 )
-from cow.disk.files import Files
+from cow.disk.files import Files, check_directory
 from cow.disk.header import CutHeader, Header, read_header
 from cow.disk.layout import (
     ENTRY_BYTES,
@@ -81,6 +82,11 @@ def verify(path: Path, files: Files) -> Report:
     for name, (file, size_bytes) in _expected_files(path, header).items():
         _check_size(report, name, file, size_bytes)
     if report.problems:
+        return report
+    try:
+        check_directory(path / SEGMENTS_NAME)
+    except OSError as error:
+        report.add(f"{SEGMENTS_NAME}: {error.strerror}")
         return report
     try:
         store = open_reader(path, files)

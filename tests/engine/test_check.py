@@ -113,6 +113,20 @@ def test_missing_and_short_files_are_named(make_rig: MakeRig) -> None:
     assert problems == ["index: 5 bytes long instead of 320", "control: No such file or directory"]
 
 
+@pytest.mark.parametrize("instead", ["nothing", "link", "file"])
+def test_a_missing_directory_of_segments_is_named(make_rig: MakeRig, tmp_path: Path, instead: str) -> None:
+    rig = used_rig(make_rig)
+    rig.seal()
+    segments = rig.store_path / "segments"
+    segments.rename(tmp_path / "elsewhere")
+    if instead == "link":
+        segments.symlink_to(tmp_path / "elsewhere")
+    elif instead == "file":
+        segments.touch()
+    (problem,) = verify(rig.store_path, QuickFiles()).problems
+    assert problem.startswith("segments: ")
+
+
 def test_a_damaged_control_page_is_named(make_rig: MakeRig) -> None:
     rig = used_rig(make_rig)
     damage(rig.store_path / "control", 0)
