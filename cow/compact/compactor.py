@@ -123,11 +123,14 @@ class Compactor:
 
     def _enter(self, cut: Cut) -> None:
         self._cut = cut
-        # The cuts before are over, and so are their records.
-        cut.segments.remove_older()
         self._records = RecordWriter(self._store, cut, self._encoder, self._direct)
         self._give_back = GiveBack(self._store, cut)
         self._squeezer = Squeezer(self._store, cut, self._records, self._give_back)
+        # The cuts before are over, and so are their records; but for one that is named by a header which may still be
+        # taken back. What cannot be removed now goes with the next cut.
+        if self._control[Counter.GENERATION] == cut.generation:
+            with contextlib.suppress(OSError):
+                cut.segments.remove_older()
 
     def _move(self, seq: int, count: int) -> None:
         runs = self._collect(seq, count)

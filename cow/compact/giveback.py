@@ -14,6 +14,7 @@ from cow.disk.codec import RecordHeader, parse_header
 from cow.disk.cut import Cut
 from cow.disk.files import PAGE_BYTES, open_plain
 from cow.disk.layout import (
+    ENTRY_BYTES,
     KIND_MASK,
     LOST_ENTRY,
     RECORD,
@@ -31,8 +32,8 @@ from cow.errors import Damaged
 _SECTOR_BYTES = 512
 # A segment of which no more than this share, or this much, is left on the disk is looked through.
 _WORTH_A_LOOK, _LITTLE_BYTES = 4, 1 << 20
-# So few blocks at once that staged ones do not wait for long.
-_PIECE_BLOCKS = 1 << 18
+# So few blocks at once, each with a record of its own at worst, that staged ones do not wait for long.
+_PIECE_BLOCKS = 1 << 11
 
 
 class GiveBack:
@@ -70,19 +71,27 @@ class GiveBack:
         while (released := self._releases.take()) is not None:
             # Of a cut before: gone with it. Of the next: its bits are looked at when it is followed.
             if released.generation == self._cut.generation:
-                return _pieces(released.first, released.end)
+                return self._pieces_of(released.first, released.end)
         return iter(())
 
     def _all_pieces(self) -> Iterator[tuple[int, int]]:
-        return (piece for run in self._cut.released.set_runs() for piece in _pieces(*run))
+        return (piece for run in self._cut.released.set_runs() for piece in self._pieces_of(*run))
+
+    def _pieces_of(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Where the index has anything: most of a large range is a hole."""
+        for offset, length in self._cut.index.file.data_ranges(first * ENTRY_BYTES, end * ENTRY_BYTES):
+            high = (offset + length) // ENTRY_BYTES
+            for low in range(offset // ENTRY_BYTES, high, _PIECE_BLOCKS):
+                yield low, min(low + _PIECE_BLOCKS, high)
 
     def give_back(self, first: int, end: int) -> None:
         """Free the records of the released blocks ``first`` to ``end``."""
         # By offset: a record whose blocks come in two pieces of the range is found twice.
         found: dict[int, dict[int, tuple[Place, int]]] = {}
-        for place, header in self._released_records(first, end):
-            whole = Place(place.segment_no, place.offset, header.length)
-            found.setdefault(place.segment_no, {})[place.offset] = whole, header.payload_bytes
+        with contextlib.ExitStack() as opened:
+            for place, header in self._released_records(first, end, opened):
+                whole = Place(place.segment_no, place.offset, header.length)
+                found.setdefault(place.segment_no, {})[place.offset] = whole, header.payload_bytes
         if found and self._is_power:
             try:
                 # A power loss must not bring a block back as owed whose record is gone; it may be released right now.
@@ -93,29 +102,36 @@ class GiveBack:
             with contextlib.suppress(OSError):
                 self._free(segment_no, [records[offset] for offset in sorted(records)])
 
-    def _released_records(self, first: int, end: int) -> Iterator[tuple[Place, RecordHeader]]:
-        cut = self._cut
+    def _released_records(
+        self, first: int, end: int, opened: contextlib.ExitStack
+    ) -> Iterator[tuple[Place, RecordHeader]]:
+        """``opened`` closes the segments."""
+        cut, fds = self._cut, dict[int, int]()
         for _, entries in cut.index.filled_runs(first, end):
             for entry in sorted(set(entries)):
                 if entry & KIND_MASK != STORED or entry == LOST_ENTRY:
                     continue
                 place = unpack_place(entry)
-                header = self._header_at(place)
+                if place.segment_no not in fds:
+                    fds[place.segment_no] = self._open(place.segment_no, opened)
+                header = self._header_at(fds[place.segment_no], place.offset)
                 if header and cut.released.all_set(header.block_no, header.block_no + header.block_count):
                     yield place, header
 
-    def _header_at(self, place: Place) -> RecordHeader | None:
+    def _open(self, segment_no: int, opened: contextlib.ExitStack) -> int:
+        """A descriptor, which reads nothing when there is no such segment any more."""
+        with contextlib.suppress(OSError):
+            fd = open_plain(self._cut.segments.path(segment_no), os.O_RDONLY)
+            opened.callback(os.close, fd)
+            return fd
+        return -1
+
+    def _header_at(self, fd: int, offset: int) -> RecordHeader | None:
         """The record's header; None when it was given back before, or is damaged: that is its readers' business."""
         try:
-            fd = open_plain(self._cut.segments.path(place.segment_no), os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            header = parse_header(self._files.pread(fd, RECORD.size, place.offset))
+            header = parse_header(self._files.pread(fd, RECORD.size, offset))
         except (Damaged, OSError):
             return None
-        finally:
-            os.close(fd)
         return header if header.block_no + header.block_count <= self._cut.index.block_count else None
 
     def _free(self, segment_no: int, records: list[tuple[Place, int]]) -> None:
@@ -176,8 +192,3 @@ def _joined(places: list[Place]) -> Iterator[tuple[int, int]]:
         stop = place.offset + place.length
     if stop > start:
         yield start, stop
-
-
-def _pieces(first: int, end: int) -> Iterator[tuple[int, int]]:
-    for low in range(first, end, _PIECE_BLOCKS):
-        yield low, min(low + _PIECE_BLOCKS, end)

@@ -84,7 +84,9 @@ def _present(directory: Path) -> list[tuple[int, int]]:
         names = os.listdir(directory)
     except FileNotFoundError:
         return []
-    return [(int(found[1]), int(found[2])) for found in map(_NAME.fullmatch, names) if found]
+    numbers = [(int(found[1]), int(found[2])) for found in map(_NAME.fullmatch, names) if found]
+    # Others are nobody's: no entry can name them.
+    return [(number, generation) for number, generation in numbers if 0 < number <= MAX_SEGMENT_NO]
 
 
 def first_unused(directory: Path) -> int:

@@ -48,16 +48,22 @@ class Relief:
                 cut.free.set_range(first, end)
             # Known and proven to be free before the first is settled: what is settled for no reason is damage.
             seal_free(cut, self._store.files)
-        free_blocks, is_first = cut.free.count(), not self._numbers[CutCounter.FREE_BLOCKS]
+        self._know_free()
         for first, end in (piece for run in cut.free.set_runs() for piece in _pieces(*run)):
             with self._lock:
                 self._check()
-                # From the first on: until then readers look at none of them.
-                self._numbers[CutCounter.FREE_BLOCKS] = free_blocks
-                if is_first:
-                    self._miss_no_more(first, end, free_counts=False)
                 count += self._settle_run(first, end, cut.free)
         return count
+
+    def _know_free(self) -> None:
+        """From here on the map of free blocks counts, as a whole: until then readers look at none of them."""
+        cut, free_blocks = self.cut, self.cut.free.count()
+        with self._lock:
+            self._check()
+            if not self._numbers[CutCounter.FREE_BLOCKS]:
+                excused = sum(self._count_lost(*run, free_counts=False) for run in cut.free.set_runs())
+                self._numbers[CutCounter.FREE_BLOCKS] = free_blocks
+                self._numbers[CutCounter.EXCUSED_BLOCKS] += excused
 
     def release(self, first: int, end: int) -> int:
         """The imager has these blocks: nothing is owed for them, and their copies will be given back.
@@ -79,8 +85,9 @@ class Relief:
                 for part in self._claims.unclaimed(low, high):
                     # Released before settled: a reader that finds a block settled looks at this last.
                     released_now = part[1] - part[0] - cut.released.count_set(*part)
-                    self._miss_no_more(*part)
+                    excused = self._count_lost(*part)
                     cut.released.set_range(*part)
+                    self._numbers[CutCounter.EXCUSED_BLOCKS] += excused
                     self._numbers[CutCounter.RELEASED_BLOCKS] += released_now
                     count += released_now
                     parts.append(part)
@@ -97,11 +104,11 @@ class Relief:
         if self.cut.is_over:
             raise SnapshotEnded(f"cut {self.cut.generation} has ended")
 
-    def _miss_no_more(self, first: int, end: int, *, free_counts: bool = True) -> None:
-        """Nobody will ask for these blocks, so those among them that are lost count no more."""
-        if self._numbers.lost_blocks:
-            excused = count_lost(self.cut, first, end, free_counts=free_counts)
-            self._numbers[CutCounter.EXCUSED_BLOCKS] += excused
+    def _count_lost(self, first: int, end: int, *, free_counts: bool = True) -> int:
+        """The lost ones among these blocks: nobody will ask for them any more, so they will be excused."""
+        if not self._numbers.lost_blocks:
+            return 0
+        return count_lost(self.cut, first, end, free_counts=free_counts)
 
     def _settle_run(self, first: int, end: int, reason: Bitmap) -> int:
         cut, settled = self.cut, 0

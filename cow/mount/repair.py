@@ -72,12 +72,13 @@ class End(Enum):
 
 
 def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
-    """Put an empty file in the place of each that is missing or cannot be the right one; their names."""
-    cut = cut_path(path, header.cut.generation)
-    for directory in (cut, path / SEGMENTS_NAME):
+    """Put an empty file in the place of each that is missing or cannot be the right one; their names. So for the
+    directory of segments."""
+    cut, segments = cut_path(path, header.cut.generation), path / SEGMENTS_NAME
+    replaced = set() if segments.exists() else {SEGMENTS_NAME}
+    for directory in (cut, segments):
         directory.mkdir(0o700, exist_ok=True)
         check_directory(directory)
-    replaced = set()
     for name, (file, size_bytes) in _wanted_files(path, header).items():
         page = _PAGES.get(name)
         if is_plain(file, size_bytes) and (page is None or _is_page(page, file, files)):
@@ -179,7 +180,7 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     power_lost = end is End.POWER_LOST
     preserved = store.cut.numbers[CutCounter.PRESERVED_BLOCKS]
     maps = map_files(store)
-    for name in broken | ({INDEX_NAME} if power_lost else set()):
+    for name in broken - {SEGMENTS_NAME} | ({INDEX_NAME} if power_lost else set()):
         maps[name].clear()
     # What is left of the map of free blocks is known, and counts from here on.
     store.cut.numbers[CutCounter.FREE_BLOCKS] = store.cut.free.count()

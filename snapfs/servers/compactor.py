@@ -94,14 +94,22 @@ class _Loop:
         return self._control[Counter.COMMITTED_SEQ] == before
 
     def _give_back(self) -> bool:
-        has_given = self._compactor.give_back()
-        if has_given and self._control[Counter.PRESSED]:
-            self._instance.room.ring()
+        try:
+            has_given = self._compactor.give_back()
+        except OSError as error:
+            _LOG.info("nothing can be given back: %s", error.strerror)
+            return False
+        if has_given:
+            self._memory.tick()
+            if self._control[Counter.PRESSED]:
+                self._instance.room.ring()
         return has_given
 
     def _squeeze(self) -> bool:
         try:
-            return self._compactor.squeeze()
+            has_squeezed = self._compactor.squeeze()
+            self._memory.tick()
+            return has_squeezed
         except OSError as error:
             _LOG.info("nothing can be squeezed: %s", error.strerror)
             return False

@@ -260,3 +260,12 @@ def test_a_segment_that_has_another_name_elsewhere_is_damage(make_rig: MakeRig, 
     os.link(rig.cut.segments.path(1), tmp_path / "elsewhere")
     with pytest.raises(Damaged, match="segment 1 is no plain file"):
         rig.reader.read(0, BLOCK_BYTES)
+
+
+@pytest.mark.parametrize("how", ["seal", "kill"])
+def test_a_store_without_its_segments_says_so_when_it_is_opened(make_rig: MakeRig, tmp_path: Path, how: str) -> None:
+    left = leave(make_rig(OLD), tmp_path, how)
+    shutil.rmtree(left.rig.store_path / "segments")
+    opened = left.rig.open()
+    assert any("lost and read as errors" in note for note in opened.notes)
+    assert left.rig.numbers.state is State.DAMAGED

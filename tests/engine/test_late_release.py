@@ -6,14 +6,18 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 from engine_rig import NEXT_BOOT, Rig, pattern
 
 from cow.compact.compactor import Compactor
 from cow.disk.codec import encode
+from cow.disk.files import Files
+from cow.disk.header import Header, write_header
 from cow.disk.layout import CutCounter, Durability, State
 from cow.errors import BlockReleased
+from cow.live.cutting import discard_cut, next_header, prepare_cut
 
 BLOCK_BYTES, BLOCKS = 4096, 64
 OLD, NEW = pattern(BLOCKS * BLOCK_BYTES, seed=1), pattern(BLOCKS * BLOCK_BYTES, seed=2)
@@ -223,3 +227,46 @@ def test_what_is_left_of_a_released_record_forges_none(make_rig: MakeRig, monkey
     rig.abandon()
     rig.open(NEXT_BOOT)
     assert rig.reader.read(50 * size, size) == old[50 * size : 51 * size]
+
+
+def test_a_compactor_follows_also_when_older_segments_cannot_be_removed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.compactor.drain()
+    rig.make_cut()
+    rig.write(0, OLD)
+
+    def refused(path: str) -> list[str]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cow.disk.segments.os.listdir", refused)
+        rig.compactor.step()
+    rig.compactor.drain()
+    assert rig.snapshot() == NEW
+    assert rig.numbers[CutCounter.STORED_BYTES] > 0
+
+
+def test_a_compactor_that_begins_while_a_cut_may_be_refused_removes_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.compactor.drain()
+    store = rig.store
+    assert store is not None
+    refused: list[Header] = []
+
+    def begins_then_refused(path: Path, header: Header, files: Files, *, durable: bool) -> None:
+        write_header(path, header, files, durable=durable)
+        if not refused:
+            refused.append(header)
+            present = store.present(writable=True)
+            Compactor(present).close()
+            present.cut.let_go()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    cut = prepare_cut(store)
+    monkeypatch.setattr("cow.live.cutting.write_header", begins_then_refused)
+    with pytest.raises(OSError, match="Input/output"):
+        rig.engine.begin_cut(cut, next_header(store, rig.image, cut))
+    discard_cut(cut)
+    assert rig.snapshot() == OLD

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
 
 import pytest
 from engine_rig import NEXT_BOOT, Rig, SpoiltImage, pattern
 
+from cow.disk.bitmaps import Bitmap
 from cow.disk.files import Files
 from cow.disk.layout import Counter, Durability, State
 from cow.errors import BlockReleased, Damaged
@@ -165,3 +167,42 @@ def test_a_damaged_slot_that_is_released_hides_no_other_loss(make_rig: MakeRig) 
     assert rig.numbers.lost_blocks == 2
     rig.engine.release(50, 51)
     assert (rig.numbers.lost_blocks, rig.numbers.state) == (1, State.DAMAGED)
+
+
+def refused(rig: Rig, monkeypatch: pytest.MonkeyPatch, bitmap: Bitmap, first_refused: int = 0) -> None:
+    """The disk has no room for bits of blocks from that one on."""
+    allocate = bitmap.allocate
+
+    def full(first: int, end: int) -> None:
+        if end > first_refused:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(first, end)
+
+    monkeypatch.setattr(bitmap, "allocate", full)
+
+
+def test_a_release_that_fails_excuses_nothing(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = spoilt(make_rig, Durability.PROCESS)
+    rig.engine.write(0, NEW)
+    lost = rig.numbers.lost_blocks
+    refused(rig, monkeypatch, rig.cut.released)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space"):
+            rig.engine.release(20, 21)
+    assert (rig.numbers.lost_blocks, rig.numbers.state) == (lost, State.DAMAGED)
+
+
+def test_a_map_that_is_taken_over_in_two_goes_excuses_all_of_it(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = spoilt(make_rig, Durability.PROCESS)
+    rig.engine.write(20 * BLOCK_BYTES, NEW[: 2 * BLOCK_BYTES])
+    monkeypatch.setattr("cow.live.relief._PIECE_BLOCKS", 8)
+    rig.rules.at_rest = False
+    with monkeypatch.context() as patched:
+        refused(rig, patched, rig.cut.settled, first_refused=8)
+        with pytest.raises(OSError, match="No space"):
+            rig.settle_free([(0, 40)])
+    rig.settle_free([])
+    rig.rules.at_rest = True
+    assert (rig.numbers.lost_blocks, rig.numbers.state) == (0, State.ACTIVE)
