@@ -16,7 +16,7 @@ class OutOfRange(CowError):
 
 
 class StoreError(CowError):
-    """The store cannot be used as it is. Tell the user ``reason`` and leave the store untouched."""
+    """The store cannot be used as it is. Tell the user `reason` and leave the store untouched."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(f"store {path} {reason}")
@@ -72,7 +72,7 @@ class WouldWait(CowError):
 
 
 class BufferFull(CowError):
-    """The side buffer takes no more and the policy is break-write: fail the live write with ``errno``."""
+    """The side buffer takes no more and the policy is break-write: fail the live write with `errno`."""
 
     def __init__(self, errno: int) -> None:
         super().__init__("the side buffer is full")

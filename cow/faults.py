@@ -4,7 +4,7 @@ A process that touches such a page gets SIGBUS and ends. Under a guard it goes o
 the mapping there are private zeros from then on, which are written nowhere, and the loss is counted. What was looked
 at and stored since may be wrong, so whoever relies on a mapping looks at the count *after* that, and before it acts.
 
-The handler is compiled (``_faults.c``): one of the interpreter's runs only when the faulting instruction has ended.
+The handler is compiled (`_faults.c`): one of the interpreter's runs only when the faulting instruction has ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ missing_pages: Final = _faults.missing_pages.cast("Q")
 
 
 class Guard:
-    """Over the whole of ``memory``, as long as that is mapped."""
+    """Over the whole of `memory`, as long as that is mapped."""
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._number = _faults.guard(memory)

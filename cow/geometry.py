@@ -1,6 +1,6 @@
 """Offsets, blocks and runs: the only place that divides a byte offset by a block size.
 
-A half-open range of blocks is written ``first, end``; a range of bytes ``offset, length``.
+A half-open range of blocks is written `first, end`; a range of bytes `offset, length`.
 The last block may be shorter than the others when the image is no multiple of the block.
 """
 
@@ -18,7 +18,7 @@ MAX_IMAGE_BYTES = 16 << 40
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """An image of ``image_bytes`` cut into blocks of ``block_bytes`` (a power of two)."""
+    """An image of `image_bytes` cut into blocks of `block_bytes` (a power of two)."""
 
     image_bytes: int
     block_bytes: int
@@ -35,14 +35,14 @@ class Geometry:
         return -(-self.image_bytes // self.block_bytes)
 
     def span(self, offset: int, length: int) -> tuple[int, int]:
-        """The blocks ``first, end`` touched by ``length`` > 0 bytes at ``offset``."""
+        """The blocks `first, end` touched by `length` > 0 bytes at `offset`."""
         if offset < 0 or length <= 0 or offset + length > self.image_bytes:
             raise OutOfRange(offset, length, self.image_bytes)
         size = self.block_bytes
         return offset // size, (offset + length - 1) // size + 1
 
     def inner_span(self, offset: int, length: int) -> tuple[int, int]:
-        """The blocks wholly inside the byte range; ``first >= end`` when there is none."""
+        """The blocks wholly inside the byte range; `first >= end` when there is none."""
         if offset < 0 or length < 0 or offset + length > self.image_bytes:
             raise OutOfRange(offset, length, self.image_bytes)
         size = self.block_bytes
@@ -50,16 +50,16 @@ class Geometry:
         return -(-offset // size), self.block_count if stop == self.image_bytes else stop // size
 
     def extent(self, first: int, end: int) -> tuple[int, int]:
-        """The bytes ``offset, length`` of blocks ``first, end``, clipped at the end of the image."""
+        """The bytes `offset, length` of blocks `first, end`, clipped at the end of the image."""
         offset = first * self.block_bytes
         return offset, min(end * self.block_bytes, self.image_bytes) - offset
 
     def clip(self, offset: int, length: int) -> int:
-        """How many of ``length`` bytes at ``offset`` the image has; 0 at or past its end."""
+        """How many of `length` bytes at `offset` the image has; 0 at or past its end."""
         return max(0, min(length, self.image_bytes - offset))
 
     def pieces(self, offset: int, length: int, max_blocks: int) -> list[tuple[int, int]]:
-        """Cut a byte range at block borders into parts that touch at most ``max_blocks`` blocks each."""
+        """Cut a byte range at block borders into parts that touch at most `max_blocks` blocks each."""
         step = max_blocks * self.block_bytes
         stop = offset + length
         parts = []
@@ -70,7 +70,7 @@ class Geometry:
         return parts
 
     def overlap(self, first: int, end: int, offset: int, length: int) -> tuple[int, int, int]:
-        """What bytes of ``offset, length`` the blocks hold: ``(skip in the blocks, skip in the range, count)``."""
+        """What bytes of `offset, length` the blocks hold: `(skip in the blocks, skip in the range, count)`."""
         start, size = self.extent(first, end)
         low = max(start, offset)
         high = min(start + size, offset + length)

@@ -3,12 +3,12 @@
 The live server may preserve, the compactor may move and the imager may release any block at any instant
 meanwhile. What makes a plain read right:
 
-1.  An owed block is read from the image, then ``settled`` is looked at again. If it was set meanwhile, the
+1.  An owed block is read from the image, then `settled` is looked at again. If it was set meanwhile, the
     bytes may be new ones: the block is taken from the side buffer instead.
 2.  A staged block is copied, then its index entry is looked at again. If it is the same, the slot was not
     used again before the copy ended; if not, the block has moved to a segment.
 3.  Everything from the side buffer has a checksum. A wrong one is an error, never bytes.
-4.  ``released``, the snapshot's state and the cut are looked at last: each of them is stored before the
+4.  `released`, the snapshot's state and the cut are looked at last: each of them is stored before the
     first write that takes something away from this read.
 
 A block goes owed -> staged -> segment, and its record may be squeezed into another segment once, so every step
@@ -76,7 +76,7 @@ class SnapshotReader:
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 
     def try_read(self, view: memoryview, offset: int) -> bool:
-        """``read_into``, unless the disk would have to be waited for: then False, and ``view`` holds nothing."""
+        """`read_into`, unless the disk would have to be waited for: then False, and `view` holds nothing."""
         self._may_wait = False
         try:
             self.read_into(view, offset)
@@ -89,7 +89,7 @@ class SnapshotReader:
     def reads_as_zeros(self, offset: int, length: int) -> bool:
         """Whether a read would find nothing but free blocks, so that it can be answered without one.
 
-        SnapshotLost, SnapshotEnded: as for ``read_into``.
+        SnapshotLost, SnapshotEnded: as for `read_into`.
         """
         first, end = self.geometry.span(offset, length)
         # Most reads are not of free blocks, and then it has to be quick.
@@ -101,16 +101,16 @@ class SnapshotReader:
         return is_free
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``, clipped at the end of the image."""
+        """`length` bytes at `offset`, clipped at the end of the image."""
         buffer = bytearray(self.geometry.clip(offset, length))
         if buffer:
             self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
 
     def read_into(self, view: memoryview, offset: int) -> None:
-        """Fill ``view`` with the snapshot's bytes at ``offset``.
+        """Fill `view` with the snapshot's bytes at `offset`.
 
-        Damaged, SnapshotLost, SnapshotEnded, BlockReleased or OSError: ``view`` holds nothing of use.
+        Damaged, SnapshotLost, SnapshotEnded, BlockReleased or OSError: `view` holds nothing of use.
         """
         first, end = self.geometry.span(offset, len(view))
         try:

@@ -31,10 +31,10 @@ _UCRED: Final = struct.Struct("3i")  # pid, uid, gid
 
 
 def request(store: Path, message: Request[AnswerT], timeout_s: float | None = None) -> AnswerT:
-    """Ask the live server of the instance in ``store``; NotMountedError when there is none.
+    """Ask the live server of the instance in `store`; NotMountedError when there is none.
 
     SnapfsError carries the server's own sentence when it refuses, or says that there was no answer within
-    ``timeout_s``; without one until shortly after the message's own deadline.
+    `timeout_s`; without one until shortly after the message's own deadline.
     """
     until = time.monotonic() + _patience_s(message) if timeout_s is None else time.monotonic() + timeout_s
     with connected(store, until) as connection:
@@ -49,7 +49,7 @@ def _patience_s(message: Request[Any]) -> float:
 
 @contextlib.contextmanager
 def connected(store: Path, until: float | None = None) -> Iterator[Connection]:
-    """A connection for several requests, the first of which may depend on it; errors as of ``request``. It gives up
+    """A connection for several requests, the first of which may depend on it; errors as of `request`. It gives up
     what was begun over it when it is closed."""
     name = name_of(store)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -60,7 +60,7 @@ def connected(store: Path, until: float | None = None) -> Iterator[Connection]:
 
 
 class Connection:
-    """To the live server of the store that is called ``name``."""
+    """To the live server of the store that is called `name`."""
 
     def __init__(self, sock: socket.socket, name: Path) -> None:
         self._socket, self._name = sock, name
@@ -70,7 +70,7 @@ class Connection:
         return self._socket.fileno()
 
     def ask(self, message: Request[AnswerT], until: float | None = None) -> AnswerT:
-        """The answer, by the time ``until`` of CLOCK_MONOTONIC; errors as of ``request``. After one that the server
+        """The answer, by the time `until` of CLOCK_MONOTONIC; errors as of `request`. After one that the server
         did not send itself there is nothing more to ask."""
         if until is None:
             until = time.monotonic() + _patience_s(message)
@@ -89,7 +89,7 @@ class Connection:
             ) from error
 
     def _receive(self, until: float) -> bytes:
-        """One line, however slowly it comes and however long it is, but not after ``until``."""
+        """One line, however slowly it comes and however long it is, but not after `until`."""
         pieces: list[bytes] = []
         while not (pieces and pieces[-1].endswith(b"\n")):
             self._socket.settimeout(_left_s(until))
@@ -133,7 +133,7 @@ def _short_path(store: Path) -> Iterator[str]:
 
 
 def _connect(sock: socket.socket, path: str, until: float) -> None:
-    """TimeoutError when the server takes nobody in before ``until``: a full socket refuses at once (EAGAIN)."""
+    """TimeoutError when the server takes nobody in before `until`: a full socket refuses at once (EAGAIN)."""
     while True:
         sock.settimeout(_left_s(until))
         try:

@@ -1,4 +1,4 @@
-"""The log: one line an event, from all processes of an instance into one file, or to stderr with ``-f``.
+"""The log: one line an event, from all processes of an instance into one file, or to stderr with `-f`.
 
 A full or broken disk must not stop a server: a line that cannot be written is dropped.
 """
@@ -33,8 +33,8 @@ class _OneLine(logging.Formatter):
 
 
 def configure_log(where: Path | int | None, name: str, level: str = "info") -> None:
-    """Log to the file ``where`` (appending, so that processes do not overwrite each other), to a descriptor, or to
-    stderr without one; what is below ``level`` is not said."""
+    """Log to the file `where` (appending, so that processes do not overwrite each other), to a descriptor, or to
+    stderr without one; what is below `level` is not said."""
     logging.raiseExceptions = False
     handler = logging.StreamHandler(_stream(where))
     root = logging.getLogger()

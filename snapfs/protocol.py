@@ -36,7 +36,7 @@ AnswerT = TypeVar("AnswerT")
 
 
 class Request(Generic[AnswerT]):
-    """What can be asked; ``answer`` is the class of what is answered."""
+    """What can be asked; `answer` is the class of what is answered."""
 
     op: ClassVar[str]
     answer: ClassVar[type[Any]]
@@ -44,7 +44,7 @@ class Request(Generic[AnswerT]):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """The asker waits until ``deadline_s`` of CLOCK_MONOTONIC, which all processes of a machine share."""
+    """The asker waits until `deadline_s` of CLOCK_MONOTONIC, which all processes of a machine share."""
 
     deadline_s: float
 
@@ -66,7 +66,7 @@ class OfCut:
     generation: int
 
     def check_present(self, generation: int) -> None:
-        """SnapfsError when ``generation``, the present one, is another."""
+        """SnapfsError when `generation`, the present one, is another."""
         if self.generation != generation:
             raise SnapfsError(
                 "The snapshot that was meant has ended, for another one has taken its place, so nothing was done; "
@@ -75,7 +75,7 @@ class OfCut:
 
 
 def deadline_in(timeout_s: float) -> float:
-    """The ``deadline_s`` of one who waits for ``timeout_s`` from now on."""
+    """The `deadline_s` of one who waits for `timeout_s` from now on."""
     return time.monotonic() + timeout_s
 
 
@@ -89,7 +89,7 @@ class Done:
 
 @dataclass(frozen=True)
 class StatusGiven:
-    """What ``snapfs status --json`` prints, and the generation of the present cut."""
+    """What `snapfs status --json` prints, and the generation of the present cut."""
 
     status: dict[str, Any]
     # Not told by a server from before there was this field, which is still to be unmounted.
@@ -105,8 +105,8 @@ class Released:
 
 @dataclass(frozen=True)
 class MapGiven:
-    """``state`` is none, computing, ready or failed; ``free_file`` the file of the store that has one bit a block, 1
-    for free, once it is ready; ``regions`` what the image consists of (``usedmap.result.Region``)."""
+    """`state` is none, computing, ready or failed; `free_file` the file of the store that has one bit a block, 1
+    for free, once it is ready; `regions` what the image consists of (`usedmap.result.Region`)."""
 
     state: str
     free_file: str | None
@@ -122,7 +122,7 @@ class CutPrepared:
 
 @dataclass(frozen=True)
 class CutTaken:
-    """``open_for_writing`` is how many descriptors of the live file were, at the cut."""
+    """`open_for_writing` is how many descriptors of the live file were, at the cut."""
 
     id: str
     taken_at: str
@@ -170,7 +170,7 @@ class WriteOut(Timed, Request[Done]):
 
 @dataclass(frozen=True)
 class NoteServer(Request[Done]):
-    """Another server is missing, and ``trouble`` says what that means; None: it is back."""
+    """Another server is missing, and `trouble` says what that means; None: it is back."""
 
     op, answer = "server", Done
     name: str
@@ -187,7 +187,7 @@ class TellDamage(OfCut, Request[Done]):
 
 @dataclass(frozen=True, kw_only=True)
 class Release(OfCut, Timed, Request[Released]):
-    """Whole blocks of the range are not needed any more. ``id`` is that of the snapshot: a store that was made anew
+    """Whole blocks of the range are not needed any more. `id` is that of the snapshot: a store that was made anew
     counts its generations from 1 again."""
 
     op, answer = "release", Released
@@ -224,7 +224,7 @@ class PrepareCut(Timed, Request[CutPrepared]):
 
 @dataclass(frozen=True, kw_only=True)
 class TakeCut(Timed, Request[CutTaken]):
-    """``generation`` is that of the cut that this connection has prepared."""
+    """`generation` is that of the cut that this connection has prepared."""
 
     op, answer = "cut", CutTaken
     generation: int
@@ -232,7 +232,7 @@ class TakeCut(Timed, Request[CutTaken]):
 
 @dataclass(frozen=True)
 class Unfrozen:
-    """A filesystem that was mounted and not frozen; ``offset`` is its place in the image, None if not one."""
+    """A filesystem that was mounted and not frozen; `offset` is its place in the image, None if not one."""
 
     mount_point: str
     reason: str

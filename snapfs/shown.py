@@ -1,6 +1,6 @@
 """Names that others chose, as people read them: what would steer a terminal, or write a line of its own, is escaped.
 
-Everything that people read goes through here: results and messages (``cli.output``), the log, pictures of a map.
+Everything that people read goes through here: results and messages (`cli.output`), the log, pictures of a map.
 What programs read (JSON) has names as they are.
 """
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 
 def utc_text(time_ns: int) -> str:
-    """``2026-01-31T12:00:00Z``"""
+    """`2026-01-31T12:00:00Z`"""
     return datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -25,7 +25,7 @@ _TEXT_ERRORS = "snapfs-text"
 
 
 def main() -> None:
-    """The entry point of ``snapfs``."""
+    """The entry point of `snapfs`."""
     prepare()
     try:
         from snapfs.cli import main as run

@@ -8,7 +8,7 @@
                order, so that nothing waits for one that is gone; then the store is removed, unless the
                user named it or a server died: then the next mount carries its snapshot on
 
-A compactor or a snapshot server that dies is started again, if need be after a while (see ``restarts``); meanwhile
+A compactor or a snapshot server that dies is started again, if need be after a while (see `restarts`); meanwhile
 the live view goes on without it, and status says so. Only the death of the live server ends the instance.
 """
 
@@ -52,9 +52,9 @@ _MISSING = {
 
 
 class Supervisor:
-    """``report`` is called once, with "" when both views answer or with the sentence why they do not.
+    """`report` is called once, with "" when both views answer or with the sentence why they do not.
 
-    ``caller_fd`` is the end of a pipe on which that is reported: when nobody has its other end any more before,
+    `caller_fd` is the end of a pipe on which that is reported: when nobody has its other end any more before,
     everything is undone.
     """
 

@@ -1,7 +1,7 @@
 """How the messages of `protocol` are written and read: the one owner of the wire format.
 
-A request is one line, ``{"op": NAME, ...}``; an answer is one, ``{"ok": true, ...}`` or ``{"ok": false, "error":
-SENTENCE}``. Each field has its own name and is what JSON has for it.
+A request is one line, `{"op": NAME, ...}`; an answer is one, `{"ok": true, ...}` or `{"ok": false, "error":
+SENTENCE}`. Each field has its own name and is what JSON has for it.
 
 Rules:
 - A request with a field that is missing, unknown or wrong is refused, since nobody knows what it was to change.
@@ -73,7 +73,7 @@ def parse_request(line: bytes) -> Request[Any]:
 
 
 def parse_answer(request: Request[AnswerT], line: bytes) -> AnswerT:
-    """The answer to ``request``. SnapfsError with the server's own sentence when it refuses; BadMessageError."""
+    """The answer to `request`. SnapfsError with the server's own sentence when it refuses; BadMessageError."""
     try:
         message = _object(line)
         if message.pop("ok", None) is True:
@@ -95,8 +95,8 @@ def _object(line: bytes) -> dict[str, Any]:
 
 
 def parsed(kind: Any, value: Any, name: str) -> Any:
-    """``value``, from JSON, as one of ``kind``: a class of this module or the type of a field. ValueError when it is
-    none; ``name`` is what it is called then."""
+    """`value`, from JSON, as one of `kind`: a class of this module or the type of a field. ValueError when it is
+    none; `name` is what it is called then."""
     if is_dataclass(kind):
         return _parsed_object(kind, value, name)
     inner = get_args(kind)

@@ -31,7 +31,7 @@ _PACE = ((0.0, COMPRESS_WELL), (0.75, 4), (0.85, 16), (0.95, STORE_RAW))
 
 
 def acceleration_for(share: float) -> int:
-    """How hard to compress when ``share`` (0 to 1) of the ring waits."""
+    """How hard to compress when `share` (0 to 1) of the ring waits."""
     chosen = COMPRESS_WELL
     for from_share, acceleration in _PACE:
         if share >= from_share:
@@ -40,7 +40,7 @@ def acceleration_for(share: float) -> int:
 
 
 class Compactor:
-    """Owns ``FREED_SEQ``, and the segments: nobody else removes anything of them. Follows the live server from cut to
+    """Owns `FREED_SEQ`, and the segments: nobody else removes anything of them. Follows the live server from cut to
     cut.
     """
 
@@ -181,7 +181,7 @@ class Compactor:
         return memoryview(b"".join(self._buffer[at : at + size] for at in slots))
 
     def squeeze(self) -> bool:
-        """Compress some records that were stored in haste again; see ``Squeezer.squeeze``."""
+        """Compress some records that were stored in haste again; see `Squeezer.squeeze`."""
         self._follow_cut()
         return self._squeezer.squeeze()
 
@@ -192,7 +192,7 @@ class Compactor:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing waits to be moved, and nothing was released since ``give_back`` last found nothing."""
+        """Whether nothing waits to be moved, and nothing was released since `give_back` last found nothing."""
         return not self.backlog_slots and self._give_back.is_done
 
     def drain(self) -> None:

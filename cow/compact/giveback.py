@@ -47,7 +47,7 @@ class GiveBack:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing was released since the last ``step`` that returned False."""
+        """Whether nothing was released since the last `step` that returned False."""
         return self._releases.is_empty
 
     def step(self) -> bool:
@@ -85,7 +85,7 @@ class GiveBack:
                 yield low, min(low + _PIECE_BLOCKS, high)
 
     def give_back(self, first: int, end: int) -> None:
-        """Free the records of the released blocks ``first`` to ``end``."""
+        """Free the records of the released blocks `first` to `end`."""
         # By offset: a record whose blocks come in two pieces of the range is found twice.
         found: dict[int, dict[int, tuple[Place, int]]] = {}
         with contextlib.ExitStack() as opened:
@@ -105,7 +105,7 @@ class GiveBack:
     def _released_records(
         self, first: int, end: int, opened: contextlib.ExitStack
     ) -> Iterator[tuple[Place, RecordHeader]]:
-        """``opened`` closes the segments."""
+        """`opened` closes the segments."""
         cut, fds = self._cut, dict[int, int]()
         for _, entries in cut.index.filled_runs(first, end):
             for entry in sorted(set(entries)):
@@ -151,7 +151,7 @@ class GiveBack:
             path.unlink(missing_ok=True)
 
     def _make_hole(self, fd: int, start: int, stop: int) -> None:
-        """Give the pages back that hold nothing but what lies between ``start`` and ``stop``, and zeros."""
+        """Give the pages back that hold nothing but what lies between `start` and `stop`, and zeros."""
         low, high = -(-start // PAGE_BYTES) * PAGE_BYTES, stop // PAGE_BYTES * PAGE_BYTES
         if start < low and self._has_zeroed(fd, low - PAGE_BYTES, start, min(low, stop)):
             low -= PAGE_BYTES
@@ -182,7 +182,7 @@ class GiveBack:
 
 
 def _joined(places: list[Place]) -> Iterator[tuple[int, int]]:
-    """``(start, stop)`` of records that lie side by side; they come in order."""
+    """`(start, stop)` of records that lie side by side; they come in order."""
     start = stop = 0
     for place in places:
         if place.offset != stop:

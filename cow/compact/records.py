@@ -22,7 +22,7 @@ class Encoder:
         self._pool = ThreadPoolExecutor(_WORKERS, "lz4")
 
     def encode(self, runs: list[Run], segments: Segments, acceleration: int) -> list[bytes]:
-        """The records of ``runs``, in order."""
+        """The records of `runs`, in order."""
         if acceleration == STORE_RAW or len(runs) < 2 * _WORKERS:
             return _encode(runs, segments, acceleration)
         share = -(-len(runs) // _WORKERS)

@@ -26,7 +26,7 @@ class Run:
 
 
 def find_neighbours(tags: list[int], block_count: int) -> Iterator[tuple[int, int, int]]:
-    """``(place in tags, first block, end)`` for slots that follow each other and hold neighbouring blocks."""
+    """`(place in tags, first block, end)` for slots that follow each other and hold neighbouring blocks."""
     at = 0
     while at < len(tags):
         until = at + 1
@@ -38,7 +38,7 @@ def find_neighbours(tags: list[int], block_count: int) -> Iterator[tuple[int, in
 
 
 def join(pieces: list[Piece], max_blocks: int) -> list[Run]:
-    """Runs of neighbours, each of ``max_blocks`` at most, from pieces in order."""
+    """Runs of neighbours, each of `max_blocks` at most, from pieces in order."""
     runs: list[Run] = []
     for first, entries in pieces:
         at = 0

@@ -26,7 +26,7 @@ _BYTES_AT_ONCE = 4 << 20
 
 
 class Squeezer:
-    """For one cut, beside its ``RecordWriter`` and its ``GiveBack``; used by the compactor's thread only."""
+    """For one cut, beside its `RecordWriter` and its `GiveBack`; used by the compactor's thread only."""
 
     def __init__(self, store: Store, cut: Cut, records: RecordWriter, give_back: GiveBack) -> None:
         self._control, self._files, self._cut = store.control, store.files, cut
@@ -82,7 +82,7 @@ class Squeezer:
         self._is_spoiled = False
 
     def _store_again(self, records: list[tuple[Place, RecordHeader]]) -> None:
-        """Store what is still needed of ``records`` again, in longer runs where neighbours meet."""
+        """Store what is still needed of `records` again, in longer runs where neighbours meet."""
         size, index, released = self._block_bytes, self._cut.index, self._cut.released
         live: list[Piece] = []
         blocks: dict[int, memoryview] = {}

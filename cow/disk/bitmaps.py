@@ -1,7 +1,7 @@
 """A bit for each block, in a sparse mapped file shared by all processes.
 
 The live server alone sets bits; the others look. A new map is one hole: all zeros, no space on disk, made in
-constant time. Bits are little-endian within each byte, so bit ``block_no`` is the same everywhere.
+constant time. Bits are little-endian within each byte, so bit `block_no` is the same everywhere.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _PIECE_BYTES = 1 << 20
 
 
 def bitmap_bytes(block_count: int) -> int:
-    """Size of the file that holds ``block_count`` bits."""
+    """Size of the file that holds `block_count` bits."""
     return -(-block_count // 8)
 
 
 class Bitmap:
-    """The bits of blocks 0 to ``block_count``. Ranges are half-open block numbers ``first, end``."""
+    """The bits of blocks 0 to `block_count`. Ranges are half-open block numbers `first, end`."""
 
     def __init__(
         self, path: Path, block_count: int, files: Files, *, writable: bool = False, create: bool = False
@@ -49,7 +49,7 @@ class Bitmap:
         self.set_allocated(first, end)
 
     def set_allocated(self, first: int, end: int) -> None:
-        """Set bits that were allocated before; OSError only where the file is written (see ``MappedFile``)."""
+        """Set bits that were allocated before; OSError only where the file is written (see `MappedFile`)."""
         if self.file.is_written:
             self._write(first, end)
         elif end - first == 1:
@@ -70,17 +70,17 @@ class Bitmap:
             first = stop
 
     def allocate(self, first: int, end: int) -> None:
-        """Make a later ``set_range`` of these bits certain to succeed."""
+        """Make a later `set_range` of these bits certain to succeed."""
         self.file.ensure(first // 8, (end - 1) // 8 + 1 - first // 8)
 
     def clear_runs(self, first: int, end: int) -> list[tuple[int, int]]:
-        """The runs of zeros between ``first`` and ``end``."""
+        """The runs of zeros between `first` and `end`."""
         if self._bits.find(1, first, end) < 0:
             return [(first, end)]
         return list(self._runs(0, first, end))
 
     def runs(self, first: int, end: int) -> Iterator[tuple[bool, int, int]]:
-        """``(is set, first, end)`` for all of the range, as the bits were when each run was reached."""
+        """`(is set, first, end)` for all of the range, as the bits were when each run was reached."""
         bits = self._bits
         while first < end:
             value = bits[first]
@@ -101,7 +101,7 @@ class Bitmap:
             start = bits.find(value, stop, end)
 
     def set_runs(self, first: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
-        """The runs of ones between ``first`` and ``end`` (all of it), read from the parts of the file that exist
+        """The runs of ones between `first` and `end` (all of it), read from the parts of the file that exist
         only."""
         end = self.block_count if end is None else end
         for offset, length in self.file.data_ranges(first // 8, bitmap_bytes(end)):

@@ -9,7 +9,7 @@
     1        0         0            LOST_ENTRY        LOST: the image could not give it
     1        0         0            0, or no sense    UNEXPLAINED: this is never right
 
-Whatever explains a block is stored before it becomes settled, so ``settled`` is looked at first: what is found then
+Whatever explains a block is stored before it becomes settled, so `settled` is looked at first: what is found then
 was true at some moment of the call, whoever changes the maps meanwhile. The map of free blocks is known once its
 number of the cut says so; what is in it before counts for nothing.
 """
@@ -37,10 +37,10 @@ class Kind(Enum):
     UNEXPLAINED = "unexplained"
 
 
-# Blocks ``first`` to ``end`` of one kind: ``(kind, first, end, entry)``. STAGED: in consecutive slots, ``entry`` is
+# Blocks `first` to `end` of one kind: `(kind, first, end, entry)`. STAGED: in consecutive slots, `entry` is
 # that of the first; STORED, LOST, UNEXPLAINED: all have this entry; else it is 0. A plain tuple: reads make many.
 Run = tuple[Kind, int, int, int]
-# What the index says of blocks from the first on, as ``entry_runs``.
+# What the index says of blocks from the first on, as `entry_runs`.
 RunsOf = Callable[[int, list[int]], list[Run]]
 
 # To look a member of an enumeration up takes longer than to use it.
@@ -57,10 +57,10 @@ _PIECE_BLOCKS: Final = 1 << 16
 
 
 def classify(cut: Cut, first: int, end: int, *, free_counts: bool = True) -> Iterable[Run]:
-    """What explains each of the blocks ``first`` to ``end``, in runs, in order.
+    """What explains each of the blocks `first` to `end`, in runs, in order.
 
-    Of a large range, what never was anything but owed is not looked at (the holes of ``settled``), and a run may be
-    cut in two at a piece's border. Without ``free_counts`` as if the map of free blocks were not known yet.
+    Of a large range, what never was anything but owed is not looked at (the holes of `settled`), and a run may be
+    cut in two at a piece's border. Without `free_counts` as if the map of free blocks were not known yet.
     """
     if end - first <= _PIECE_BLOCKS:
         return _explain(cut, first, end, free_counts, entry_runs)
@@ -74,7 +74,7 @@ def count_lost(cut: Cut, first: int, end: int, *, free_counts: bool = True) -> i
 
 
 def entry_runs(first: int, entries: list[int]) -> list[Run]:
-    """What the index alone says of the blocks from ``first`` on; UNEXPLAINED, with entry 0, where it says nothing."""
+    """What the index alone says of the blocks from `first` on; UNEXPLAINED, with entry 0, where it says nothing."""
     start, count = 0, len(entries)
     runs: list[Run] = []
     while start < count:

@@ -53,9 +53,9 @@ class RecordHeader(NamedTuple):
 def encode(
     block_no: int, block_count: int, generation: int, raw: Data, acceleration: int = COMPRESS_WELL, *, seed: int
 ) -> bytes:
-    """The bytes of one record, padded. ``acceleration`` as of lz4: higher is faster and larger; 0 stores raw.
+    """The bytes of one record, padded. `acceleration` as of lz4: higher is faster and larger; 0 stores raw.
 
-    ``seed``: the store's (``Header.record_seed``). Whoever does not know it makes nothing that passes for a record,
+    `seed`: the store's (`Header.record_seed`). Whoever does not know it makes nothing that passes for a record,
     whatever he writes into the image.
     """
     flag, payload = RecordFlag.RAW, raw
@@ -87,7 +87,7 @@ def payload_bytes(record: bytes) -> int:
 
 
 def parse_header(data: Data) -> RecordHeader:
-    """The header at the start of ``data``; Damaged when it is none. The checksum is not looked at."""
+    """The header at the start of `data`; Damaged when it is none. The checksum is not looked at."""
     if len(data) < RECORD.size:
         raise Damaged("the record is cut short")
     magic, version, flag, count, generation, block_no, raw_bytes, payload_bytes, checksum = RECORD.unpack_from(data)
@@ -99,7 +99,7 @@ def parse_header(data: Data) -> RecordHeader:
 
 
 def decode(data: Data, *, seed: int) -> tuple[RecordHeader, Data]:
-    """Header and raw blocks of the record at the start of ``data``; Damaged unless the checksum fits.
+    """Header and raw blocks of the record at the start of `data`; Damaged unless the checksum fits.
 
     Of a LOST record there are no blocks.
     """
@@ -124,12 +124,12 @@ def decode(data: Data, *, seed: int) -> tuple[RecordHeader, Data]:
 
 
 def slot_seed(generation: int, seq: int) -> int:
-    """What the checksum of staging slot ``seq`` starts from: no slot passes for one of another lap or cut."""
+    """What the checksum of staging slot `seq` starts from: no slot passes for one of another lap or cut."""
     return (generation << SEED_SHIFT) + seq & _U64
 
 
 def slot_checksums(data: memoryview, block_bytes: int, seed: int) -> list[int]:
-    """XXH3-64 of each block of ``data``, seeded with ``seed``, ``seed`` + 1 and so on."""
+    """XXH3-64 of each block of `data`, seeded with `seed`, `seed` + 1 and so on."""
     digest = xxhash.xxh3_64_intdigest
     if len(data) == block_bytes:
         return [digest(data, seed)]

@@ -32,7 +32,7 @@ from cow.errors import SnapshotEnded
 @dataclass(slots=True)
 class Cut:
     """The open files of one cut in this process, for as long as somebody holds it: whoever opened it does, and
-    whoever works on it beside others (``held``). The last one to let go closes them; of a cut that is over in the
+    whoever works on it beside others (`held`). The last one to let go closes them; of a cut that is over in the
     process that owns the store, he removes the directory too.
     """
 
@@ -59,7 +59,7 @@ class Cut:
             self.let_go()
 
     def hold(self) -> Cut:
-        """The same until ``let_go``."""
+        """The same until `let_go`."""
         with self._lock:
             if not self._holders:
                 raise SnapshotEnded(f"cut {self.generation} has ended")
@@ -143,10 +143,10 @@ def open_cut(
     pages: SharedPages | None = None,
     fill: bool = True,
 ) -> Cut:
-    """The files of a cut of the store that ``header`` describes; with ``create`` new ones, in time and space that do
+    """The files of a cut of the store that `header` describes; with `create` new ones, in time and space that do
     not depend on the image.
 
-    ``pages``, ``fill``: see ``Page``.
+    `pages`, `fill`: see `Page`.
     """
     path = cut_path(store, generation)
     if create:

@@ -31,11 +31,11 @@ class DirectWriter:
         self._is_on, self._slow = True, 0
 
     def suits(self, length: int) -> bool:
-        """Whether ``length`` bytes should be written so."""
+        """Whether `length` bytes should be written so."""
         return self._is_on and length >= _LEAST_BYTES
 
     def write(self, fd: int, parts: Sequence[bytes], length: int, offset: int) -> bool:
-        """Write ``parts``, ``length`` bytes, at ``offset``, a multiple of ALIGN_BYTES; zeros up to the next follow.
+        """Write `parts`, `length` bytes, at `offset`, a multiple of ALIGN_BYTES; zeros up to the next follow.
 
         False: this file cannot be written so, and nothing was. OSError: nothing that was written counts.
         """

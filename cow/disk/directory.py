@@ -89,7 +89,7 @@ def _is_cut(name: str) -> bool:
 
 
 def remove_cuts(path: Path, keep: int | None = None) -> None:
-    """Remove the directories of all cuts but generation ``keep``, as far as the disk lets them go.
+    """Remove the directories of all cuts but generation `keep`, as far as the disk lets them go.
 
     One that stays is debris: a filesystem may keep a name for a file that is still open, or refuse altogether.
     """
@@ -100,7 +100,7 @@ def remove_cuts(path: Path, keep: int | None = None) -> None:
 
 
 def remove_segments(path: Path, keep: int = 0) -> None:
-    """Remove the segments of all cuts but generation ``keep``, as far as the disk lets them go.
+    """Remove the segments of all cuts but generation `keep`, as far as the disk lets them go.
 
     OSError when one of a later cut stays: its records would pass for those of a cut to come.
     """

@@ -1,12 +1,12 @@
 """System calls the engine makes, in one place: whole reads and writes, sparse mapped files, durable renames.
 
-Everything that reaches a disk goes through a ``Files`` object, so that a test can stop the engine at any
+Everything that reaches a disk goes through a `Files` object, so that a test can stop the engine at any
 call, fail it, or forget what was not synced.
 
-Storing through a mapping into a hole gets SIGBUS when the disk is full. ``MappedFile`` therefore hands out no range
-for writing that was not allocated first: ``ensure`` raises ENOSPC instead. Where that is not enough (see
-filesystems), nothing is stored through the mapping at all: ``store`` raises ENOSPC then. A file that is cut short
-under its mapping ends nobody (see faults): ``is_whole`` tells.
+Storing through a mapping into a hole gets SIGBUS when the disk is full. `MappedFile` therefore hands out no range
+for writing that was not allocated first: `ensure` raises ENOSPC instead. Where that is not enough (see
+filesystems), nothing is stored through the mapping at all: `store` raises ENOSPC then. A file that is cut short
+under its mapping ends nobody (see faults): `is_whole` tells.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Files:
     """The real file layer. Short transfers are completed; an early end of file raises EIO."""
 
     def pread(self, fd: int, length: int, offset: int) -> bytes:
-        """Up to ``length`` bytes; fewer only at the end of the file."""
+        """Up to `length` bytes; fewer only at the end of the file."""
         return os.pread(fd, length, offset)
 
     def read_into(self, fd: int, views: Sequence[memoryview], offset: int) -> None:
-        """Fill ``views`` from ``offset`` on; EIO if the file ends before they are full."""
+        """Fill `views` from `offset` on; EIO if the file ends before they are full."""
         wanted = sum(len(view) for view in views)
         done = os.preadv(fd, views, offset)
         while done < wanted:
@@ -102,7 +102,7 @@ class Files:
         return True
 
     def try_read_into(self, fd: int, views: Sequence[memoryview], offset: int) -> bool:
-        """``read_into`` from the page cache only; False (and no promise what ``views`` hold) if it would wait."""
+        """`read_into` from the page cache only; False (and no promise what `views` hold) if it would wait."""
         wanted = 0
         for view in views:
             wanted += len(view)
@@ -140,7 +140,7 @@ class Files:
             raise OSError(code, os.strerror(code))
 
     def sync_directory(self, path: Path) -> None:
-        """Without this a new name in ``path`` may be gone after a power loss."""
+        """Without this a new name in `path` may be gone after a power loss."""
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self.sync(fd)
@@ -149,9 +149,9 @@ class Files:
 
     def write_whole(self, path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
         """The file holds the old bytes or the new ones, never a mixture: after the death of this process, and
-        with ``durable`` after a power loss as well. For small files, one writer for each ``path`` at a time.
+        with `durable` after a power loss as well. For small files, one writer for each `path` at a time.
 
-        It gets the permissions ``mode``, whatever the umask. OSError: ``path`` is as it was, or (when only the
+        It gets the permissions `mode`, whatever the umask. OSError: `path` is as it was, or (when only the
         flush of its directory failed) holds the new bytes; the temporary name is gone.
         """
         partial = path.with_name(path.name + ".new")
@@ -187,7 +187,7 @@ class Files:
 
 
 def _after(views: Sequence[memoryview], done: int) -> list[memoryview]:
-    """What is left of ``views`` once their first ``done`` bytes are filled."""
+    """What is left of `views` once their first `done` bytes are filled."""
     rest = []
     for view in views:
         if done >= len(view):
@@ -201,7 +201,7 @@ def _after(views: Sequence[memoryview], done: int) -> list[memoryview]:
 class MappedFile:
     """A sparse file of fixed size, mapped shared; several processes see each other's stores at once.
 
-    ``is_written``: what is in ``map`` may only be looked at, and ``store`` changes it. ``is_ring``: nobody looks at
+    `is_written`: what is in `map` may only be looked at, and `store` changes it. `is_ring`: nobody looks at
     what was not reserved, and all of it is reserved before it is used.
     """
 
@@ -285,7 +285,7 @@ class MappedFile:
         self._allocated[0] = 1
 
     def data_ranges(self, offset: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
-        """The ``offset, length`` of everything between ``offset`` and ``stop`` (the end) that is not a hole, in
+        """The `offset, length` of everything between `offset` and `stop` (the end) that is not a hole, in
         order."""
         stop = self.size_bytes if stop is None else stop
         while offset < stop:
@@ -310,7 +310,7 @@ class MappedFile:
         self._forget_allocated()
 
     def clear(self) -> None:
-        """``empty``, by other means where the filesystem cannot."""
+        """`empty`, by other means where the filesystem cannot."""
         try:
             self.empty()
         except OSError:

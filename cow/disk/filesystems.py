@@ -36,7 +36,7 @@ class Storing(Enum):
 
 
 def storing_on(fd: int) -> Storing:
-    """How to store into the file behind ``fd``; WRITTEN, which is right everywhere, where nothing is known."""
+    """How to store into the file behind `fd`; WRITTEN, which is right everywhere, where nothing is known."""
     kind = _filesystem_type(fd)
     if kind in (_EXT, _XFS):
         return Storing.MAPPED
@@ -52,7 +52,7 @@ def _filesystem_type(fd: int) -> int:
 
 
 def forbid_copying(directory: Path) -> None:
-    """On btrfs, have what will be made in ``directory`` overwritten in place, as far as it allows that.
+    """On btrfs, have what will be made in `directory` overwritten in place, as far as it allows that.
 
     It saves room and time; nothing depends on it, for a subvolume that is snapshotted copies once more.
     """

@@ -118,7 +118,7 @@ def encode_header(header: Header) -> bytes:
 
 
 def decode_header(data: bytes, store: str) -> Header:
-    """Inverse of ``encode_header``; StoreError says what is wrong with the bytes."""
+    """Inverse of `encode_header`; StoreError says what is wrong with the bytes."""
     if len(data) < HEADER_START.size or not data.startswith(HEADER_MAGIC):
         raise StoreDamaged(store, "has a damaged header")
     _check_version(HEADER_START.unpack_from(data)[1], store)
@@ -163,7 +163,7 @@ def read_header(store: Path) -> Header | None:
 
 
 def write_header(store: Path, header: Header, files: Files, *, durable: bool = True) -> None:
-    """Rename the header in; not ``durable``: killed processes leave the old or the new one, a power loss none."""
+    """Rename the header in; not `durable`: killed processes leave the old or the new one, a power loss none."""
     files.write_whole(store / HEADER_NAME, encode_header(header), durable=durable)
 
 

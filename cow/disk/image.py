@@ -23,11 +23,11 @@ class Identity:
 
 
 class Image:
-    """An open image of ``size_bytes``; the descriptor belongs to the caller.
+    """An open image of `size_bytes`; the descriptor belongs to the caller.
 
     Somebody may cut the file short meanwhile. What lay past the end is gone from then on, also when the file is made
     longer again: it can be neither read, for it would be zeros that nobody wrote, nor written, for a write would make
-    the file as long as before and hide the loss. ``shortest_bytes`` is the least size that was seen; ``on_short`` is
+    the file as long as before and hide the loss. `shortest_bytes` is the least size that was seen; `on_short` is
     called, in any thread, when that becomes less.
     """
 
@@ -44,7 +44,7 @@ class Image:
         return Identity(info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, False)
 
     def read_into(self, views: list[memoryview], offset: int) -> None:
-        """Fill ``views`` from ``offset``; what lies past the end of the image becomes zeros."""
+        """Fill `views` from `offset`; what lies past the end of the image becomes zeros."""
         clipped = self._clip(views, offset)
         try:
             self._files.read_into(self.fd, clipped, offset)
@@ -53,7 +53,7 @@ class Image:
             raise
 
     def try_read_into(self, views: list[memoryview], offset: int) -> bool:
-        """The same from the page cache only; False (and no promise what ``views`` hold) if it would wait."""
+        """The same from the page cache only; False (and no promise what `views` hold) if it would wait."""
         return self._files.try_read_into(self.fd, self._clip(views, offset), offset)
 
     def _clip(self, views: list[memoryview], offset: int) -> list[memoryview]:

@@ -2,7 +2,7 @@
 
 The live server makes an entry once; the compactor alone replaces it when it has moved the block from staging
 to a segment, and only if it still is the entry that it moved. An aligned entry is stored and loaded whole.
-Where the file is written (see ``MappedFile``), whatever stores an entry may raise OSError.
+Where the file is written (see `MappedFile`), whatever stores an entry may raise OSError.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cow.disk.layout import ENTRY_BYTES, KIND_MASK, STAGED, STORED
 
 
 class Index:
-    """One entry for each of ``block_count`` blocks; 0 means nothing is preserved."""
+    """One entry for each of `block_count` blocks; 0 means nothing is preserved."""
 
     def __init__(
         self, path: Path, block_count: int, files: Files, *, writable: bool = False, create: bool = False
@@ -40,14 +40,14 @@ class Index:
         self.file.ensure(first * ENTRY_BYTES, (end - first) * ENTRY_BYTES)
 
     def set_staged(self, first: int, end: int, seq: int) -> None:
-        """Blocks ``first`` to ``end`` lie in the staging slots from ``seq`` on. Allocated before."""
+        """Blocks `first` to `end` lie in the staging slots from `seq` on. Allocated before."""
         if end - first == 1 and not self.file.is_written:
             self._entries[first] = STAGED | seq
         else:
             self._store(first, array("Q", range(STAGED | seq, (STAGED | seq) + end - first)))
 
     def set_stored(self, first: int, end: int, entry: int) -> None:
-        """Blocks ``first`` to ``end`` lie in the one record that ``entry`` names. Allocated before."""
+        """Blocks `first` to `end` lie in the one record that `entry` names. Allocated before."""
         self._store(first, array("Q", [entry]) * (end - first))
 
     def _store(self, first: int, entries: array[int]) -> None:
@@ -57,7 +57,7 @@ class Index:
             self._entries[first : first + len(entries)] = entries
 
     def replace(self, first: int, expected: list[int], entry: int) -> None:
-        """Point each block from ``first`` on to ``entry`` if its entry still is the expected one."""
+        """Point each block from `first` on to `entry` if its entry still is the expected one."""
         assert entry & KIND_MASK == STORED, "a block moves into a segment, or is lost"
         assert 0 not in expected, "an entry is replaced that nobody has made"
         entries, end = self._entries, first + len(expected)
@@ -69,7 +69,7 @@ class Index:
                 self._store(block_no, array("Q", [entry]))
 
     def filled_runs(self, first: int = 0, end: int | None = None) -> Iterator[tuple[int, list[int]]]:
-        """``(first block, entries)`` for the parts of the file between blocks ``first`` and ``end`` (all of it) that
+        """`(first block, entries)` for the parts of the file between blocks `first` and `end` (all of it) that
         exist, in pieces of bounded size."""
         stop_bytes = None if end is None else end * ENTRY_BYTES
         for offset, length in self.file.data_ranges(first * ENTRY_BYTES, stop_bytes):

@@ -66,7 +66,7 @@ class Trait(Enum):
 
 
 class Number(IntEnum):
-    """A place in a page. None but its ``owner`` stores it."""
+    """A place in a page. None but its `owner` stores it."""
 
     owner: Owner
     traits: frozenset[Trait]
@@ -79,7 +79,7 @@ class Number(IntEnum):
 
 
 class Counter(Number):
-    """What concerns all cuts of a store: the file ``control``."""
+    """What concerns all cuts of a store: the file `control`."""
 
     MAGIC = 0, Owner.LIVE
     # Of the present cut. At the end of the page: whoever cuts the file short takes this away first.
@@ -99,7 +99,7 @@ class Counter(Number):
 
 
 class CutCounter(Number):
-    """What concerns one cut: the file ``numbers`` beside its maps. A new cut begins with a page of its own."""
+    """What concerns one cut: the file `numbers` beside its maps. A new cut begins with a page of its own."""
 
     MAGIC = 0, Owner.LIVE
     STATE = 511, Owner.LIVE, Trait.SEALED  # a State; at the end of the page, as GENERATION is
@@ -137,7 +137,7 @@ def pack_missing(missing_bytes: int) -> int:
 
 
 def unpack_missing(number: int) -> int:
-    """Inverse of ``pack_missing``; 0 for a number that proves nothing."""
+    """Inverse of `pack_missing`; 0 for a number that proves nothing."""
     missing_bytes = number & ((1 << _MISSING_BITS) - 1)
     return missing_bytes if pack_missing(missing_bytes) == number else 0
 
@@ -202,7 +202,7 @@ def pack_place(place: Place) -> int:
 
 
 def unpack_place(entry: int) -> Place:
-    """Inverse of ``pack_place``; the length is the rounded one."""
+    """Inverse of `pack_place`; the length is the rounded one."""
     offset = (entry >> _LENGTH_BITS) & ((1 << _OFFSET_BITS) - 1)
     segment_no = (entry >> (_OFFSET_BITS + _LENGTH_BITS)) & MAX_SEGMENT_NO
     return Place(segment_no, offset * RECORD_ALIGN, (entry & ((1 << _LENGTH_BITS) - 1)) * RECORD_ALIGN)
@@ -241,6 +241,6 @@ LOST_ENTRY = STORED
 STAGING_BYTES = 64 << 20
 MIN_STAGING_SLOTS = 16
 TAG_BYTES = 8
-# The checksum of a slot is seeded with ``generation << SEED_SHIFT`` plus its sequence number.
+# The checksum of a slot is seeded with `generation << SEED_SHIFT` plus its sequence number.
 SEED_SHIFT = 44
 NO_TAG = (1 << 64) - 1

@@ -54,7 +54,7 @@ class SharedPages:
 
     @property
     def releases(self) -> memoryview:
-        """See ``ReleaseQueue``."""
+        """See `ReleaseQueue`."""
         return self._page(2)
 
     def of_cut(self, generation: int) -> memoryview:
@@ -77,8 +77,8 @@ class SharedPages:
 
 
 class Page:
-    """The mapped numbers: ``page[Counter.X]``. Where a mapping is only looked at, ``shared`` is used in its place;
-    who opens the page first in an instance (``fill``) fills it from the file."""
+    """The mapped numbers: `page[Counter.X]`. Where a mapping is only looked at, `shared` is used in its place;
+    who opens the page first in an instance (`fill`) fills it from the file."""
 
     numbers: ClassVar[type[Number]]
     magic: ClassVar[int]

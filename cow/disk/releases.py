@@ -13,7 +13,7 @@ _PUT, _TAKEN, _FULL, _RANGES = 0, 1, 2, 3
 
 
 class ReleasedRange(NamedTuple):
-    """Blocks ``first`` to ``end`` of the cut of that generation."""
+    """Blocks `first` to `end` of the cut of that generation."""
 
     generation: int
     first: int
@@ -21,7 +21,7 @@ class ReleasedRange(NamedTuple):
 
 
 class ReleaseQueue:
-    """It lies in ``page``, which is all zeros at first."""
+    """It lies in `page`, which is all zeros at first."""
 
     def __init__(self, page: memoryview) -> None:
         self._numbers = page.cast("Q")

@@ -33,9 +33,9 @@ def check_ring(store: Store) -> Iterator[str]:
 
 
 def check_rules(cut: Cut, first: int, end: int, *, at_rest: bool = True, store: Store | None = None) -> Iterator[str]:
-    """What of blocks ``first`` to ``end`` breaks a rule; of all blocks at rest, the numbers too.
+    """What of blocks `first` to `end` breaks a rule; of all blocks at rest, the numbers too.
 
-    With the ``store`` whose present cut it is, entries are compared with its ring.
+    With the `store` whose present cut it is, entries are compared with its ring.
     """
     if not cut.numbers.is_kept:
         return

@@ -1,7 +1,7 @@
 """The seal: what every map of a cut held when the store was closed cleanly.
 
-A text file: one line ``map NAME XXH3-128`` for each map, over the parts of the file that are not holes, then
-one line ``number NAME VALUE`` for each number that the maps do not tell, then a checksum of the lines above.
+A text file: one line `map NAME XXH3-128` for each map, over the parts of the file that are not holes, then
+one line `number NAME VALUE` for each number that the maps do not tell, then a checksum of the lines above.
 It exists only while nobody has the store open; it is removed, durably, before the first change.
 """
 

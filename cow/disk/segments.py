@@ -1,7 +1,7 @@
 """Segments: append-only files of records, 64 MiB each at most, in one directory of the store for all its cuts.
 
 A segment holds records of one generation, and its number is never used again. One process appends (the compactor;
-with durability ``power`` the live server), the compactor alone removes, any process reads. A segment is never
+with durability `power` the live server), the compactor alone removes, any process reads. A segment is never
 appended to after a restart: a torn record at its end stays where it is and no index entry names it.
 """
 
@@ -95,9 +95,9 @@ def first_unused(directory: Path) -> int:
 
 
 class SegmentWriter:
-    """Appends records; not thread-safe. With ``durable`` a full segment is flushed before the next begins.
+    """Appends records; not thread-safe. With `durable` a full segment is flushed before the next begins.
 
-    Many records at once are written through ``direct`` if there is one, and begin and end at a page then.
+    Many records at once are written through `direct` if there is one, and begin and end at a page then.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class SegmentWriter:
         self.failed_flushes = 0
 
     def append(self, records: list[bytes]) -> list[Place]:
-        """Write ``records`` (padded, each at most 2 MiB) and tell where each lies. OSError: none counts."""
+        """Write `records` (padded, each at most 2 MiB) and tell where each lies. OSError: none counts."""
         places: list[Place] = []
         start = 0
         while start < len(records):
@@ -135,7 +135,7 @@ class SegmentWriter:
         return places
 
     def _write(self, records: list[bytes], length: int) -> int:
-        """Append ``length`` bytes; where they begin."""
+        """Append `length` bytes; where they begin."""
         direct = self._direct
         if direct and direct.suits(length):
             at = -(-self._offset // ALIGN_BYTES) * ALIGN_BYTES
@@ -213,9 +213,9 @@ class SegmentReader:
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def read(self, entry: int, block_no: int, *, may_wait: bool = True) -> tuple[RecordHeader, Data]:
-        """Header and raw blocks of the record that holds ``block_no``; Damaged when it does not.
+        """Header and raw blocks of the record that holds `block_no`; Damaged when it does not.
 
-        WouldWait: unless ``may_wait``, what is not in the page cache is not read.
+        WouldWait: unless `may_wait`, what is not in the page cache is not read.
         """
         if entry == LOST_ENTRY:
             raise Damaged("its preserved content is lost", block_no)
@@ -276,7 +276,7 @@ class ScanProblem(CowError):
 def scan_segment(
     segments: Segments, segment_no: int, files: Files, *, verify: bool = False
 ) -> Iterator[tuple[Place, RecordHeader] | ScanProblem]:
-    """All records of a segment in order; with ``verify`` their checksums too.
+    """All records of a segment in order; with `verify` their checksums too.
 
     A place that holds no valid record is reported once; the scan finds its way again at the next multiple of
     32 bytes where a whole, valid record begins.

@@ -1,6 +1,6 @@
 """The staging ring: preserved blocks lie here raw until the compactor has moved them to a segment.
 
-Slots are numbered by a sequence that never repeats; slot ``seq`` lies at ``seq % slot_count``. Three numbers
+Slots are numbered by a sequence that never repeats; slot `seq` lies at `seq % slot_count`. Three numbers
 of the control page cut the sequence:
 
     FREED_SEQ          COMMITTED_SEQ             RESERVED_SEQ          FREED_SEQ + slot_count
@@ -44,7 +44,7 @@ def file_bytes(block_bytes: int, slots: int) -> int:
 
 
 class Staging:
-    """The ring of ``slots`` blocks; the live server writes it, the others read."""
+    """The ring of `slots` blocks; the live server writes it, the others read."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Staging:
             self._own.madvise(mmap.MADV_REMOVE)
 
     def views(self, seq: int, count: int) -> list[memoryview]:
-        """The memory of ``count`` slots from ``seq`` on: one piece, or two where the ring wraps."""
+        """The memory of `count` slots from `seq` on: one piece, or two where the ring wraps."""
         size, slot = self.block_bytes, seq % self.slots
         until = slot + count
         if until <= self.slots:
@@ -104,7 +104,7 @@ class Staging:
         return [self._data[slot * size :], self._data[: (until - self.slots) * size]]
 
     def fill(self, generation: int, seq: int, first: int, end: int) -> None:
-        """The slots from ``seq`` on now hold the blocks ``first`` to ``end``: tag and checksum them."""
+        """The slots from `seq` on now hold the blocks `first` to `end`: tag and checksum them."""
         slot, count = seq % self.slots, end - first
         until = slot + count
         if until > self.slots:
@@ -146,11 +146,11 @@ class Staging:
                 self.file.store(slot * TAG_BYTES, NO_TAG.to_bytes(TAG_BYTES, "little"))
 
     def tags(self, seq: int, count: int) -> list[int]:
-        """The block numbers in ``count`` slots from ``seq`` on; NO_TAG where there is none."""
+        """The block numbers in `count` slots from `seq` on; NO_TAG where there is none."""
         return self._table(self._tags, seq, count)
 
     def checksums(self, seq: int, count: int) -> list[int]:
-        """The checksums noted for ``count`` slots from ``seq`` on."""
+        """The checksums noted for `count` slots from `seq` on."""
         return self._table(self._checksums, seq, count)
 
     def _table(self, table: memoryview, seq: int, count: int) -> list[int]:
@@ -161,7 +161,7 @@ class Staging:
         return table[slot:].tolist() + table[: until - self.slots].tolist()
 
     def read_into(self, view: memoryview, seq: int) -> None:
-        """Copy whole slots from ``seq`` on by system calls, so that a reader's memory does not grow by the ring."""
+        """Copy whole slots from `seq` on by system calls, so that a reader's memory does not grow by the ring."""
         for part, offset in self._parts(view, seq):
             self._files.read_into(self.file.fd, [part], offset)
 
@@ -170,7 +170,7 @@ class Staging:
         return all(self._files.try_read_into(self.file.fd, [part], offset) for part, offset in self._parts(view, seq))
 
     def _parts(self, view: memoryview, seq: int) -> Iterator[tuple[memoryview, int]]:
-        """``view`` with the offset in the file that each part of it comes from: two where the ring wraps."""
+        """`view` with the offset in the file that each part of it comes from: two where the ring wraps."""
         size, slot = self.block_bytes, seq % self.slots
         head = min(len(view), (self.slots - slot) * size)
         yield view[:head], self._data_offset + slot * size

@@ -24,7 +24,7 @@ _NEVER: Final = memoryview(bytes(8)).cast("Q")
 
 @dataclass(slots=True)
 class Store:
-    """An open store with its present cut, which it holds. ``lock_fd`` is -1 for a reader."""
+    """An open store with its present cut, which it holds. `lock_fd` is -1 for a reader."""
 
     path: Path
     header: Header
@@ -43,7 +43,7 @@ class Store:
             self.pages.end(generation)
 
     def end_of(self, generation: int) -> memoryview:
-        """See ``SharedPages.end_of``. A reader from outside the instance is never told."""
+        """See `SharedPages.end_of`. A reader from outside the instance is never told."""
         return _NEVER if self.pages is None else self.pages.end_of(generation)
 
     @property
@@ -82,7 +82,7 @@ class Store:
             return generation
 
     def enter(self, cut: Cut, header: Header) -> Cut:
-        """``cut`` is the present one from here on. The one before, which is over, is the caller's to let go."""
+        """`cut` is the present one from here on. The one before, which is over, is the caller's to let go."""
         with self._lock:
             before, self.cut, self.header = self.cut, cut, header
         before.is_over = True
@@ -117,7 +117,7 @@ class Store:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that is mapped is: see ``MappedFile.is_whole``."""
+        """Whether all that is mapped is: see `MappedFile.is_whole`."""
         return self.can_hold_a_cut and self.cut.is_whole
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class Store:
 
 
 def open_parts(path: Path, header: Header, files: Files, *, writable: bool, lock_fd: int = -1) -> Store:
-    """Open all files that ``header`` promises; OSError or ValueError when one is missing or too short."""
+    """Open all files that `header` promises; OSError or ValueError when one is missing or too short."""
     pages = SharedPages() if writable else None
     shared = None if pages is None else pages.control
     check_directory(path / SEGMENTS_NAME)

@@ -1,6 +1,6 @@
 """Preserving what a write is about to replace: claims on blocks, and the waiting for them and for room.
 
-``try_preserve`` does all of it at once, or nothing and says so; ``preserve`` waits. A block that a waiting thread is
+`try_preserve` does all of it at once, or nothing and says so; `preserve` waits. A block that a waiting thread is
 about to preserve is *claimed*: until the claim ends no other write touches it, and nobody settles it.
 """
 
@@ -69,10 +69,10 @@ class Claims:
 
 
 class Claiming:
-    """Preserves for the present cut of ``store``. ``lock`` is the engine's, ``changed`` its condition.
+    """Preserves for the present cut of `store`. `lock` is the engine's, `changed` its condition.
 
     It owns the claims, the preserver in use and whether the ring rests; with the lock held it sets the bits, makes
-    the index entries and counts the blocks of what is preserved. Its caller has passed ``gate`` and looked whether
+    the index entries and counts the blocks of what is preserved. Its caller has passed `gate` and looked whether
     anything is owed; he writes the image after this has returned, and before he leaves the gate.
     """
 
@@ -121,9 +121,9 @@ class Claiming:
         return True
 
     def preserve(self, first: int, end: int) -> None:
-        """The same for no more than ``max_blocks``, with all waiting.
+        """The same for no more than `max_blocks`, with all waiting.
 
-        OSError: the image cannot be read. BufferFull and EngineClosed: as for ``LiveEngine.write``.
+        OSError: the image cannot be read. BufferFull and EngineClosed: as for `LiveEngine.write`.
         """
         try:
             self._preserve_in_turn(first, end)
@@ -149,7 +149,7 @@ class Claiming:
         return True
 
     def new_preserver(self, cut: Cut) -> Preserver:
-        """For ``begin_cut``. OSError: the store's."""
+        """For `begin_cut`. OSError: the store's."""
         kind = DurablePreserver if self._is_power else StagedPreserver
         return kind(self._store, cut, self._image, self._size, self._room.may_lose)
 
@@ -165,7 +165,7 @@ class Claiming:
     # --- called with the lock held ---------------------------------------------------------------------------
 
     def begin_cut(self, cut: Cut, preserver: Preserver) -> Preserver:
-        """``cut`` is the present one, no write is under way. Returns the preserver before, which is to be closed."""
+        """`cut` is the present one, no write is under way. Returns the preserver before, which is to be closed."""
         ended = self._preserver
         self._cut, self._numbers, self._preserver = cut, cut.numbers, preserver
         return ended
@@ -243,7 +243,7 @@ class Claiming:
         return 0
 
     def _publish(self, ticket: Ticket) -> None:
-        """Steps 2 and 3 of a write; everything stored into here was allocated by ``_begin``.
+        """Steps 2 and 3 of a write; everything stored into here was allocated by `_begin`.
 
         OSError: where maps are written, the disk may still refuse. What is settled by then has its copy.
         """

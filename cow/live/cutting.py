@@ -30,12 +30,12 @@ def prepare_cut(store: Store) -> Cut:
 
 
 def next_header(store: Store, image: Image, cut: Cut) -> Header:
-    """The header with ``cut``, taken now, in the place of the one before."""
+    """The header with `cut`, taken now, in the place of the one before."""
     return replace(store.header, cuts=(cut_header(image, cut.generation),))
 
 
 def enter_cut(store: Store, cut: Cut, header: Header) -> Cut:
-    """Make ``cut`` the store's present one. Nobody may be writing. The one before is the caller's to let go.
+    """Make `cut` the store's present one. Nobody may be writing. The one before is the caller's to let go.
 
     OSError: the old one still is.
     """

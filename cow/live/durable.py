@@ -1,4 +1,4 @@
-"""Preserving for ``power``: compressed into segments, flushed before the image is touched (see ``preserve``)."""
+"""Preserving for `power`: compressed into segments, flushed before the image is touched (see `preserve`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cow.live.size import BufferSize
 
 
 class _Turn:
-    """One flush that some wait for; ``errno`` is 0 once it succeeded."""
+    """One flush that some wait for; `errno` is 0 once it succeeded."""
 
     def __init__(self) -> None:
         self.is_over = False

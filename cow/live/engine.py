@@ -2,16 +2,16 @@
 
 A live write that touches owed blocks, in this order:
 
-1.  the old content into the side buffer (``power``: and durable there),
+1.  the old content into the side buffer (`power`: and durable there),
 2.  the index entries,
-3.  ``settled``,
+3.  `settled`,
 4.  the image.
 
 Stopped between any two of them, the snapshot and the image are both right.
 
-``try_write`` and ``try_read`` never wait: they do the whole work inside the caller's thread if nothing
-stands in the way, or nothing at all and say so; then the caller gives ``write`` or ``read`` a thread that may
-wait. Steps 1 to 3 are ``Claiming``'s. All shared state is under one lock, which is never held during a wait.
+`try_write` and `try_read` never wait: they do the whole work inside the caller's thread if nothing
+stands in the way, or nothing at all and say so; then the caller gives `write` or `read` a thread that may
+wait. Steps 1 to 3 are `Claiming`'s. All shared state is under one lock, which is never held during a wait.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from cow.live.traffic import Gate
 class LiveEngine:
     """The one writer of a store. Thread-safe. Offsets and lengths in bytes of the image.
 
-    ``on_writing`` is called, in any thread, when the first write comes after a pause; ``note_quiet`` ends it.
-    ``on_beat`` is called now and then as long as writes go on, in any thread.
+    `on_writing` is called, in any thread, when the first write comes after a pause; `note_quiet` ends it.
+    `on_beat` is called now and then as long as writes go on, in any thread.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LiveEngine:
     # --- reading ---------------------------------------------------------------------------------------------
 
     def try_read_into(self, view: memoryview, offset: int) -> bool:
-        """Fill ``view`` from the image if that needs no wait."""
+        """Fill `view` from the image if that needs no wait."""
         if self._image.can_ask:
             return self._image.try_read_into([view], offset)
         now_ns = time.monotonic_ns()
@@ -93,11 +93,11 @@ class LiveEngine:
         return True
 
     def read_into(self, view: memoryview, offset: int) -> None:
-        """Fill ``view`` from the image; may wait for the disk."""
+        """Fill `view` from the image; may wait for the disk."""
         self._image.read_into([view], offset)
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``, clipped at the end of the image."""
+        """`length` bytes at `offset`, clipped at the end of the image."""
         buffer = bytearray(self.geometry.clip(offset, length))
         if buffer:
             self.read_into(memoryview(buffer), offset)
@@ -106,7 +106,7 @@ class LiveEngine:
     # --- writing ---------------------------------------------------------------------------------------------
 
     def try_write(self, offset: int, data: Data) -> bool:
-        """Write all of ``data``, or nothing and return False when that might wait.
+        """Write all of `data`, or nothing and return False when that might wait.
 
         OSError: the image refused. OutOfRange: the write is empty or not inside the image.
         """
@@ -124,10 +124,10 @@ class LiveEngine:
         return True
 
     def write(self, offset: int, data: Data) -> None:
-        """Write all of ``data``; waits for the disk, for room and for other writes where it must.
+        """Write all of `data`; waits for the disk, for room and for other writes where it must.
 
-        OSError: the image refused. BufferFull: policy ``break-write``, nothing of the piece that did not fit
-        was written. OutOfRange: as for ``try_write``. EngineClosed: the engine was closed while this waited.
+        OSError: the image refused. BufferFull: policy `break-write`, nothing of the piece that did not fit
+        was written. OutOfRange: as for `try_write`. EngineClosed: the engine was closed while this waited.
         """
         view = memoryview(data)
         self.geometry.span(offset, len(view))
@@ -186,7 +186,7 @@ class LiveEngine:
         )
 
     def note_times(self, mtime_ns: int) -> None:
-        """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
+        """The image's modification time is about to be set to `mtime_ns` on a user's behalf."""
         self._heartbeat.note_times(mtime_ns)
 
     # --- the next cut ----------------------------------------------------------------------------------------
@@ -195,11 +195,11 @@ class LiveEngine:
         self._claiming.discard()
 
     def begin_cut(self, cut: Cut, header: Header, check_wanted: Callable[[], None] = lambda: None) -> Cut:
-        """From here on ``cut`` (prepared and empty) is the snapshot. The one before has ended for its readers; the
+        """From here on `cut` (prepared and empty) is the snapshot. The one before has ended for its readers; the
         caller lets go of it when nobody waits for him.
 
         Waits for the writes under way; its own work takes the same time whatever the size of the image. After the
-        waiting ``check_wanted`` may raise what it likes: then, as after an OSError, all is as before. One at a time.
+        waiting `check_wanted` may raise what it likes: then, as after an OSError, all is as before. One at a time.
         """
         with self._gate.closed():
             # Nobody is about to write or to preserve; so the disk is waited for without the lock.
@@ -223,12 +223,12 @@ class LiveEngine:
         return before
 
     def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut) -> int:
-        """The map of ``cut`` is known: see ``Relief.settle_free``. Of one that is over nothing is done."""
+        """The map of `cut` is known: see `Relief.settle_free`. Of one that is over nothing is done."""
         relief = self._relief
         return relief.settle_free(free_runs) if relief.cut is cut else 0
 
     def release(self, first: int, end: int, cut: Cut | None = None) -> int:
-        """The imager has these blocks of ``cut`` (the present one): see ``Relief.release``."""
+        """The imager has these blocks of `cut` (the present one): see `Relief.release`."""
         relief = self._relief
         if cut not in (None, relief.cut):
             raise SnapshotEnded("a newer cut replaced the one that is released")
@@ -272,7 +272,7 @@ class LiveEngine:
         self._image.sync()
 
     def seal(self) -> bool:
-        """After ``close``, with the compactor gone: make the store survive a restart. False: it was not drained.
+        """After `close`, with the compactor gone: make the store survive a restart. False: it was not drained.
 
         OSError: the store's disk refuses, or files of it were cut short.
         """

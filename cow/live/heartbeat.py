@@ -21,7 +21,7 @@ _BEAT_NS = 20_000_000
 
 
 class Heartbeat:
-    """``on_writing`` is called, in any thread, when the first write comes after a pause; ``on_beat`` as long as
+    """`on_writing` is called, in any thread, when the first write comes after a pause; `on_beat` as long as
     writes go on, at most once in 20 ms."""
 
     def __init__(
@@ -31,7 +31,7 @@ class Heartbeat:
         self._beat_ns = self._wall_ns = 0
 
     def beat(self, now_ns: int) -> None:
-        """Before each write, at ``now_ns`` of the monotonic clock."""
+        """Before each write, at `now_ns` of the monotonic clock."""
         wall_ns = time.time_ns()
         if now_ns - self._beat_ns <= _BEAT_NS and -_BEAT_NS <= wall_ns - self._wall_ns <= _BEAT_NS:
             return
@@ -50,7 +50,7 @@ class Heartbeat:
         control[Counter.HEARTBEAT_NS] = max(wall_ns, control[Counter.HEARTBEAT_NS])
 
     def note_quiet(self, under_way: Sequence[int]) -> bool:
-        """Note the image's modification time if no write came lately and none is ``under_way``."""
+        """Note the image's modification time if no write came lately and none is `under_way`."""
         control, beat_ns = self._control, self._beat_ns
         if not control[Counter.WRITING]:
             return True
@@ -69,5 +69,5 @@ class Heartbeat:
         return True
 
     def note_times(self, mtime_ns: int) -> None:
-        """The image's modification time is about to be set to ``mtime_ns`` on a user's behalf."""
+        """The image's modification time is about to be set to `mtime_ns` on a user's behalf."""
         self._control[Counter.IMAGE_MTIME_NS] = mtime_ns

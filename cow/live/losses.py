@@ -1,8 +1,8 @@
 """Lost blocks: what the image itself could not give when it was to be preserved.
 
-A live write never fails because an old block is unreadable (unless the policy is ``break-write``): the block is lost
+A live write never fails because an old block is unreadable (unless the policy is `break-write`): the block is lost
 to the snapshot, alone, and the write goes on. Its index entry becomes LOST_ENTRY, then it is settled, then the image
-is written; a read of it is an error for ever. With durability ``power`` a record without content says the same, and
+is written; a read of it is an error for ever. With durability `power` a record without content says the same, and
 is flushed first: after a power loss the block would pass for owed, and its new content for the old one.
 
 What then turns out to be free, or is released, is counted no more: nobody is going to miss it.
@@ -28,10 +28,10 @@ def read_or_lose(
     views: Callable[[int, int], list[memoryview]],
     may_lose: Callable[[], bool],
 ) -> tuple[Runs, int]:
-    """Read the blocks of ``run`` into ``views(first, end)``; the runs of those among them that cannot be read, and
+    """Read the blocks of `run` into `views(first, end)`; the runs of those among them that cannot be read, and
     with which errno (0: all were).
 
-    OSError: the image's, unless ``may_lose``; EFAULT when it is the memory of the views that cannot be had.
+    OSError: the image's, unless `may_lose`; EFAULT when it is the memory of the views that cannot be had.
     """
     first, end = run
     try:
@@ -56,7 +56,7 @@ def _can_read(image: Image, geometry: Geometry, block_no: int, views: Callable[[
 
 
 def joined(blocks: Iterable[int]) -> Runs:
-    """Runs of the ascending ``blocks``."""
+    """Runs of the ascending `blocks`."""
     runs: Runs = []
     for block_no in blocks:
         if runs and runs[-1][1] == block_no:
@@ -67,7 +67,7 @@ def joined(blocks: Iterable[int]) -> Runs:
 
 
 def without(run: tuple[int, int], lost: Runs) -> Iterator[tuple[int, int]]:
-    """What is left of ``run`` between the ``lost`` runs in it."""
+    """What is left of `run` between the `lost` runs in it."""
     first, end = run
     for low, high in lost:
         if first < low:

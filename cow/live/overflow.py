@@ -26,11 +26,11 @@ class EventKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``value``: percent of the limit in use, or the errno of an overflow or of the image; 0 of CUT_SHORT.
+    """`value`: percent of the limit in use, or the errno of an overflow or of the image; 0 of CUT_SHORT.
 
-    ``is_on_disk``: of OVERFLOW and CUT_SHORT, whether the store says so too.
+    `is_on_disk`: of OVERFLOW and CUT_SHORT, whether the store says so too.
 
-    ``offset`` and ``length`` in bytes of the image: what it could not give, of LOST.
+    `offset` and `length` in bytes of the image: what it could not give, of LOST.
     """
 
     kind: EventKind

@@ -29,7 +29,7 @@ class Pace:
         return now_ns >= self._cautious_until_ns
 
     def note(self, started_ns: int) -> None:
-        """A call that ``is_quick`` allowed at ``started_ns`` has returned."""
+        """A call that `is_quick` allowed at `started_ns` has returned."""
         now_ns = time.monotonic_ns()
         if now_ns - started_ns <= _SLOW_NS:
             return

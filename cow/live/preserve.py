@@ -1,11 +1,11 @@
 """Putting the old content of owed blocks into the side buffer: two ways, by durability.
 
-``StagedPreserver`` (``process``): raw into the memory-mapped staging ring, one copy; the compactor does the
-rest. ``DurablePreserver`` (``power``): compressed into a segment and flushed to the disk, one flush for all
+`StagedPreserver` (`process`): raw into the memory-mapped staging ring, one copy; the compactor does the
+rest. `DurablePreserver` (`power`): compressed into a segment and flushed to the disk, one flush for all
 writes that wait at that moment.
 
-Both work on a *ticket*: the runs of blocks one write claimed. ``begin``, ``publish`` and ``abandon`` are
-called under the engine's lock and do not wait; ``fill`` is called without it and may.
+Both work on a *ticket*: the runs of blocks one write claimed. `begin`, `publish` and `abandon` are
+called under the engine's lock and do not wait; `fill` is called without it and may.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cow.live.losses import Runs
 
 
 class StoreRefused(CowError):
-    """The store's disk cannot take what has to be preserved; ``errno`` says why. Handle it as an overflow."""
+    """The store's disk cannot take what has to be preserved; `errno` says why. Handle it as an overflow."""
 
     def __init__(self, errno: int) -> None:
         super().__init__("the store cannot take the block")
@@ -35,7 +35,7 @@ class WaitForCompactor(CowError):
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """The blocks ``first`` to ``end`` one write claimed, the owed ``runs`` among them, and where they go."""
+    """The blocks `first` to `end` one write claimed, the owed `runs` among them, and where they go."""
 
     first: int
     end: int
@@ -67,7 +67,7 @@ class Preserver(Protocol):
         """Reserve room; StoreRefused or WaitForCompactor when there is none."""
 
     def try_fill(self, ticket: Ticket) -> bool:
-        """``fill`` without waiting; False if that cannot be done."""
+        """`fill` without waiting; False if that cannot be done."""
 
     def fill(self, ticket: Ticket) -> None:
         """Copy the old content aside, but for what the image cannot give: the ticket says what that is.

@@ -25,7 +25,7 @@ _PIECE_BLOCKS = 1 << 18
 
 
 class Relief:
-    """For one cut of ``store``; does nothing once that is over. ``lock`` is the engine's."""
+    """For one cut of `store`; does nothing once that is over. `lock` is the engine's."""
 
     def __init__(self, store: Store, cut: Cut, lock: threading.Lock, claims: Claims) -> None:
         self._store, self.cut, self._lock, self._claims = store, cut, lock, claims

@@ -19,7 +19,7 @@ _WARN_PERCENT = (80, 90, 95)
 
 
 class Room:
-    """For every cut of ``store``. ``changed`` is the condition of the engine's lock, ``discard`` its preserver's."""
+    """For every cut of `store`. `changed` is the condition of the engine's lock, `discard` its preserver's."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Room:
     def stop_waiting(self, *, compactor_is_gone: bool = False) -> None:
         """From here on a full side buffer ends the snapshot: live data must get out before the end.
 
-        ``compactor_is_gone``: a write that only it could make room for fails with EngineClosed.
+        `compactor_is_gone`: a write that only it could make room for fails with EngineClosed.
         """
         with self._changed:
             self._policy = OverflowPolicy.BREAK_SNAPSHOT
@@ -129,7 +129,7 @@ class Room:
             self.press()
 
     def tell_lost(self, code: int, lost: Sequence[tuple[int, int]]) -> None:
-        """Blocks were lost, because the image could not give them (``code``)."""
+        """Blocks were lost, because the image could not give them (`code`)."""
         for first, end in lost:
             self._on_event(Event(EventKind.LOST, code, *self._store.geometry.extent(first, end)))
 

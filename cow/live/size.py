@@ -28,13 +28,13 @@ class Shown:
 
 
 class BufferSize:
-    """How large the side buffer of the present cut of ``store`` is, whichever cut that is.
+    """How large the side buffer of the present cut of `store` is, whichever cut that is.
 
     =========  ===================================================================================================
     staged     in the ring, raw until it is known how small they get; without the slots of the cut before, which
                are about to be forgotten
     stored     payload of the records in segments, without what was given back
-    promised   raw, on the way into a segment (``power``): counted until its index entries are made
+    promised   raw, on the way into a segment (`power`): counted until its index entries are made
     =========  ===================================================================================================
     """
 

@@ -1,4 +1,4 @@
-"""Preserving for ``process``: raw into the memory-mapped staging ring (see ``preserve``)."""
+"""Preserving for `process`: raw into the memory-mapped staging ring (see `preserve`)."""
 
 from __future__ import annotations
 

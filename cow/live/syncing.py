@@ -19,7 +19,7 @@ _SMALL_BYTES = 256 << 10
 
 
 class Syncer:
-    """Syncs ``image``. ``unsynced_bytes`` is what was written since the last sync began; writers add to it."""
+    """Syncs `image`. `unsynced_bytes` is what was written since the last sync began; writers add to it."""
 
     def __init__(self, image: Image) -> None:
         self._image = image

@@ -26,7 +26,7 @@ class Gate:
         self.under_way: list[int] = []
 
     def try_enter(self, offset: int) -> bool:
-        """Pass without waiting; ``leave`` follows if it says True."""
+        """Pass without waiting; `leave` follows if it says True."""
         # Append, then look: who closes the gate does it first and then looks who is under way.
         self.under_way.append(offset)
         if self._closed:

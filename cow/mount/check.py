@@ -53,7 +53,7 @@ _WITHOUT_A_COPY = frozenset({Kind.OWED, Kind.RELEASED, Kind.FREE})
 
 @dataclass(slots=True)
 class Report:
-    """What ``verify`` found: sentences, and how much was looked at."""
+    """What `verify` found: sentences, and how much was looked at."""
 
     problems: list[str] = field(default_factory=list)
     records: int = 0
@@ -227,7 +227,7 @@ def _slot_fault(store: Store, first: int, end: int, seq: int) -> str | None:
 
 
 def dump(path: Path, files: Files, max_entries: int | None = 64) -> Iterator[str]:
-    """The store in readable lines; ``max_entries`` bounds the runs, entries and records listed of each kind."""
+    """The store in readable lines; `max_entries` bounds the runs, entries and records listed of each kind."""
     header = _header_of(path)
     yield from _dump_header(header)
     store = open_reader(path, files)

@@ -81,7 +81,7 @@ def forget_staging(store: Store) -> dict[int, int]:
 
 
 def drop_doubtful(store: Store, staged: dict[int, int], *, settled_is_known: bool) -> int:
-    """Drop entries that name what cannot be; how many of them are lost unless ``mend_index`` finds them.
+    """Drop entries that name what cannot be; how many of them are lost unless `mend_index` finds them.
 
     An entry whose block is not settled was never finished: the image still holds the block, nothing is lost.
     """
@@ -168,7 +168,7 @@ def assume_changed(store: Store) -> None:
 
 
 def recount(store: Store, *, records: bool) -> None:
-    """Take the numbers of status from the maps, and with ``records`` from the segments themselves."""
+    """Take the numbers of status from the maps, and with `records` from the segments themselves."""
     cut, numbers = store.cut, store.cut.numbers
     numbers[CutCounter.SETTLED_BLOCKS] = cut.settled.count()
     numbers[CutCounter.CHANGED_BLOCKS] = cut.changed.count()

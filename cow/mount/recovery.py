@@ -7,7 +7,7 @@ no header              the store was never finished: begin a new snapshot
 seal                   clean end: every map is checked against its checksum, then carried on as it is
 no seal, same boot     processes were killed: what they stored through mappings is all there; carried on after
                        a check of the index against staging and segments
-no seal, other boot    durability ``power``: maps are rebuilt from the records; ``process``: the snapshot is lost
+no seal, other boot    durability `power`: maps are rebuilt from the records; `process`: the snapshot is lost
 =====================  =====================================================================================
 
 Maps that are damaged are rebuilt from the records, which say which block they hold. What cannot be proven
@@ -54,7 +54,7 @@ _HEARTBEAT_SLACK_NS = 500_000_000
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the caller wants a store for. ``boot_id``: 16 bytes that change with every boot."""
+    """What the caller wants a store for. `boot_id`: 16 bytes that change with every boot."""
 
     image_path: str
     block_bytes: int
@@ -63,7 +63,7 @@ class Request:
     protect: Protect = Protect.ALL
     staging_bytes: int = STAGING_BYTES
     # Which disk a block device is: a text that another one does not have, "" when nobody knows; with
-    # ``device_id_lasts`` also after the next boot.
+    # `device_id_lasts` also after the next boot.
     device_id: str = ""
     device_id_lasts: bool = False
     # When this boot began, in ns since 1970; 0 when nobody knows.
@@ -82,7 +82,7 @@ class Outcome(Enum):
 
 @dataclass(slots=True)
 class Opened:
-    """An open, locked store; ``notes`` are sentences for the user about what was found."""
+    """An open, locked store; `notes` are sentences for the user about what was found."""
 
     store: Store
     outcome: Outcome
@@ -90,7 +90,7 @@ class Opened:
 
 
 def open_store(path: Path, image: Image, request: Request, files: Files) -> Opened:
-    """Lock the store at ``path`` and carry its snapshot on, or begin a new one.
+    """Lock the store at `path` and carry its snapshot on, or begin a new one.
 
     StoreError (StoreBusy, ImageChanged): the store is as it was. OSError: the disk refused.
     """

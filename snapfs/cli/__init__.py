@@ -1,4 +1,4 @@
-"""The command line: one module a command for parsing and printing; what is done is in ``snapfs.commands``.
+"""The command line: one module a command for parsing and printing; what is done is in `snapfs.commands`.
 
 Rule: what only some commands need is imported by these alone, where they need it. A command that only asks the server
 would else spend most of its time on loading what mounts and draws.

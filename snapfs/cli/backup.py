@@ -1,4 +1,4 @@
-"""``snapfs backup``"""
+"""`snapfs backup`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snapfs check``"""
+"""`snapfs check`"""
 
 from __future__ import annotations
 

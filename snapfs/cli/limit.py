@@ -1,4 +1,4 @@
-"""``snapfs limit``"""
+"""`snapfs limit`"""
 
 from __future__ import annotations
 

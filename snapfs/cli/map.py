@@ -1,4 +1,4 @@
-"""``snapfs map``"""
+"""`snapfs map`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snapfs mount``"""
+"""`snapfs mount`"""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """What a command prints: its result on stdout, for people or as JSON; what else it has to say on stderr.
 
 Rules:
-- One JSON object a command, with the version of its shape; ``snapfs/output.schema.json`` describes all of them, and
+- One JSON object a command, with the version of its shape; `snapfs/output.schema.json` describes all of them, and
   what they have in common has the same names in each.
-- ``--quiet`` is about what people read: an object that was asked for is printed all the same.
-- What people read is escaped (``snapfs.shown``): a name can neither steer the terminal nor write a line of its own.
+- `--quiet` is about what people read: an object that was asked for is printed all the same.
+- What people read is escaped (`snapfs.shown`): a name can neither steer the terminal nor write a line of its own.
 - Nobody who reads the output is no error (exit code 141); an output that cannot be written is one.
 """
 
@@ -28,17 +28,17 @@ OUTPUT_VERSION: Final = 1
 
 
 def json_option(command: Any) -> Any:
-    """--json, as ``as_json``."""
+    """--json, as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="For programs; the keys are stable.")(command)
 
 
 def quiet_option(command: Any) -> Any:
-    """-q, as ``quiet``."""
+    """-q, as `quiet`."""
     return click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")(command)
 
 
 def output_options(command: Any) -> Any:
-    """--json and -q, for a command that calls ``show``."""
+    """--json and -q, for a command that calls `show`."""
     return json_option(quiet_option(command))
 
 
@@ -66,7 +66,7 @@ def put_lines(lines: Iterable[str]) -> None:
 
 
 def put(text: str) -> None:
-    """Print ``text``, for programs, and a line's end on stdout; SnapfsError when it cannot be written."""
+    """Print `text`, for programs, and a line's end on stdout; SnapfsError when it cannot be written."""
     with writing():
         click.echo(text)
 

@@ -1,4 +1,4 @@
-"""``snapfs release``"""
+"""`snapfs release`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snapfs restore``"""
+"""`snapfs restore`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snapfs snapshot``"""
+"""`snapfs snapshot`"""
 
 from __future__ import annotations
 

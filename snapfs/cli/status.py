@@ -1,4 +1,4 @@
-"""``snapfs status``"""
+"""`snapfs status`"""
 
 from __future__ import annotations
 

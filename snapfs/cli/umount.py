@@ -1,4 +1,4 @@
-"""``snapfs umount``"""
+"""`snapfs umount`"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snapfs verify``"""
+"""`snapfs verify`"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _KINDS = {
 
 
 def as_owner(owner: tuple[int, int] | None, function: Callable[[], None]) -> None:
-    """Call ``function`` as ``owner`` (uid, gid) when we are root and he is another user, else as who we are."""
+    """Call `function` as `owner` (uid, gid) when we are root and he is another user, else as who we are."""
     if owner is None or owner[0] == os.geteuid() or os.geteuid() != 0:
         function()
         return

@@ -1,4 +1,4 @@
-"""``snapfs backup``: the imager.
+"""`snapfs backup`: the imager.
 
     [cut]  ->  source: LIVE, SNAP, IMAGE  ->  DEST.partial, checkpoints  ->  [verify]  ->  DEST, DEST.json
 

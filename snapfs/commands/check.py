@@ -1,4 +1,4 @@
-"""``snapfs check``: is everything that the snapshot needs still in its store, and right?"""
+"""`snapfs check`: is everything that the snapshot needs still in its store, and right?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from snapfs.system.stores import hold_store, name_of
 
 
 def check_store(path: Path) -> tuple[Path, Report]:
-    """Look at the store behind ``path``, in use or not: where it is, and what was found. SnapfsError: no store."""
+    """Look at the store behind `path`, in use or not: where it is, and what was found. SnapfsError: no store."""
     store = _store_of(path)
     try:
         return name_of(store), verify(store, Files())
@@ -23,7 +23,7 @@ def check_store(path: Path) -> tuple[Path, Report]:
 
 
 def dump_store(path: Path) -> Iterator[str]:
-    """The store behind ``path`` in readable lines, as far as they can be read. SnapfsError: no store."""
+    """The store behind `path` in readable lines, as far as they can be read. SnapfsError: no store."""
     store = _store_of(path)
     try:
         yield from dump(store, Files(), max_entries=None)

@@ -1,4 +1,4 @@
-"""``snapfs limit``: another limit for the side buffer of a running instance."""
+"""`snapfs limit`: another limit for the side buffer of a running instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snapfs map``: what an image consists of, and which of its blocks are used.
+"""`snapfs map`: what an image consists of, and which of its blocks are used.
 
 For a mounted image the map of the present snapshot and what the snapshot knows of each block; for another
 one, a map made here and now, which counts every filesystem as wholly used that is not provably at rest.
@@ -40,7 +40,7 @@ MAP_VERSION = 2
 
 
 def read_map(path: Path, block_bytes: int | None = None, *, skip_swap: bool = False) -> Layers:
-    """The map of ``path``: LIVE, SNAP or IMAGE of a mounted image, or any other image."""
+    """The map of `path`: LIVE, SNAP or IMAGE of a mounted image, or any other image."""
     if block_bytes is not None:
         check_block_bytes(block_bytes)
     try:
@@ -53,7 +53,7 @@ def read_map(path: Path, block_bytes: int | None = None, *, skip_swap: bool = Fa
 
 
 def image_name(path: Path) -> str:
-    """What a picture of the map of ``path`` is to be called: the name of the image, whichever way it was named."""
+    """What a picture of the map of `path` is to be called: the name of the image, whichever way it was named."""
     try:
         name: str = read_status(find_store(path))["view_name"]
     except NotMountedError:

@@ -1,4 +1,4 @@
-"""``snapfs mount``: check everything that can be checked, open the store, start the daemon, wait for both views."""
+"""`snapfs mount`: check everything that can be checked, open the store, start the daemon, wait for both views."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Mounted:
 
 
 def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
-    """Mount; ``announce`` is called when both views answer. With ``foreground`` returns when the instance ends.
+    """Mount; `announce` is called when both views answer. With `foreground` returns when the instance ends.
 
     SnapfsError: nothing is mounted, and nothing is left behind that was not there before.
     """

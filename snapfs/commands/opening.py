@@ -39,7 +39,7 @@ LOOK_S = 0.05
 
 
 def opened_store(path: Path, image: Image, options: MountOptions, files: Files, signals: Signals) -> Opened:
-    """The store at ``path``, made if need be, locked and open. SnapfsError: nothing of it is left that was not there
+    """The store at `path`, made if need be, locked and open. SnapfsError: nothing of it is left that was not there
     before. While somebody who is ending still has it, it is waited for; a signal ends that."""
     try:
         store, made = make_store(path)

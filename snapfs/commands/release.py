@@ -1,4 +1,4 @@
-"""``snapfs release``: tell a snapshot that a range of it is not needed any more."""
+"""`snapfs release`: tell a snapshot that a range of it is not needed any more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``snapfs restore``: a backup back onto an image, checked against its hashes on the way.
+"""`snapfs restore`: a backup back onto an image, checked against its hashes on the way.
 
 A new image is IMAGE.partial until it is whole. One that is there, or a block device, is overwritten in place: with
 `check_first` only when the whole backup has been read and is what was written; however it ends, it is said whether

@@ -1,4 +1,4 @@
-"""``snapfs snapshot``: a new cut while everything stays mounted and in use.
+"""`snapfs snapshot`: a new cut while everything stays mounted and in use.
 
     find filesystems, sync      users go on
     prepare-cut                 users go on
@@ -44,7 +44,7 @@ _FACTS_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The new snapshot. ``problems`` are sentences about what went wrong without harming it."""
+    """The new snapshot. `problems` are sentences about what went wrong without harming it."""
 
     id: str
     taken_at: str
@@ -57,7 +57,7 @@ class Taken:
 
 
 def snapshot(path: Path, options: SnapshotOptions) -> Taken:
-    """Take a new cut of the instance behind ``path``; the previous snapshot ends. SnapfsError: nothing changed."""
+    """Take a new cut of the instance behind `path`; the previous snapshot ends. SnapfsError: nothing changed."""
     with Signals.handled() as signals:
         store = find_store(path)
         status = read_status(store)

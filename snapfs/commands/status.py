@@ -1,4 +1,4 @@
-"""``snapfs status``: what the live server says of itself."""
+"""`snapfs status`: what the live server says of itself."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _AT_ONCE: Final = 16
 
 
 def read_status(store: Path, timeout_s: float | None = None) -> dict[str, Any]:
-    """The status object of the instance in ``store``."""
+    """The status object of the instance in `store`."""
     return request(store, GetStatus(), timeout_s).status
 
 
 def statuses(path: Path | None) -> tuple[list[dict[str, Any]], list[SnapfsError]]:
-    """The status of the instance behind ``path``, or of all that this user can reach; of those that do not answer,
+    """The status of the instance behind `path`, or of all that this user can reach; of those that do not answer,
     when all are asked, the reasons."""
     if path is not None:
         return [read_status(find_store(path), _PATIENCE_S)], []

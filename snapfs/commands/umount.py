@@ -1,4 +1,4 @@
-"""``snapfs umount``: both views go, whichever is named; or, when somebody uses one, neither."""
+"""`snapfs umount`: both views go, whichever is named; or, when somebody uses one, neither."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTCONN)
 
 
 def umount(path: Path, *, force: bool = False) -> None:
-    """Unmount the instance behind ``path`` and wait until it has ended. BusyError: nothing was changed.
+    """Unmount the instance behind `path` and wait until it has ended. BusyError: nothing was changed.
 
-    An image that was deleted or replaced, and whose only copy this would end, takes ``force``. DoneWithProblem: it
+    An image that was deleted or replaced, and whose only copy this would end, takes `force`. DoneWithProblem: it
     has ended, but not all that was written to the live view is in the image, or something became of the image.
     """
     mount = find_instance(path)

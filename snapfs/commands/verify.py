@@ -1,4 +1,4 @@
-"""``snapfs verify``: whether a backup still is what was written."""
+"""`snapfs verify`: whether a backup still is what was written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The QEMU guest agent: has the guest flush and freeze its own filesystems.
 
 Source: the QEMU Guest Agent Protocol Reference: JSON objects over the socket of a serial port of the guest;
-``guest-sync-delimited`` puts a byte 0xFF before its answer, so that what an earlier client left unread is told
+`guest-sync-delimited` puts a byte 0xFF before its answer, so that what an earlier client left unread is told
 from it.
 
 Rules:

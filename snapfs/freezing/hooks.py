@@ -1,11 +1,11 @@
 """The hooks around a freeze: programs of the user that quiet what runs on the filesystems, such as a database.
 
-Every executable file of the directory, in the order of their names, is called with ``freeze`` before anything
-is frozen, and in the reverse order with ``thaw`` after everything is thawed again.
+Every executable file of the directory, in the order of their names, is called with `freeze` before anything
+is frozen, and in the reverse order with `thaw` after everything is thawed again.
 
 Rules:
 - A hook that fails, or takes too long, cancels the cut.
-- Whoever was called with ``freeze`` is called with ``thaw``, also the one that failed: it may have done half.
+- Whoever was called with `freeze` is called with `thaw`, also the one that failed: it may have done half.
 - A hook that takes too long is killed with all the processes that it has started in its group.
 """
 
@@ -24,7 +24,7 @@ from snapfs.errors import SnapfsError, UsageError
 
 
 def find_hooks(directory: Path) -> list[Path]:
-    """The hooks in ``directory``; hidden files and what editors leave behind are none."""
+    """The hooks in `directory`; hidden files and what editors leave behind are none."""
     try:
         entries = sorted(directory.iterdir())
     except OSError as error:
@@ -50,14 +50,14 @@ def _is_heard(fd: int) -> bool:
 
 
 class Hooks:
-    """The hooks of one cut. ``facts`` is their environment, beside that of the command."""
+    """The hooks of one cut. `facts` is their environment, beside that of the command."""
 
     def __init__(self, hooks: list[Path], timeout_s: float, facts: dict[str, str]) -> None:
         self._hooks, self._timeout_s, self.facts = hooks, timeout_s, facts
         self._called: list[Path] = []
 
     def freeze(self) -> None:
-        """SnapfsError when one fails; ``thaw`` has to follow in any case."""
+        """SnapfsError when one fails; `thaw` has to follow in any case."""
         for hook in self._hooks:
             self._called.append(hook)
             failure = self._failure(hook, "freeze")

@@ -150,7 +150,7 @@ def _close(fd: int) -> None:
 def planned(
     live_file: Path, kept: Mapping[str, Sequence[Path]], *, freezes: bool, agent: GuestAgent | None
 ) -> Iterator[Plan]:
-    """A plan for `live_file`; ``kept`` is what must stay writable (see `never_frozen`)."""
+    """A plan for `live_file`; `kept` is what must stay writable (see `never_frozen`)."""
     with ExitStack() as stack:
         live_fd = _open_live(live_file)
         stack.callback(_close, live_fd)

@@ -50,7 +50,7 @@ class Frozen(Protocol):
 
 
 class Watchdog:
-    """Use it around the freeze: ``with Watchdog(targets, timeout_s) as watchdog``. ``unneeded_fds`` are open in the
+    """Use it around the freeze: `with Watchdog(targets, timeout_s) as watchdog`. `unneeded_fds` are open in the
     parent and closed in the watchdog."""
 
     def __init__(self, targets: Sequence[Frozen], timeout_s: float, unneeded_fds: Sequence[int] = ()) -> None:

@@ -29,7 +29,7 @@ from snapfs.system.signals import Signals
 
 @dataclass(slots=True)
 class Frozen:
-    """What the window did: the server's answer to ``cut``, and who was frozen around it. ``lost`` are those that
+    """What the window did: the server's answer to `cut`, and who was frozen around it. `lost` are those that
     were frozen, but not for long enough."""
 
     answer: CutTaken
@@ -42,9 +42,9 @@ class Frozen:
 
 
 def cut_frozen(plan: Plan, cut: Callable[[float], CutTaken], timeout_s: float, signals: Signals) -> Frozen:
-    """Freeze, call ``cut`` with the time of CLOCK_MONOTONIC until which it makes sense, thaw.
+    """Freeze, call `cut` with the time of CLOCK_MONOTONIC until which it makes sense, thaw.
 
-    SnapfsError, OSError, KeyboardInterrupt: there was no cut (a failure of ``cut`` itself is the caller's to
+    SnapfsError, OSError, KeyboardInterrupt: there was no cut (a failure of `cut` itself is the caller's to
     judge), and everything is thawed, if need be by the watchdog.
     """
     window = _Window(plan, timeout_s, signals)

@@ -13,7 +13,7 @@ _READ, _WRITE = 4, 2
 
 
 def allows(permission: Permission, context: pyfuse3.RequestContext, wanted: int) -> bool:
-    """Whether who asks may do what is ``wanted`` (bits as in a digit of a mode). Root may."""
+    """Whether who asks may do what is `wanted` (bits as in a digit of a mode). Root may."""
     if context.uid == 0:
         return True
     if context.uid == permission.uid:
@@ -26,7 +26,7 @@ def allows(permission: Permission, context: pyfuse3.RequestContext, wanted: int)
 
 
 def wanted_by(flags: int) -> int:
-    """What opening with ``flags`` asks for."""
+    """What opening with `flags` asks for."""
     access = flags & os.O_ACCMODE
     return {os.O_RDONLY: _READ, os.O_WRONLY: _WRITE}.get(access, _READ | _WRITE)
 

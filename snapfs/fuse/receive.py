@@ -4,7 +4,7 @@ pyfuse3 waits for every request in trio's epoll: four system calls and two task 
 request is usually there already, so the descriptor is asked directly first, for about as long as a client
 needs to send it. Only then, and every 64th request so that other tasks get their turn, it is trio's.
 
-This replaces ``pyfuse3._wait_fuse_readable``, a private name. Where the name is gone or is no coroutine
+This replaces `pyfuse3._wait_fuse_readable`, a private name. Where the name is gone or is no coroutine
 function any more, nothing is replaced and everything works as before, more slowly.
 """
 
@@ -25,7 +25,7 @@ _REQUESTS_PER_TURN = 64
 
 
 def hurry_receive(fd: int) -> bool:
-    """Receive from ``fd`` (the session's) as above, from now on; False when pyfuse3 does not let us."""
+    """Receive from `fd` (the session's) as above, from now on; False when pyfuse3 does not let us."""
     original: Callable[[], Awaitable[bool]] | None = getattr(pyfuse3, _PRIVATE_NAME, None)
     if original is None or not _is_coroutine_function(original):
         return False

@@ -28,7 +28,7 @@ _NOBODY_ASKS = os.strerror(errno.ENOENT)
 
 
 def mount(view: View, mount_point: Path, image_path: Path, options: Iterable[str]) -> None:
-    """Mount ``view`` there; ``image_path`` is named as its source. SnapfsError when FUSE refuses."""
+    """Mount `view` there; `image_path` is named as its source. SnapfsError when FUSE refuses."""
     fuse_options = {"default_permissions", "subtype=snapfs", f"fsname={_escaped(image_path)}", *options}
     said: list[str] = []
     try:
@@ -55,7 +55,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def _overheard(said: list[str]) -> Iterator[None]:
-    """What libfuse or fusermount3 writes to stderr meanwhile goes to ``said``, a line an item."""
+    """What libfuse or fusermount3 writes to stderr meanwhile goes to `said`, a line an item."""
     stderr_fd, heard_fd = os.dup(2), os.memfd_create("heard")
     os.dup2(heard_fd, 2)
     try:

@@ -28,7 +28,7 @@ LASTING_S: Final = 3600.0
 class View(Served, pyfuse3.Operations):
     """Names, attributes and refusals; reading and writing are those of what is served.
 
-    A view is made of two: ``Served.__init__`` (or that of its kind) and this ``__init__``.
+    A view is made of two: `Served.__init__` (or that of its kind) and this `__init__`.
     """
 
     failure = pyfuse3.FUSEError
@@ -42,7 +42,7 @@ class View(Served, pyfuse3.Operations):
     attributes_last_s = LASTING_S
 
     def __init__(self, name: bytes, store: Callable[[], bytes]) -> None:
-        """``store`` says where the store is now: a directory above it may be renamed meanwhile."""
+        """`store` says where the store is now: a directory above it may be renamed meanwhile."""
         pyfuse3.Operations.__init__(self)
         self._name, self._store = name, store
         # What the kernel takes for the permission of the file.
@@ -66,7 +66,7 @@ class View(Served, pyfuse3.Operations):
         return entry
 
     def _check_open(self, flags: int, ctx: pyfuse3.RequestContext) -> None:
-        """The kernel has let ``ctx`` open the file: by what is so no longer, perhaps."""
+        """The kernel has let `ctx` open the file: by what is so no longer, perhaps."""
         now = self.permission()
         if now != self._told and not allows(now, ctx, wanted_by(flags)):
             raise pyfuse3.FUSEError(errno.EACCES)

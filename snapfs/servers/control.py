@@ -53,7 +53,7 @@ OnLeft = Callable[[Client], Awaitable[None]]
 
 
 def listen(store: Path) -> trio.SocketListener:
-    """The listening socket of an instance, whose ``store`` is held; replaces what a killed one left behind."""
+    """The listening socket of an instance, whose `store` is held; replaces what a killed one left behind."""
     (store / SOCKET_NAME).unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.bind(str(store / SOCKET_NAME))
@@ -62,7 +62,7 @@ def listen(store: Path) -> trio.SocketListener:
 
 
 async def serve(listener: trio.SocketListener, handler: Handler, on_left: OnLeft) -> None:
-    """Answer requests until cancelled; one that fails hurts nobody else. ``on_left`` is told of every client that
+    """Answer requests until cancelled; one that fails hurts nobody else. `on_left` is told of every client that
     has closed its connection, when all it asked for is answered."""
 
     async def talk(stream: trio.SocketStream) -> None:

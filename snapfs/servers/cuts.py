@@ -54,7 +54,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class Cuts:
-    """The cuts of one instance, one after the other; ``count_writers`` says how many descriptors of the live file
+    """The cuts of one instance, one after the other; `count_writers` says how many descriptors of the live file
     are open for writing."""
 
     def __init__(self, instance: Instance, engine: LiveEngine, maps: Maps, count_writers: Callable[[], int]) -> None:

@@ -1,7 +1,7 @@
-"""What a mapper found to be free, in a file: ``free.found`` in the directory of the cut, one bit a block, 1 for free.
+"""What a mapper found to be free, in a file: `free.found` in the directory of the cut, one bit a block, 1 for free.
 
 Zeros are holes. It is taken over into the cut's map of free blocks, and removed. That there is a whole one is said by
-``regions.json``, which is written after it (see ``notes``).
+`regions.json`, which is written after it (see `notes`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _INVERTED: Final = bytes(0xFF ^ byte for byte in range(256))
 
 
 def write_free(directory: Path, used: bitarray) -> None:
-    """All that is not ``used``."""
+    """All that is not `used`."""
     view = memoryview(used)
     with (directory / FREE_NAME).open("wb") as file:
         for offset in range(0, len(view), _PIECE_BYTES):
@@ -35,8 +35,8 @@ def write_free(directory: Path, used: bitarray) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FreeRuns:
-    """The runs of free blocks that the file in ``directory`` tells of, read anew each time they are gone through:
-    millions of them would take hundreds of MiB. OSError: it does not tell of ``block_count`` blocks."""
+    """The runs of free blocks that the file in `directory` tells of, read anew each time they are gone through:
+    millions of them would take hundreds of MiB. OSError: it does not tell of `block_count` blocks."""
 
     directory: Path
     block_count: int

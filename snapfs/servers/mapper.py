@@ -1,8 +1,8 @@
 """The map of used blocks of the present snapshot, computed in a process of its own.
 
 It reads the snapshot view, which cannot change any more, so writers never wait for it. It is a program
-(``python -m snapfs.servers.mapper``) that leaves two files in the directory of the cut: what is free (see
-``free_file``) and ``regions.json``, what was found where. ``maps`` starts it and takes the first over.
+(`python -m snapfs.servers.mapper`) that leaves two files in the directory of the cut: what is free (see
+`free_file`) and `regions.json`, what was found where. `maps` starts it and takes the first over.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _point(device: str) -> Path:
 
 
 def write_map(image_map: ImageMap, directory: Path) -> None:
-    """Leave the map in ``directory``; ``regions.json`` comes last and says that the other is whole."""
+    """Leave the map in `directory`; `regions.json` comes last and says that the other is whole."""
     write_free(directory, image_map.used)
     write_regions(directory, image_map.regions)
 

@@ -1,4 +1,4 @@
-"""The map of used blocks of the present cut: what is known of it, and the process that computes it (see ``mapper``).
+"""The map of used blocks of the present cut: what is known of it, and the process that computes it (see `mapper`).
 
     none        nobody computes it: every block is to be protected, the snapshot view is not there, nobody knows what
                 was frozen
@@ -33,7 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Maps:
-    """One cut's map after the other; ``nursery`` runs the computing."""
+    """One cut's map after the other; `nursery` runs the computing."""
 
     def __init__(self, instance: Instance, engine: LiveEngine, nursery: trio.Nursery) -> None:
         self._instance, self._engine, self._nursery = instance, engine, nursery
@@ -104,7 +104,7 @@ class Maps:
             self._mapping.cancel()
 
     async def stop(self) -> None:
-        """Return when no map is being computed; ``resume`` begins again."""
+        """Return when no map is being computed; `resume` begins again."""
         self.cancel()
         await self._done.wait()
 

@@ -15,7 +15,7 @@ _MOST_TO_TRIM_BYTES = 16 << 20
 
 
 class MemoryWatch:
-    """Calls ``trim`` when too much is mapped; looks once in ``calls_per_look`` calls."""
+    """Calls `trim` when too much is mapped; looks once in `calls_per_look` calls."""
 
     def __init__(self, trim: Callable[[], None], calls_per_look: int = 1024) -> None:
         self._trim, self._calls_per_look = trim, calls_per_look

@@ -32,7 +32,7 @@ def write_facts(directory: Path, facts: Facts, files: Files) -> None:
 
 
 def read_facts(directory: Path) -> Facts | None:
-    """What ``write_facts`` wrote; None when that is not known."""
+    """What `write_facts` wrote; None when that is not known."""
     try:
         facts: Facts = parsed(Facts, _read(directory / FACTS_NAME), "facts")
     except ValueError:
@@ -45,7 +45,7 @@ def write_regions(directory: Path, regions: Sequence[Region]) -> None:
 
 
 def read_regions(directory: Path) -> list[dict[str, Any]] | None:
-    """What ``write_regions`` wrote; None when that is not known."""
+    """What `write_regions` wrote; None when that is not known."""
     regions = _read(directory / REGIONS_NAME)
     if not isinstance(regions, list) or not all(map(_is_region, regions)):
         return None

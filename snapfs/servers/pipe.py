@@ -26,7 +26,7 @@ def failure_line(sentence: str) -> bytes:
 
 
 def sentence_of(line: bytes) -> str:
-    """The sentence of a ``failure_line``; "" when it is none, or its end is missing."""
+    """The sentence of a `failure_line`; "" when it is none, or its end is missing."""
     try:
         return str(json.loads(line.removeprefix(_FAILED)))
     except ValueError:

@@ -16,7 +16,7 @@ def status_of(
 ) -> dict[str, Any]:
     """The status object of a running instance; sizes in bytes, counts in blocks, times in UTC.
 
-    ``cut_facts`` go into its ``snapshot`` part.
+    `cut_facts` go into its `snapshot` part.
     """
     header = instance.store.header
     return {

@@ -9,7 +9,7 @@ REFILL_S: Final = 12.0
 
 
 class Restarts:
-    """Of one server. Each start takes one of ``BURST`` tokens, and every ``REFILL_S`` one comes back."""
+    """Of one server. Each start takes one of `BURST` tokens, and every `REFILL_S` one comes back."""
 
     def __init__(self) -> None:
         self._tokens, self._looked_at_s = float(BURST), 0.0

@@ -1,7 +1,7 @@
 """One view in one process: mounting, serving, and telling the supervisor how it goes.
 
-A server says ``ready`` when it answers requests and ``gone`` when its view has been unmounted (see ``pipe``). After
-``gone`` it stays until it is stopped: the live server still owns the state.
+A server says `ready` when it answers requests and `gone` when its view has been unmounted (see `pipe`). After
+`gone` it stays until it is stopped: the live server still owns the state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def mount_view(instance: Instance, name: str, view: View, options: Iterable[str]) -> None:
-    """Mount ``view``, and note which filesystem it is; SnapfsError when FUSE refuses."""
+    """Mount `view`, and note which filesystem it is; SnapfsError when FUSE refuses."""
     mount_point = instance.live if name == LIVE else instance.snap
     session.mount(view, mount_point, instance.image_path, options)
     _LOG.debug("mounted %s", mount_point)

@@ -1,4 +1,4 @@
-"""``--single-pass``: whoever reads the snapshot from its beginning on needs each block once.
+"""`--single-pass`: whoever reads the snapshot from its beginning on needs each block once.
 
 What has been read in one go is released behind the reader. The kernel reads ahead of a program, and a page
 may be dropped and asked for again before the program got it, so the release stays a good way behind; the rest
@@ -15,7 +15,7 @@ STEP_BYTES = 64 << 20
 
 
 class SinglePass:
-    """Follows reads, tells ``release(offset, length)`` what is not needed any more."""
+    """Follows reads, tells `release(offset, length)` what is not needed any more."""
 
     def __init__(self, image_bytes: int, release: Callable[[int, int], None]) -> None:
         self._image_bytes, self._release = image_bytes, release

@@ -1,4 +1,4 @@
-"""A server seen from its supervisor: a child process with a pipe on which it says how it goes (see ``pipe``)."""
+"""A server seen from its supervisor: a child process with a pipe on which it says how it goes (see `pipe`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Server:
-    """A running one. ``pipe_fd`` is what it says, ``pidfd`` can be read when it has ended."""
+    """A running one. `pipe_fd` is what it says, `pidfd` can be read when it has ended."""
 
     name: str
     pid: int

@@ -1,8 +1,8 @@
 """Write back what the filesystems mounted from the live view hold in memory, in a process of its own.
 
-It is a program (``python -m snapfs.servers.syncer MAJOR:MINOR INODE LIVE_FILE LOG_FD``): one of those filesystems
-may hang, and takes with it whoever waits for it. For each it prints a line, ``synced NAME`` or
-``failed NAME: REASON``, and at the end ``done``. What lies in a file of another filesystem is written before that
+It is a program (`python -m snapfs.servers.syncer MAJOR:MINOR INODE LIVE_FILE LOG_FD`): one of those filesystems
+may hang, and takes with it whoever waits for it. For each it prints a line, `synced NAME` or
+`failed NAME: REASON`, and at the end `done`. What lies in a file of another filesystem is written before that
 one; those of one depth are written side by side.
 """
 

@@ -1,6 +1,6 @@
 """Getting everything that was written to the live view, or to a filesystem mounted from it, into the image.
 
-    1  the filesystems mounted from it write back what they hold (see ``syncer``)
+    1  the filesystems mounted from it write back what they hold (see `syncer`)
     2  the kernel hands over what it holds of the live file
 
 The second is asked for by the file's inode, over the session: no path is needed, so it works wherever the view is

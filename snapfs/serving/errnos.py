@@ -17,7 +17,7 @@ _ERRNOS: dict[type[CowError], int] = {
 
 
 def errno_of(error: Exception) -> int:
-    """The errno for ``error``; EIO for what should not happen."""
+    """The errno for `error`; EIO for what should not happen."""
     if isinstance(error, BufferFull):
         return error.errno
     if isinstance(error, OSError):

@@ -36,7 +36,7 @@ def permission_of(info: os.stat_result) -> Permission:
 
 
 def narrowed(now: Permission, *others: Permission) -> Permission:
-    """``now`` without writing, and without whoever could not read by all ``others`` too. Where owner or group is
+    """`now` without writing, and without whoever could not read by all `others` too. Where owner or group is
     not the same, who is owner, group or other now may have been any of them then."""
     mode = now.mode & 0o444
     for other in others:
@@ -88,6 +88,6 @@ class Permissions:
         self._numbers[0] += 1
 
     def of_snapshot(self, then: Permission) -> Permission:
-        """What the snapshot shows whose cut found ``then``."""
+        """What the snapshot shows whose cut found `then`."""
         others = [then, permission_of(os.fstat(self._image_fd))] if self.is_device else [then]
         return narrowed(self.now, *others)

@@ -60,7 +60,7 @@ class _Shown:
 
 
 class SnapshotImage(Served):
-    """Requests to SnapshotReaders; ``on_damage`` is told of what cannot be read: the generation of the cut, and a
+    """Requests to SnapshotReaders; `on_damage` is told of what cannot be read: the generation of the cut, and a
     sentence."""
 
     def __init__(
@@ -75,7 +75,7 @@ class SnapshotImage(Served):
         self._shown = _Shown(store, image)
 
     def show(self, store: Store) -> None:
-        """Show the cut that ``store`` is open on from now on, and let go of the one before."""
+        """Show the cut that `store` is open on from now on, and let go of the one before."""
         before, self._shown = self._shown, _Shown(store, self._image)
         before.close()
 

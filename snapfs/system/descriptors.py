@@ -21,7 +21,7 @@ def path_of(fd: int) -> Path:
 
 
 def descriptor_in(path: Path) -> int | None:
-    """The descriptor in a path of ``path_of``; None for any other."""
+    """The descriptor in a path of `path_of`; None for any other."""
     found = _PATH.fullmatch(str(path))
     return None if found is None else int(found[1])
 

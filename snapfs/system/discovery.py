@@ -37,7 +37,7 @@ def believed_mounts() -> list[Mount]:
 
 
 def find_instance(path: Path | str) -> Mount:
-    """A view of the instance that ``path`` belongs to; NotMountedError when there is none, PermissionDeniedError
+    """A view of the instance that `path` belongs to; NotMountedError when there is none, PermissionDeniedError
     when it is not this user's to deal with."""
     path = Path(path)
     mount = find_mount(path)
@@ -56,7 +56,7 @@ def find_instance(path: Path | str) -> Mount:
 
 
 def find_store(path: Path | str) -> Path:
-    """The store of the instance that ``path`` belongs to, held open; NotMountedError when there is none."""
+    """The store of the instance that `path` belongs to, held open; NotMountedError when there is none."""
     mount = find_instance(path)
     views = [mount, *(view for view in _views_of(mount) if view != mount)]
     answers = ask_all([_question(view) for view in views])
@@ -136,7 +136,7 @@ def _hold(mount: Mount, store: Path) -> Path:
 
 
 def store_gone(mount: Mount, store: Path, error: OSError | None = None) -> StoreGoneError:
-    """For the views of ``mount``, which leads to ``store``: ``error`` is what a disk answered that has failed."""
+    """For the views of `mount`, which leads to `store`: `error` is what a disk answered that has failed."""
     what = "was removed" if error is None else f"failed ({error.strerror})"
     return StoreGoneError(
         f"The store {store} {what} under the views of {mount.source}, which go on but cannot be asked any "

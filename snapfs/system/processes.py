@@ -107,7 +107,7 @@ def descends_from(pid: int, ancestor_pid: int) -> bool:
 
 
 def readable(fds: Iterable[int], timeout_s: float | None = None) -> list[int]:
-    """Which of ``fds`` can be read, or have ended, within the time. Unlike select(2) for any descriptor number."""
+    """Which of `fds` can be read, or have ended, within the time. Unlike select(2) for any descriptor number."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)

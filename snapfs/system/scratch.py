@@ -24,7 +24,7 @@ _MAX_DIRECTORY_BYTES: Final = 64
 
 @contextmanager
 def scratch(directory: Path | None = None) -> Iterator[Path]:
-    """A new private directory in ``directory``, or where temporary ones are, that goes at the end with all in it.
+    """A new private directory in `directory`, or where temporary ones are, that goes at the end with all in it.
 
     OSError: it cannot be made.
     """
@@ -36,7 +36,7 @@ def scratch(directory: Path | None = None) -> Iterator[Path]:
 
 
 def make_scratch(directory: Path | None = None) -> Path:
-    """The same, for who calls ``remove_scratch``."""
+    """The same, for who calls `remove_scratch`."""
     place = os.fspath(directory) if directory else _temporary_directory()
     _clear(place)
     pid = os.getpid()

@@ -15,7 +15,7 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signals:
-    """Use ``with Signals.handled() as signals``, in the main thread."""
+    """Use `with Signals.handled() as signals`, in the main thread."""
 
     def __init__(self) -> None:
         self._received = self._is_deferred = False
@@ -39,7 +39,7 @@ class Signals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Signals raise nothing inside, not even at the end; ``check`` there does."""
+        """Signals raise nothing inside, not even at the end; `check` there does."""
         outer, self._is_deferred = self._is_deferred, True
         try:
             yield

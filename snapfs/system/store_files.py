@@ -17,7 +17,7 @@ _STORE_FILE: Final = re.compile(r"cut-[0-9]+/[a-z]+")
 
 
 def make_store(path: Path) -> tuple[Path, bool]:
-    """As ``hold_store``, for who is going to write to it: the directory is made if need be (then True), has to be
+    """As `hold_store`, for who is going to write to it: the directory is made if need be (then True), has to be
     this user's own, and is private from then on. SnapfsError: it is not; OSError: the disk refuses."""
     parent_fd = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -63,7 +63,7 @@ def remove_held(store: Path) -> None:
 
 
 def read_store_file(store: Path, name: str) -> bytes:
-    """What the file ``name`` of a held store holds; SnapfsError when it is no plain file of the store's owner."""
+    """What the file `name` of a held store holds; SnapfsError when it is no plain file of the store's owner."""
     if not _STORE_FILE.fullmatch(name):
         raise SnapfsError(f"The snapfs on {name_of(store)} names {name!r}, which is no file of a store; mount again.")
     try:

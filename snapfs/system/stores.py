@@ -27,9 +27,9 @@ LINK_NAME: Final = b".snapfs"
 
 
 def hold_store(path: Path, owner: int | None = None) -> Path:
-    """A path to the store at canonical ``path`` that leads to the same directory as long as this process lives.
+    """A path to the store at canonical `path` that leads to the same directory as long as this process lives.
 
-    ``owner`` is the user that it has to belong to; without one: this user or root, and for root anybody.
+    `owner` is the user that it has to belong to; without one: this user or root, and for root anybody.
     SnapfsError: it does not, or there is no such directory.
     """
     if is_held(path):
@@ -60,7 +60,7 @@ def let_go(store: Path) -> None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether the path is one that ``hold_store`` gave."""
+    """Whether the path is one that `hold_store` gave."""
     return descriptor_in(path) is not None
 
 
@@ -77,8 +77,8 @@ def owner_of_store(store: Path) -> int:
 
 
 def check_owner(path: Path, info: os.stat_result, owner: int | None) -> None:
-    """SnapfsError unless what ``info`` says of the store at ``path`` lets its user, ``owner`` or as in
-    ``hold_store``, be believed."""
+    """SnapfsError unless what `info` says of the store at `path` lets its user, `owner` or as in
+    `hold_store`, be believed."""
     allowed = {owner} if owner is not None else {os.geteuid(), 0}
     if info.st_uid not in allowed and (owner is not None or os.geteuid() != 0):
         raise PermissionDeniedError(
@@ -107,7 +107,7 @@ def unreachable(path: Path, error: OSError) -> SnapfsError:
 
 
 def check_view(point: Path, store: Path) -> None:
-    """SnapfsError unless a snapfs of the owner of ``store`` is mounted on ``point`` itself."""
+    """SnapfsError unless a snapfs of the owner of `store` is mounted on `point` itself."""
     mount = find_mount(point)
     is_view = mount is not None and mount.fstype == SNAPFS_TYPE and mount.mount_point == point
     if mount is None or not is_view or mount.user_id != owner_of_store(store):
@@ -118,7 +118,7 @@ def check_view(point: Path, store: Path) -> None:
 
 
 def check_answers(file: Path) -> None:
-    """SnapfsError when the server of a view does not even answer what its ``file`` is."""
+    """SnapfsError when the server of a view does not even answer what its `file` is."""
     if ask(partial(_look_at, file)).is_silence:
         raise SnapfsError(
             f"{file} does not answer; the processes of that snapfs are stopped or hang: let them go on (kill -CONT).",

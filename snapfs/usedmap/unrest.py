@@ -26,9 +26,9 @@ _EXT_KINDS = frozenset({"ext3", "ext4"})
 
 
 def distrust_mounted(image_map: ImageMap, offset: int) -> None:
-    """Count the filesystem at ``offset`` as wholly used: it was mounted at the cut, and nothing froze it.
+    """Count the filesystem at `offset` as wholly used: it was mounted at the cut, and nothing froze it.
 
-    One that is at no known place (nothing begins at ``offset``) makes the whole image used.
+    One that is at no known place (nothing begins at `offset`) makes the whole image used.
     """
     found = [region for region in image_map.regions if region.offset == offset]
     for region in found or image_map.regions:
@@ -38,8 +38,8 @@ def distrust_mounted(image_map: ImageMap, offset: int) -> None:
 def distrust_written(
     image_map: ImageMap, fd: int, offset: int | None, length: int | None, name: str, frozen: Collection[int]
 ) -> None:
-    """Count what ``name`` wrote at the cut as wholly used: ``length`` bytes from ``offset`` on (None: all, the rest),
-    but for what was ``frozen`` and what tells by itself."""
+    """Count what `name` wrote at the cut as wholly used: `length` bytes from `offset` on (None: all, the rest),
+    but for what was `frozen` and what tells by itself."""
     start = offset or 0
     end = image_map.size_bytes if offset is None or length is None else offset + length
     source = Source(fd, image_map.size_bytes)

@@ -1,4 +1,4 @@
-"""Every JSON object is as the schema says, and ``-q`` keeps the text back."""
+"""Every JSON object is as the schema says, and `-q` keeps the text back."""
 
 from __future__ import annotations
 

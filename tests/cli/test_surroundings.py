@@ -15,7 +15,7 @@ SENTENCE = re.compile(r"snapfs: [^\n;]+; [^\n]+\.\n")
 
 
 def started(bench: Bench, way: str, *, directory: Path | None = None, words: str = "") -> Done:
-    """``snapfs mount`` as the end of the shell command ``way``, which has $* for it."""
+    """`snapfs mount` as the end of the shell command `way`, which has $* for it."""
     command = words or f"{COMMAND} mount {bench.image} {bench.live} {bench.snap}"
     done = subprocess.run(
         ["bash", "-c", way.replace("$*", command)], capture_output=True, timeout=TIMEOUT_S, cwd=directory, check=False

@@ -57,7 +57,7 @@ def is_frozen(point: Path) -> bool:
 
 
 class CutGround(Ground):
-    """A ``Ground`` that leaves nothing frozen."""
+    """A `Ground` that leaves nothing frozen."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -89,7 +89,7 @@ class CutGround(Ground):
     def stopping_cut(
         self, live: Path, *options: str | Path, at: str = "cut", deadline: str = "renewed"
     ) -> subprocess.Popen[str]:
-        """``snapfs snapshot`` that stops where the server is to be asked for the cut, with everything frozen, or for
+        """`snapfs snapshot` that stops where the server is to be asked for the cut, with everything frozen, or for
         another operation, or (with a "+") where that has been answered. It prints a line there, and goes on at a
         line on its stdin, with the deadline of the request as it was (kept) or a new one (renewed). With `told` it
         is kept, and a line each tells that the server is asked and that its answer is not waited for any more."""

@@ -1,6 +1,6 @@
-"""``snapfs`` of which one process kills itself, once, at a change of a name: the servers inherit what is set here.
+"""`snapfs` of which one process kills itself, once, at a change of a name: the servers inherit what is set here.
 
-``dying_server.py ARMED SERVER WHEN CALL NAME WORD ...``: the first process called snapfs-SERVER that is before or
+`dying_server.py ARMED SERVER WHEN CALL NAME WORD ...`: the first process called snapfs-SERVER that is before or
 after (WHEN) a CALL of the module os for a path that contains NAME, while the file ARMED is there, takes that file
 away and ends by SIGKILL. The rest is what snapfs is called with.
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class FakeAgent:
-    """One connection after the other. ``commands`` are those it has got; ``answers`` replace its own."""
+    """One connection after the other. `commands` are those it has got; `answers` replace its own."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.commands = path, list[str]()

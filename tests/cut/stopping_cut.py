@@ -1,4 +1,4 @@
-"""``snapfs`` that stops before one of its requests, or after it, until it is told to go on.
+"""`snapfs` that stops before one of its requests, or after it, until it is told to go on.
 
 The first argument is the operation, with a "+" for when it has been answered, the second what becomes of its deadline
 meanwhile: `renewed`, `kept`, or `told`, which is kept and tells of the request's further fate.

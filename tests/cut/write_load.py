@@ -1,6 +1,6 @@
 """Many processes that create, rename, sync and delete files in a directory, until they are killed.
 
-``write_load.py DIRECTORY RECORD PROCESSES``: each line of RECORD names a file that was written and fsynced and
+`write_load.py DIRECTORY RECORD PROCESSES`: each line of RECORD names a file that was written and fsynced and
 that is never touched again. Its content follows from its name.
 """
 

@@ -76,8 +76,8 @@ class Rules:
     """Looks at the rules of a store whenever nobody changes it: see `cow.disk.rules`.
 
     After each change made by the thread that made the rig, and when it looks by itself; where several threads change
-    things, when the last of them is done. A test that breaks them itself clears ``are_kept``; one that has the disk
-    refuse a change half way, ``at_rest``.
+    things, when the last of them is done. A test that breaks them itself clears `are_kept`; one that has the disk
+    refuse a change half way, `at_rest`.
     """
 
     def __init__(self, store: Callable[[], Store | None]) -> None:
@@ -107,7 +107,7 @@ class Rules:
             assert not broken, broken
 
     def watch(self, worker: Any, *names: str) -> None:
-        """These methods of ``worker`` change the store."""
+        """These methods of `worker` change the store."""
         for name in names:
             setattr(worker, name, self._watched(getattr(worker, name)))
 
@@ -121,7 +121,7 @@ class Rules:
 
 
 class Rig:
-    """One image under ``directory`` and its store; ``old`` is what the image held at the cut."""
+    """One image under `directory` and its store; `old` is what the image held at the cut."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Rig:
         self.rules = Rules(lambda: self.store)
 
     def spoil(self, *blocks: int) -> None:
-        """Before ``open``: the image cannot read these blocks."""
+        """Before `open`: the image cannot read these blocks."""
         image = SpoiltImage(self.image_fd, len(self.old), self.files, self.block_bytes)
         image.bad.update(blocks)
         self.image = image

@@ -1,8 +1,8 @@
 """What a kill or a power loss would leave at every change of anything.
 
-Every system call that changes a file and every store into a mapping is one *change*. ``recording`` copies image
+Every system call that changes a file and every store into a mapping is one *change*. `recording` copies image
 and store before each of them: what a killed process had stored is in its files, so the copy is what the next
-process would find. With ``power`` the copy is what the disk would hold: ``Disk``.
+process would find. With `power` the copy is what the disk would hold: `Disk`.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ def recording(rig: Rig, target: Path, *, power: bool = False) -> Iterator[Record
 
 @contextmanager
 def watching(look: Callable[[], None], *, also_reads: bool = False) -> Iterator[None]:
-    """Within this, ``look`` is called before every change, with ``also_reads`` before every read of what is shared.
+    """Within this, `look` is called before every change, with `also_reads` before every read of what is shared.
 
-    In the thread that does it; what ``look`` itself does is not watched.
+    In the thread that does it; what `look` itself does is not watched.
     """
     patches, looking = _Patches(), threading.local()
 

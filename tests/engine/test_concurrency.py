@@ -40,7 +40,7 @@ OLD = sectors(0, IMAGE_BYTES // SECTOR_BYTES, 0)
 
 
 class Writer(threading.Thread):
-    """Rewrites its own sectors at random (every ``of``-th run of them) and knows what they must hold."""
+    """Rewrites its own sectors at random (every `of`-th run of them) and knows what they must hold."""
 
     def __init__(self, rig: Rig, number: int, of: int, writes: int) -> None:
         super().__init__()

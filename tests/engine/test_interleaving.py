@@ -47,7 +47,7 @@ def test_the_snapshot_is_right_at_every_change(make_rig: MakeRig, durability: Du
 
 
 class InterruptedFiles(QuickFiles):
-    """Before and after each read, number ``at`` of them counted from 1 is when ``action`` happens."""
+    """Before and after each read, number `at` of them counted from 1 is when `action` happens."""
 
     def __init__(self) -> None:
         self.calls, self.at = 0, 0
@@ -280,7 +280,7 @@ def test_a_cut_between_any_two_steps_of_the_compactor_loses_nothing(
 
 
 def cut_in_between(rig: Rig, work: str, at: int) -> bool:
-    """The next cut and its first writes come before change or look number ``at``; False when there were fewer."""
+    """The next cut and its first writes come before change or look number `at`; False when there were fewer."""
     rig.open()
     stored_in_haste(rig)
     rig.engine.release(0, 1)

@@ -26,7 +26,7 @@ BOTH = pytest.mark.parametrize("durability", list(Durability))
 
 
 class RefusingFiles(QuickFiles):
-    """A disk that refuses what is appended to segments, allocated for maps or flushed, once ``code`` is set."""
+    """A disk that refuses what is appended to segments, allocated for maps or flushed, once `code` is set."""
 
     def __init__(self, refused: str) -> None:
         self._refused, self.code = refused, 0
@@ -244,7 +244,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 class OneFailingFlush(QuickFiles):
-    """The first flush waits for ``gate`` and fails; the kernel reports a lost page once, so the next succeed."""
+    """The first flush waits for `gate` and fails; the kernel reports a lost page once, so the next succeed."""
 
     def __init__(self) -> None:
         self.begun, self.gate = threading.Event(), threading.Event()

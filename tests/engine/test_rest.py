@@ -17,7 +17,7 @@ MakeRig = Callable[..., Rig]
 
 
 class FilesWithoutRoom(QuickFiles):
-    """A disk on which nothing can be allocated, once ``is_full``, and no space given back if not ``can_punch``."""
+    """A disk on which nothing can be allocated, once `is_full`, and no space given back if not `can_punch`."""
 
     def __init__(self, *, can_punch: bool = True) -> None:
         self.is_full, self._can_punch = False, can_punch

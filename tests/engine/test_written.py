@@ -45,7 +45,7 @@ class DeviceImage(CopiedImage):
 
 
 class FullAt(QuickFiles):
-    """From its ``first``-th write into the store to its ``last``-th the disk has no room."""
+    """From its `first`-th write into the store to its `last`-th the disk has no room."""
 
     def __init__(self, first: int, last: int) -> None:
         self._first, self._last, self.count = first, last, 0

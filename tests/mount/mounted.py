@@ -38,7 +38,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def wait_until(condition: Callable[[], object], timeout_s: float = 15.0, what: str = "the awaited condition") -> None:
-    """Look until ``condition`` holds; fails when it does not in time."""
+    """Look until `condition` holds; fails when it does not in time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come in {timeout_s} s"
@@ -56,7 +56,7 @@ def run(*command: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
 def snapfs(
     *words: str | Path, timeout_s: float = COMMAND_TIMEOUT_S, program: tuple[str | Path, ...] = (SNAPFS,)
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``snapfs`` (or ``program`` in its place) with ``words``; the caller judges the exit code."""
+    """Run `snapfs` (or `program` in its place) with `words`; the caller judges the exit code."""
     command = [*map(os.fspath, (*program, *words))]
     return subprocess.run(
         command, capture_output=True, text=True, errors="surrogateescape", timeout=timeout_s, check=False
@@ -96,7 +96,7 @@ class Process:
 
 
 def find_processes(supervisor_pid: int) -> dict[str, Process]:
-    """The processes of the instance that is led by ``supervisor_pid``, by their short names."""
+    """The processes of the instance that is led by `supervisor_pid`, by their short names."""
     found = {"supervisor": Process(supervisor_pid)}
     children = Path(f"/proc/{supervisor_pid}/task/{supervisor_pid}/children").read_text().split()
     for pid in children:
@@ -109,7 +109,7 @@ def find_processes(supervisor_pid: int) -> dict[str, Process]:
 
 
 class Mounted:
-    """``IMAGE`` with its two mount points; ``mount`` and ``umount`` as often as a test likes."""
+    """`IMAGE` with its two mount points; `mount` and `umount` as often as a test likes."""
 
     def __init__(self, image: Path, directory: Path, *options: str | Path) -> None:
         self.image, self.options = image, options
@@ -155,7 +155,7 @@ class Mounted:
         return done
 
     def mount_in_front(self, log: Path) -> subprocess.Popen[bytes]:
-        """``snapfs mount -f`` with its stderr in ``log``; returns when both views answer."""
+        """`snapfs mount -f` with its stderr in `log`; returns when both views answer."""
         with log.open("wb") as stderr:
             words = [SNAPFS, "mount", self.image, self.live, self.snap, *self.options, "-f"]
             self._foreground = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, start_new_session=True)
@@ -178,7 +178,7 @@ class Mounted:
         return read_status(Path(os.readlink(self.live / os.fsdecode(LINK_NAME))))
 
     def umount(self, path: Path | None = None) -> None:
-        """``snapfs umount``; must succeed and end every process."""
+        """`snapfs umount`; must succeed and end every process."""
         done = snapfs("umount", path or self.live)
         assert done.returncode == 0, done.stderr + self.log()
         self.await_end()
@@ -218,7 +218,7 @@ class Mounted:
             os.close(self._logs.pop())
 
     def expect_log(self, pattern: str) -> None:
-        """A warning or error that matches ``pattern`` is no failure of this test."""
+        """A warning or error that matches `pattern` is no failure of this test."""
         self._expected.append(re.compile(pattern))
 
     def trouble(self) -> list[str]:
@@ -295,7 +295,7 @@ class Ground:
         return instance
 
     def loop(self, backing: Path, *options: str) -> Path:
-        """A loop device on ``backing``."""
+        """A loop device on `backing`."""
         self._loops.append(Path(run("losetup", "--find", "--show", *options, backing).strip()))
         return self._loops[-1]
 

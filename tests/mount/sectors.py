@@ -44,13 +44,13 @@ def sectors(numbers: NDArray[np.uint64], versions: Versions) -> bytes:
 
 
 def content(length: int, version: int = 0) -> bytes:
-    """An image of ``length`` bytes, all sectors of one version; the last one may be cut off."""
+    """An image of `length` bytes, all sectors of one version; the last one may be cut off."""
     count = -(-length // SECTOR)
     return sectors(np.arange(count, dtype=np.uint64), np.full(count, version, np.uint64))[:length]
 
 
 def versions_in(data: bytes, first: int) -> Versions:
-    """The version of each sector of ``data``; AssertionError when one is torn, misplaced or anything else."""
+    """The version of each sector of `data`; AssertionError when one is torn, misplaced or anything else."""
     words = np.frombuffer(data, np.uint64).reshape(-1, _WORDS)
     numbers = np.arange(first, first + len(words), dtype=np.uint64)
     versions = words[:, 1].copy()
@@ -183,9 +183,9 @@ def rewrite(view: View, threads: int, steps: int, seed: int, pauses: int = 0) ->
 def acknowledge(path: Path, way: str, seed: int, threads: int, version: int) -> None:
     """Rewrite until killed, and say on stdout, a line of JSON each, what is about to be written and what is safe.
 
-    Versions grow from ``version`` on.
+    Versions grow from `version` on.
 
-    ``way``: "direct" (O_DIRECT), "synced" (buffered, then fsync) or "returned" (buffered, nothing else).
+    `way`: "direct" (O_DIRECT), "synced" (buffered, then fsync) or "returned" (buffered, nothing else).
     """
     view = View(path, writable=True)
     lock = threading.Lock()

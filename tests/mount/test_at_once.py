@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("step", ["find_store", "request", "_write_out"])
 def test_umount_while_another_one_is_quicker(ground: Ground, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
-    """The other one ends the whole instance just before ``step``, or, of the first, just after it."""
+    """The other one ends the whole instance just before `step`, or, of the first, just after it."""
     instance = ground.mounted(ground.image(content(MIB)))
     real: Callable[..., Any] = getattr(command, step)
 

@@ -85,7 +85,7 @@ def check_snapshot(instance: Mounted, old: bytes) -> None:
 
 
 def check_live(data: bytes, versions: Versions) -> None:
-    """``data`` (an image or a view) holds each whole zone's sectors in these versions."""
+    """`data` (an image or a view) holds each whole zone's sectors in these versions."""
     whole = len(data) // ZONE * ZONE
     assert (versions_in(data[:whole], 0) == versions[: whole // SECTOR]).all()
 

@@ -21,7 +21,7 @@ finally:
 
 
 def loaded_by(*words: str | Path) -> set[str]:
-    """The packages that ``snapfs`` has loaded when it ends, which it must do well."""
+    """The packages that `snapfs` has loaded when it ends, which it must do well."""
     command = [sys.executable, "-c", TELLING, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ _STEPS = {"nothing": 50, "release": 15, "overflow": 8, "limit": 7, "across": 20}
 
 @dataclass(frozen=True)
 class Plan:
-    """``filesystem`` is one that image and store have for themselves, made for the campaign, or None."""
+    """`filesystem` is one that image and store have for themselves, made for the campaign, or None."""
 
     seed: int
     cuts: int
@@ -65,7 +65,7 @@ class Plan:
 
 
 class Campaign:
-    """Use it as ``with Campaign(plan) as one: one.run()``. AssertionError: something is not as it must be."""
+    """Use it as `with Campaign(plan) as one: one.run()`. AssertionError: something is not as it must be."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None] = lambda line: None) -> None:
         self._plan, self._say = plan, say
@@ -210,7 +210,7 @@ class Campaign:
         self._limit(None)
 
     def _limit(self, wanted: int | None = -1) -> None:
-        """Without ``wanted`` one that no cut reaches by itself: what it stores is at most the image."""
+        """Without `wanted` one that no cut reaches by itself: what it stores is at most the image."""
         if wanted == -1:
             wanted = self._draw.choice([None, self._plan.image_bytes * 5 // 4])
         if self._draw.random() < 0.1:
@@ -255,7 +255,7 @@ class Campaign:
         wait_until(lambda: all(self._progress.rests), 30, "the rest of the writers")
 
     def _figures_after_work(self, first: Figures | None = None) -> Figures:
-        """After so many writes of each, when all is quiet; with ``first`` as soon as no more is held than then."""
+        """After so many writes of each, when all is quiet; with `first` as soon as no more is held than then."""
         limits = [done + _WORK for done in self._progress.done]
         low = list(self._progress.done)
         self._progress.set_limits(limits)
@@ -269,7 +269,7 @@ class Campaign:
         return self._rested_figures(first)
 
     def _rested_figures(self, first: Figures | None) -> Figures:
-        """Without ``first``: when the store has not changed for a while."""
+        """Without `first`: when the store has not changed for a while."""
         until = time.monotonic() + _REST_S
         figures, since = self._figures(), time.monotonic()
         while time.monotonic() < until:

@@ -44,7 +44,7 @@ _POOL: Final = _pool()
 
 
 def contents(writer: int, numbers: Any, blocks: Any) -> Any:
-    """The bytes of ``blocks`` after the writes ``numbers`` (arrays of one length): an array of rows."""
+    """The bytes of `blocks` after the writes `numbers` (arrays of one length): an array of rows."""
     numbers, blocks = np.asarray(numbers, np.uint64), np.asarray(blocks, np.uint64)
     mark = numbers * np.uint64(0x9E3779B97F4A7C15) ^ blocks * np.uint64(0xBF58476D1CE4E5B9)
     rows = _POOL[mark >> np.uint64(32) & np.uint64(_ROWS - 1)]
@@ -57,7 +57,7 @@ def contents(writer: int, numbers: Any, blocks: Any) -> Any:
 
 @dataclass(frozen=True)
 class Sequence:
-    """The writes of one writer, who has ``count`` blocks from ``first`` on."""
+    """The writes of one writer, who has `count` blocks from `first` on."""
 
     seed: int
     writer: int
@@ -84,10 +84,10 @@ def is_buffered(writer: int) -> bool:
 
 
 class Progress:
-    """How far each writer is, in a file that all processes of the campaign have mapped. Writer ``n`` alone stores
+    """How far each writer is, in a file that all processes of the campaign have mapped. Writer `n` alone stores
     its numbers, the campaign the limits.
 
-    A writer stores ``tried`` before a write and ``done`` after it, so whoever looks at `done`, has a cut taken and
+    A writer stores `tried` before a write and `done` after it, so whoever looks at `done`, has a cut taken and
     looks at `tried` knows what the cut can hold. At its limit a writer syncs first, and then rests.
     """
 

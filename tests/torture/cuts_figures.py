@@ -23,7 +23,7 @@ MORE_DISK = 4 * MIB  # the same work stores a little more or less
 
 @dataclass(frozen=True)
 class Held:
-    """By one process. ``files`` counts mappings of the store's files, ``mappings`` all."""
+    """By one process. `files` counts mappings of the store's files, `mappings` all."""
 
     open: tuple[str, ...]  # what its descriptors lead to, but for segments
     segments: int  # descriptors of segments
@@ -49,7 +49,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Figures:
-    """``disk`` also counts what has no name any more and is still open; ``filesystem`` is what is used of the one
+    """`disk` also counts what has no name any more and is still open; `filesystem` is what is used of the one
     that the store has for itself and the image, 0 without one."""
 
     processes: dict[str, Held]
@@ -93,7 +93,7 @@ class Figures:
 
 
 def take_figures(supervisor: int, store: Path, filesystem: Path | None) -> Figures:
-    """Now; ``filesystem`` is where the one of the store is mounted, if it has one."""
+    """Now; `filesystem` is where the one of the store is mounted, if it has one."""
     pids = [supervisor, *_descendants(supervisor)]
     used = 0
     if filesystem is not None:

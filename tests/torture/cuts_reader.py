@@ -1,6 +1,6 @@
-"""The verifying reader of the campaign of cuts, a process of its own: ``cuts_reader.py FILE SEED WRITERS``.
+"""The verifying reader of the campaign of cuts, a process of its own: `cuts_reader.py FILE SEED WRITERS`.
 
-Each line on its stdin is a question in JSON, each on its stdout an answer: ``{"wrong": null}``, or what is wrong.
+Each line on its stdin is a question in JSON, each on its stdout an answer: `{"wrong": null}`, or what is wrong.
 
     whole     the present snapshot, never looked at before: each writer's blocks are as after its first n writes, for
               an n between what was done before the cut ("low") and tried after it ("high"); of one who writes
@@ -38,7 +38,7 @@ class WrongError(Exception):
 
 
 class Follower:
-    """Replays one writer: ``last`` has for each of its blocks the last write up to ``number`` that covered it."""
+    """Replays one writer: `last` has for each of its blocks the last write up to `number` that covered it."""
 
     def __init__(self, sequence: Sequence) -> None:
         self.sequence, self.number = sequence, 0
@@ -51,7 +51,7 @@ class Follower:
         self.number = max(self.number, number)
 
     def check(self, found: Any, low: int, high: int) -> None:
-        """``found`` are the numbers that the blocks name."""
+        """`found` are the numbers that the blocks name."""
         if is_buffered(self.sequence.writer):
             self._check_each(found, low, high)
         else:
@@ -132,7 +132,7 @@ class Reader:
             follower.check(self._found[own.first : own.first + own.count], one_low, one_high)
 
     def _compare(self, rows: Any, first: int) -> None:
-        """Every byte of ``rows``, the blocks from ``first`` on, with what was written there as their numbers say."""
+        """Every byte of `rows`, the blocks from `first` on, with what was written there as their numbers say."""
         share = self._followers[0].sequence.count
         end = first + len(rows)
         for start in range(first - first % share, end, share):

@@ -1,4 +1,4 @@
-"""One writer of the campaign of cuts: ``cuts_writer.py FILE PROGRESS SEED WRITERS WRITER PAUSE_S``.
+"""One writer of the campaign of cuts: `cuts_writer.py FILE PROGRESS SEED WRITERS WRITER PAUSE_S`.
 
 It does its writes in order, one after the other, until it is killed: past the page cache, or (see `is_buffered`)
 through it with a sync now and then. At its limit it syncs and waits.

@@ -24,7 +24,7 @@ class Content:
         return Content(bytearray(self.data), {sector: list(held) for sector, held in self.maybe.items()})
 
     def wrong(self, offset: int, found: bytes) -> str | None:
-        """What is wrong with ``found`` at ``offset`` (whole sectors, but for the last of the image)."""
+        """What is wrong with `found` at `offset` (whole sectors, but for the last of the image)."""
         if self.data[offset : offset + len(found)] == found:
             return None
         for at in range(0, len(found), SECTOR):
@@ -45,7 +45,7 @@ class Model:
         self._failed: set[int] = set()
 
     def note_write(self, offset: int, data: bytes) -> None:
-        """``data`` was given to the kernel, or may have been; certain is nothing before a sync."""
+        """`data` was given to the kernel, or may have been; certain is nothing before a sync."""
         for at in range(0, len(data), SECTOR):
             sector, start = (offset + at) // SECTOR, offset + at
             piece = data[at : at + SECTOR]

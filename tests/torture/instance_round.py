@@ -51,7 +51,7 @@ def run(*words: str | Path) -> str:
 
 
 def in_time(what: str, work: Callable[[], Any], limit_s: float = HANG_S) -> Any:
-    """The result of ``work``, which may hang in the kernel; Fault when it does."""
+    """The result of `work`, which may hang in the kernel; Fault when it does."""
     ended: list[Any] = []
 
     def go() -> None:
@@ -69,7 +69,7 @@ def in_time(what: str, work: Callable[[], Any], limit_s: float = HANG_S) -> Any:
 
 
 class Round:
-    """Use it as ``with Round(plan) as one: one.run()``."""
+    """Use it as `with Round(plan) as one: one.run()`."""
 
     def __init__(self, plan: Plan, say: Callable[[str], None] = lambda line: None) -> None:
         self.plan, self._say = plan, say
@@ -189,7 +189,7 @@ class Round:
     # --- commands --------------------------------------------------------------------------------------------
 
     def _snapfs(self, *words: str | Path, closed: str = "") -> subprocess.CompletedProcess[str]:
-        """Run the command; ``closed`` are redirections of a shell."""
+        """Run the command; `closed` are redirections of a shell."""
         self._have_written()
         command = ["sh", "-c", f'exec "$@" {closed}', "sh", *map(os.fspath, (SNAPFS, *words))]
         process = subprocess.Popen(

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Table:
-    """``lead`` is the last line of text before it; ``rows`` are what is below the names of its columns."""
+    """`lead` is the last line of text before it; `rows` are what is below the names of its columns."""
 
     section: str
     lead: str

@@ -95,7 +95,7 @@ def _targets(node: ast.Assign | ast.AnnAssign) -> Iterator[str]:
 
 
 def _members(node: ast.ClassDef) -> Iterator[str]:
-    """Methods, fields, and what a method gives to ``self``."""
+    """Methods, fields, and what a method gives to `self`."""
     for inner in node.body:
         yield from _defined(inner)
     for inner in ast.walk(node):

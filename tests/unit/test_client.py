@@ -25,7 +25,7 @@ NOBODY = 65534
 
 @contextmanager
 def listening(store: Path, user: int | None = None) -> Iterator[socket.socket]:
-    """A socket in ``store``; the kernel notes who calls listen(2), here a child that is ``user``."""
+    """A socket in `store`; the kernel notes who calls listen(2), here a child that is `user`."""
     store.chmod(0o700)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(store / "socket"))

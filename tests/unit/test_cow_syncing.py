@@ -16,7 +16,7 @@ from cow.live.syncing import Syncer
 
 
 class CountedFiles(Files):
-    """Counts syncs; fails them with ``code`` once it is set."""
+    """Counts syncs; fails them with `code` once it is set."""
 
     syncs = code = 0
 

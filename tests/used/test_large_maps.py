@@ -30,7 +30,7 @@ print(json.dumps([code, usage.ru_maxrss << 10, usage.ru_utime + usage.ru_stime])
 
 
 def measured(*words: str | Path) -> None:
-    """Run ``snapfs map`` with its output thrown away; it succeeds, and within the limits."""
+    """Run `snapfs map` with its output thrown away; it succeeds, and within the limits."""
     measure = [sys.executable, "-c", MEASURE, str(SNAPFS), "map", *map(str, words)]
     done = subprocess.run(measure, capture_output=True, text=True, check=True)
     code, peak_bytes, cpu_s = json.loads(done.stdout)

@@ -1,4 +1,4 @@
-"""``snapfs map`` of mounted images and of others, in every form that it has."""
+"""`snapfs map` of mounted images and of others, in every form that it has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has been read once is not kept: ``--single-pass`` and ``snapfs release``."""
+"""What has been read once is not kept: `--single-pass` and `snapfs release`."""
 
 from __future__ import annotations
 

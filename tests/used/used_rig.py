@@ -1,4 +1,4 @@
-"""Snapshots with ``--protect used`` under test: filesystems on images that held something else before.
+"""Snapshots with `--protect used` under test: filesystems on images that held something else before.
 
 An image is full of `STALE` before the filesystem is made on it, as a disk is that was used before. What the
 filesystem calls free then differs from zeros, so a free block that is shown, copied or preserved is noticed.
@@ -32,7 +32,7 @@ READ_ONLY = {"ext4": "ro,noload", "xfs": "ro,norecovery,nouuid", "btrfs": "ro"}
 
 
 class UsedGround(CutGround):
-    """A ``CutGround`` with images that were used before."""
+    """A `CutGround` with images that were used before."""
 
     def stale(self, size_bytes: int, name: str = "disk.img") -> Path:
         image = self.image(0, name)
@@ -63,14 +63,14 @@ class UsedGround(CutGround):
 
 
 def await_map(instance: Mounted, state: str = "ready") -> dict[str, Any]:
-    """The ``snapshot`` part of the status, when its map has come to ``state``."""
+    """The `snapshot` part of the status, when its map has come to `state`."""
     wait_until(lambda: instance.status()["snapshot"]["map"] == state, what=f"a map that is {state}")
     snapshot: dict[str, Any] = instance.status()["snapshot"]
     return snapshot
 
 
 def map_of(path: Path, *options: str) -> dict[str, Any]:
-    """What ``snapfs map --json`` says."""
+    """What `snapfs map --json` says."""
     done = snapfs("map", path, "--json", *options)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -89,7 +89,7 @@ def used_blocks(found: dict[str, Any]) -> bitarray:
 
 
 def with_zeros_for_free(content: bytes, used: bitarray) -> bytes:
-    """What a snapshot of ``content`` has to show."""
+    """What a snapshot of `content` has to show."""
     shown = bytearray(content)
     for block_no in used.search(bitarray("0")):
         start = block_no * BLOCK_BYTES

@@ -83,7 +83,7 @@ def scatter(directory: Path, count: int, file_bytes: int, seed: int = 7) -> None
 def filled_filesystem(
     kind: str, work: Path, size: int, *options: str, file_bytes: int
 ) -> Iterator[tuple[Path, dict[str, str]]]:
-    """An unmounted image with files in many pieces, and the digests of the files; ``work`` is removed afterwards."""
+    """An unmounted image with files in many pieces, and the digests of the files; `work` is removed afterwards."""
     image = make_filesystem(kind, work / "image", size, *options)
     with mounted(image, work / "mnt") as directory:
         fill(directory)
