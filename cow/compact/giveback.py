@@ -33,7 +33,7 @@ _SECTOR_BYTES = 512
 # A segment of which no more than this share, or this much, is left on the disk is looked through.
 _WORTH_A_LOOK, _LITTLE_BYTES = 4, 1 << 20
 # So few blocks at once, each with a record of its own at worst, that staged ones do not wait for long.
-_PIECE_BLOCKS = 1 << 11
+_PIECE_BLOCKS = 1 << 10
 
 
 class GiveBack:

@@ -58,14 +58,19 @@ class _Loop:
     def run(self) -> None:
         self._compactor.warm()
         while not self._stopped or self._is_needed():
-            if not self._compactor.backlog_slots:
-                self._compactor.tidy()
-                if self._give_back() or not self._paused():
-                    continue
-                if not self._squeeze():
-                    self._idle()
-            elif self._control[Counter.PRESSED] or self._compactor.backlog_share >= _HURRY_SHARE or self._paused():
+            has_backlog = self._compactor.backlog_slots > 0
+            is_hurried = has_backlog and self._is_hurried
+            if is_hurried:
                 self._step()
+            # In turn with the steps: else writes that never pause would keep all that is released.
+            if self._give_back() or is_hurried or not self._paused():
+                continue
+            if has_backlog:
+                self._step()
+                continue
+            self._compactor.tidy()
+            if not self._squeeze():
+                self._idle()
         _LOG.debug("told to end with %d slots in the ring", self._compactor.backlog_slots)
         if self._instance.keeps_store and not self._is_orphan:
             self._drain()
@@ -78,6 +83,10 @@ class _Loop:
     def _is_needed(self) -> bool:
         """Without a supervisor the live server still gets what the kernel holds, and needs room for it."""
         return self._is_orphan and not readable([self._instance.live_pidfd], 0)
+
+    @property
+    def _is_hurried(self) -> bool:
+        return bool(self._control[Counter.PRESSED]) or self._compactor.backlog_share >= _HURRY_SHARE
 
     def _idle(self) -> None:
         work, control = self._instance.work, self._control
