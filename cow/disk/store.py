@@ -8,14 +8,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from cow.disk.bitmaps import bitmap_bytes
 from cow.disk.cut import Cut, open_cut
-from cow.disk.directory import CONTROL_NAME, SEGMENTS_NAME, STAGING_NAME, next_generation
+from cow.disk.directory import (
+    BITMAP_NAMES,
+    CONTROL_NAME,
+    INDEX_NAME,
+    NUMBERS_NAME,
+    SEGMENTS_NAME,
+    STAGING_NAME,
+    cut_path,
+    next_generation,
+)
 from cow.disk.files import Files, check_directory
 from cow.disk.header import Header, read_header
-from cow.disk.layout import Counter, CutCounter
+from cow.disk.layout import ENTRY_BYTES, PAGE_OF_NUMBERS_BYTES, Counter, CutCounter
 from cow.disk.numbers import Control, Page, SharedPages
 from cow.disk.releases import ReleaseQueue
-from cow.disk.staging import Staging
+from cow.disk.staging import Staging, file_bytes
 from cow.errors import StoreDamaged, StoreError
 from cow.geometry import Geometry
 
@@ -147,3 +157,14 @@ def open_reader(path: Path, files: Files) -> Store:
     if header is None:
         raise StoreError(str(path), "holds no snapshot")
     return open_parts(path, header, files, writable=False)
+
+
+def expected_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
+    """The mapped files of the present cut, and those that all cuts have in common: where, and how many bytes long."""
+    cut, count = cut_path(path, header.cut.generation), header.geometry.block_count
+    expected = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
+    expected[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
+    expected[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
+    expected[CONTROL_NAME] = path / CONTROL_NAME, PAGE_OF_NUMBERS_BYTES
+    expected[NUMBERS_NAME] = cut / NUMBERS_NAME, PAGE_OF_NUMBERS_BYTES
+    return expected

@@ -11,25 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cow.disk.bitmaps import Bitmap, bitmap_bytes
+from cow.disk.bitmaps import Bitmap
 from cow.disk.blocks import Kind, Run, classify, entry_runs
 from cow.disk.codec import RecordHeader, slot_checksums, slot_seed
 from cow.disk.directory import (
     BITMAP_NAMES,
-    CONTROL_NAME,
-    INDEX_NAME,
-    NUMBERS_NAME,
     SEGMENTS_NAME,
-    STAGING_NAME,
-    cut_path,
     foreign_names,
     holds_preserved,
 )
 from cow.disk.files import Files, check_directory
 from cow.disk.header import CutHeader, Header, read_header
 from cow.disk.layout import (
-    ENTRY_BYTES,
-    PAGE_OF_NUMBERS_BYTES,
     SEQ_MASK,
     Counter,
     CutCounter,
@@ -40,8 +33,7 @@ from cow.disk.layout import (
 from cow.disk.rules import check_store
 from cow.disk.seal import broken_maps, free_is_noted, free_is_proven, read_seal
 from cow.disk.segments import ScanProblem, SegmentReader, scan_segment
-from cow.disk.staging import file_bytes
-from cow.disk.store import Store, open_reader
+from cow.disk.store import Store, expected_files, open_reader
 from cow.errors import CowError, Damaged, StoreDamaged, StoreError
 
 # A damaged store may have millions of wrong blocks; the first of them tell enough.
@@ -79,7 +71,7 @@ def verify(path: Path, files: Files) -> Report:
     """Check every map, record and preserved block of the store. StoreError: there is no store that could be."""
     report = Report()
     header = _header_of(path)
-    for name, (file, size_bytes) in _expected_files(path, header).items():
+    for name, (file, size_bytes) in expected_files(path, header).items():
         _check_size(report, name, file, size_bytes)
     if report.problems:
         return report
@@ -108,16 +100,6 @@ def _header_of(path: Path) -> Header:
     if path.is_dir() and not foreign_names(path) and holds_preserved(path):
         raise StoreDamaged(str(path), "has lost its header")
     raise StoreError(str(path), "holds no snapshot")
-
-
-def _expected_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
-    cut, count = cut_path(path, header.cut.generation), header.geometry.block_count
-    expected = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
-    expected[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
-    expected[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
-    expected[CONTROL_NAME] = path / CONTROL_NAME, PAGE_OF_NUMBERS_BYTES
-    expected[NUMBERS_NAME] = cut / NUMBERS_NAME, PAGE_OF_NUMBERS_BYTES
-    return expected
 
 
 def _check_size(report: Report, name: str, file: Path, size_bytes: int) -> None:

@@ -18,10 +18,8 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
-from cow.disk.bitmaps import bitmap_bytes
 from cow.disk.blocks import count_lost
 from cow.disk.directory import (
-    BITMAP_NAMES,
     CONTROL_NAME,
     INDEX_NAME,
     NUMBERS_NAME,
@@ -32,10 +30,8 @@ from cow.disk.directory import (
 from cow.disk.files import Files, MappedFile, check_directory, is_plain
 from cow.disk.header import Header
 from cow.disk.layout import (
-    ENTRY_BYTES,
     KEPT_STATES,
     MAX_SEGMENT_NO,
-    PAGE_OF_NUMBERS_BYTES,
     Counter,
     CutCounter,
     Durability,
@@ -46,8 +42,7 @@ from cow.disk.layout import (
 from cow.disk.numbers import Control, CutNumbers, Page
 from cow.disk.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
 from cow.disk.segments import first_unused
-from cow.disk.staging import file_bytes
-from cow.disk.store import Store
+from cow.disk.store import Store, expected_files
 from cow.errors import CowError
 from cow.mount.rebuild import (
     adopt_staging,
@@ -79,7 +74,7 @@ def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
     for directory in (cut, segments):
         directory.mkdir(0o700, exist_ok=True)
         check_directory(directory)
-    for name, (file, size_bytes) in _wanted_files(path, header).items():
+    for name, (file, size_bytes) in expected_files(path, header).items():
         page = _PAGES.get(name)
         if is_plain(file, size_bytes) and (page is None or _is_page(page, file, files)):
             continue
@@ -90,16 +85,6 @@ def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
             MappedFile(file, size_bytes, files, writable=True, create=True).close()
         replaced.add(name)
     return replaced
-
-
-def _wanted_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
-    cut, count = cut_path(path, header.cut.generation), header.geometry.block_count
-    wanted = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
-    wanted[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
-    wanted[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
-    wanted[CONTROL_NAME] = path / CONTROL_NAME, PAGE_OF_NUMBERS_BYTES
-    wanted[NUMBERS_NAME] = cut / NUMBERS_NAME, PAGE_OF_NUMBERS_BYTES
-    return wanted
 
 
 def is_control(path: Path, files: Files) -> bool:
