@@ -16,7 +16,8 @@ from mounted import Mounted, snapfs
 from used_rig import MIB, UsedGround, await_map
 
 SIZE = 48 * MIB
-FAT = ("mkfs.fat", "-F", "16")
+# A loop device may have partitions left from whoever had it before: that is no reason to refuse (-I).
+FAT = ("mkfs.fat", "-I", "-F", "16")
 NO_JOURNAL = ("mkfs.ext4", "-q", "-F", "-O", "^has_journal")
 # Python's own mmap would keep a descriptor.
 MAPS_AND_CLOSES = """
