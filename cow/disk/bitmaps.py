@@ -6,6 +6,7 @@ constant time. Bits are little-endian within each byte, so bit `block_no` is the
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class Bitmap:
         self.file = MappedFile(path, bitmap_bytes(block_count), files, writable=writable, create=create)
         self.block_count = block_count
         self._bits = bitarray(buffer=self.file.map, endian="little")
+        # A turn at the bytes that neighbours share, where they are written.
+        self._writing = threading.Lock()
 
     def get(self, block_no: int) -> bool:
         return bool(self._bits[block_no])
@@ -49,9 +52,13 @@ class Bitmap:
         self.set_allocated(first, end)
 
     def set_allocated(self, first: int, end: int) -> None:
-        """Set bits that were allocated before; OSError only where the file is written (see `MappedFile`)."""
+        """Set bits that were allocated before; OSError only where the file is written (see `MappedFile`).
+
+        Threads may set different bits at once: through the mapping that is one step for all of them.
+        """
         if self.file.is_written:
-            self._write(first, end)
+            with self._writing:
+                self._write(first, end)
         elif end - first == 1:
             self._bits[first] = 1
         else:
@@ -69,9 +76,9 @@ class Bitmap:
             self.file.store(low, bits.tobytes())
             first = stop
 
-    def allocate(self, first: int, end: int) -> None:
-        """Make a later `set_range` of these bits certain to succeed."""
-        self.file.ensure(first // 8, (end - 1) // 8 + 1 - first // 8)
+    def allocate(self, first: int, end: int, *, may_wait: bool = True) -> bool:
+        """Make a later `set_range` of these bits certain to succeed; see `MappedFile.ensure`."""
+        return self.file.ensure(first // 8, (end - 1) // 8 + 1 - first // 8, may_wait=may_wait)
 
     def clear_runs(self, first: int, end: int) -> list[tuple[int, int]]:
         """The runs of zeros between `first` and `end`."""

@@ -117,14 +117,6 @@ def remove_cut(path: Path, generation: int) -> None:
     remove_tree(cut_path(path, generation))
 
 
-def next_generation(path: Path, generation: int) -> int:
-    """The first generation after this one that has no directory: debris may be in the way."""
-    generation += 1
-    while cut_path(path, generation).exists():
-        generation += 1
-    return generation
-
-
 def remove_tree(path: Path) -> None:
     """Whatever is in the place of a cut's directory; a link goes, what it leads to stays."""
     if path.is_dir() and not path.is_symlink():

@@ -17,6 +17,7 @@ import errno
 import mmap
 import os
 import stat
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -236,14 +237,31 @@ class MappedFile:
         # One byte a page, in untouched anonymous memory: what was never asked for costs nothing. Private, or the
         # advice to forget it would be no more than that.
         self._allocated = mmap.mmap(-1, -(-size_bytes // PAGE_BYTES), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        # A turn at the disk, for those who would wait for it anyway: to write a page's zeros twice might erase what
+        # was stored in between.
+        self._allocating = threading.Lock()
+        # Whether all of it is allocated, by `reserve`.
+        self.is_reserved = False
 
-    def ensure(self, offset: int, length: int) -> None:
+    def ensure(self, offset: int, length: int, *, may_wait: bool = True) -> bool:
         """Make the range safe to store into; OSError: the disk has no room for it, or somebody cut the file short.
 
-        By writing zeros to the pages that hold nothing: a filesystem that allocates late reserves their space
-        at once, which costs it a hundredth of an allocation. Not for pages that others may be storing into.
+        False, unless `may_wait`: somebody else is allocating. Else by writing zeros to the pages that hold nothing: a
+        filesystem that allocates late reserves their space at once, which costs it a hundredth of an allocation. Not
+        for pages that others may be storing into.
         """
         first, end = offset // PAGE_BYTES, -(-(offset + length) // PAGE_BYTES)
+        if self._allocated.find(b"\0", first, end) < 0:
+            return True
+        if not self._allocating.acquire(blocking=may_wait):
+            return False
+        try:
+            self._write_zeros(first, end)
+        finally:
+            self._allocating.release()
+        return True
+
+    def _write_zeros(self, first: int, end: int) -> None:
         page = self._allocated.find(b"\0", first, end)
         while page >= 0:
             start = page * PAGE_BYTES
@@ -279,10 +297,11 @@ class MappedFile:
 
     def reserve(self) -> None:
         """Allocate the whole file, whatever it holds: for one that will be used as a whole."""
-        if self._allocated[0]:
+        if self.is_reserved:
             return
-        self._files.allocate(self.fd, 0, self.size_bytes)
-        self._allocated[0] = 1
+        with self._allocating:
+            self._files.allocate(self.fd, 0, self.size_bytes)
+            self.is_reserved = True
 
     def data_ranges(self, offset: int = 0, stop: int | None = None) -> Iterator[tuple[int, int]]:
         """The `offset, length` of everything between `offset` and `stop` (the end) that is not a hole, in
@@ -305,22 +324,24 @@ class MappedFile:
 
     def empty(self) -> None:
         """All zeros and no space on disk again; OSError: the filesystem cannot do that, and nothing changed."""
-        # In one step: a file cut to nothing meanwhile would kill whoever reads it through a mapping.
-        self._files.punch(self.fd, 0, self.size_bytes)
-        self._forget_allocated()
+        with self._allocating:
+            # In one step: a file cut to nothing meanwhile would kill whoever reads it through a mapping.
+            self._files.punch(self.fd, 0, self.size_bytes)
+            self._forget_allocated()
 
     def clear(self) -> None:
         """`empty`, by other means where the filesystem cannot."""
         try:
             self.empty()
         except OSError:
-            os.ftruncate(self.fd, 0)
-            os.ftruncate(self.fd, self.size_bytes)
-            self._forget_allocated()
+            with self._allocating:
+                os.ftruncate(self.fd, 0)
+                os.ftruncate(self.fd, self.size_bytes)
+                self._forget_allocated()
 
     def _forget_allocated(self) -> None:
         self._allocated.madvise(mmap.MADV_DONTNEED)
-        self._is_new = True
+        self._is_new, self.is_reserved = True, False
         if self._has_no_holes:
             self._files.allocate(self.fd, 0, self.size_bytes)
 

@@ -35,9 +35,9 @@ class Index:
     def get_range(self, first: int, end: int) -> list[int]:
         return self._entries[first:end].tolist()
 
-    def allocate(self, first: int, end: int) -> None:
-        """Make a later store to these entries certain to succeed; OSError(ENOSPC) if it cannot be."""
-        self.file.ensure(first * ENTRY_BYTES, (end - first) * ENTRY_BYTES)
+    def allocate(self, first: int, end: int, *, may_wait: bool = True) -> bool:
+        """Make a later store to these entries certain to succeed; see `MappedFile.ensure`."""
+        return self.file.ensure(first * ENTRY_BYTES, (end - first) * ENTRY_BYTES, may_wait=may_wait)
 
     def set_staged(self, first: int, end: int, seq: int) -> None:
         """Blocks `first` to `end` lie in the staging slots from `seq` on. Allocated before."""

@@ -118,6 +118,15 @@ class Page:
         self._numbers[place] = value
         if self.file.is_written and place in self._kept_by_next:
             # The page as a whole: it makes up for what could not be written before.
+            self.keep()
+
+    def put(self, place: int, value: int) -> None:
+        """The same without the file, for who holds a lock: `keep` follows, before anything relies on it."""
+        self._numbers[place] = value
+
+    def keep(self) -> None:
+        """Try to have the file hold what was `put`; the next one makes up for what the disk refuses."""
+        if self.file.is_written:
             with contextlib.suppress(OSError):
                 self.file.store(0, self._whole)
 

@@ -74,6 +74,11 @@ class Staging:
         """Take the ring's space; OSError(ENOSPC) when the disk does not have it."""
         self.file.reserve()
 
+    @property
+    def is_allocated(self) -> bool:
+        """Whether nothing was given back since."""
+        return self.file.is_reserved
+
     def warm(self) -> None:
         """Have the kernel hold the ring's pages before they are first used; it takes no space on disk.
 

@@ -18,7 +18,6 @@ from cow.disk.directory import (
     SEGMENTS_NAME,
     STAGING_NAME,
     cut_path,
-    next_generation,
 )
 from cow.disk.files import Files, check_directory
 from cow.disk.header import Header, read_header
@@ -84,12 +83,14 @@ class Store:
 
     def next_generation(self) -> int:
         """A number that no cut of this store has had, and no debris of one."""
-        with self._lock:
-            generation = next_generation(self.path, max(self._last_generation, self.cut.generation))
-            while self.pages is not None and self.pages.share_a_page(generation, self.cut.generation):
-                generation = next_generation(self.path, generation)
-            self._last_generation = generation
-            return generation
+        while True:
+            with self._lock:
+                present = self.cut.generation
+                generation = self._last_generation = max(self._last_generation, present) + 1
+            is_shared = self.pages is not None and self.pages.share_a_page(generation, present)
+            # Debris may be in the way.
+            if not is_shared and not os.path.lexists(cut_path(self.path, generation)):
+                return generation
 
     def enter(self, cut: Cut, header: Header) -> Cut:
         """`cut` is the present one from here on. The one before, which is over, is the caller's to let go."""

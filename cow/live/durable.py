@@ -14,7 +14,7 @@ from cow.disk.layout import CutCounter, Place, blocks_in_record, pack_place
 from cow.disk.segments import SegmentWriter
 from cow.disk.store import Store
 from cow.live.losses import read_or_lose, without
-from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate, store_errors
+from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate_maps, store_errors
 from cow.live.size import BufferSize
 
 
@@ -73,21 +73,24 @@ class DurablePreserver:
         self._flush = GroupFlush(self._sync)
         self._run_blocks = blocks_in_record(self._geometry.block_bytes)
 
-    def begin(self, ticket: Ticket) -> None:
+    def allocate(self, first: int, end: int, *, may_wait: bool) -> bool:
+        with store_errors():
+            return allocate_maps(self._cut, first, end, may_wait=may_wait)
+
+    def begin(self, ticket: Ticket) -> bool:
         ticket.count = ticket.count_owed()
         size_bytes = ticket.count * self._geometry.block_bytes
         if self._size.over_limit(size_bytes):
             # What is promised raw takes less once it is compressed.
             raise WaitForCompactor if self._size.promised_bytes else StoreRefused(errno.ENOSPC)
-        with store_errors():
-            allocate(self._cut, ticket)
         self._size.promised_bytes += size_bytes
+        return True
 
     def try_fill(self, ticket: Ticket) -> bool:
         """A flush always waits."""
         return False
 
-    def fill(self, ticket: Ticket) -> None:
+    def fill(self, ticket: Ticket) -> bool:
         parts, records, raw_bytes = [], [], 0
         for run_first, run_end in ticket.runs:
             for first in range(run_first, run_end, self._run_blocks):
@@ -103,6 +106,7 @@ class DurablePreserver:
         with self._write_lock:
             self._cut.numbers[CutCounter.STORED_BYTES] += sum(map(payload_bytes, records))
             self._cut.numbers[CutCounter.STORED_RAW_BYTES] += raw_bytes
+        return True
 
     def _records_of(self, ticket: Ticket, first: int, end: int) -> Iterator[tuple[tuple[int, int], bytes]]:
         """The blocks of a record and the record, for what can be read of these blocks."""
@@ -155,12 +159,14 @@ class DurablePreserver:
             os.close(fd)
 
     def publish(self, ticket: Ticket) -> None:
-        self._size.promised_bytes -= ticket.count * self._geometry.block_bytes
         for first, end, entry in ticket.entries:
             self._cut.index.set_stored(first, end, entry)
 
-    def abandon(self, ticket: Ticket) -> None:
+    def commit(self, ticket: Ticket) -> None:
         self._size.promised_bytes -= ticket.count * self._geometry.block_bytes
+
+    def abandon(self, ticket: Ticket) -> None:
+        self.commit(ticket)
 
     def discard(self) -> None:
         with self._write_lock:

@@ -11,7 +11,8 @@ Stopped between any two of them, the snapshot and the image are both right.
 
 `try_write` and `try_read` never wait: they do the whole work inside the caller's thread if nothing
 stands in the way, or nothing at all and say so; then the caller gives `write` or `read` a thread that may
-wait. Steps 1 to 3 are `Claiming`'s. All shared state is under one lock, which is never held during a wait.
+wait. Steps 1 to 3 are `Claiming`'s. All shared state is under one lock, which is never held over a system call that
+may wait.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from cow.disk.cut import Cut
 from cow.disk.files import Data
@@ -41,6 +43,8 @@ from cow.live.room import Room
 from cow.live.size import BufferSize
 from cow.live.syncing import Syncer
 from cow.live.traffic import Gate
+
+_NEVER_LOOKED: Final = -1
 
 
 class LiveEngine:
@@ -117,7 +121,10 @@ class LiveEngine:
         try:
             if self._owes(first, end) and not self._claiming.try_preserve(first, end):
                 return False
-            self._write_image(offset, data, now_ns)
+            self._heartbeat.beat(now_ns)
+            if missing_pages[0] != self._missed_pages:
+                return False
+            self._write_image(offset, data)
             self._pace.note(now_ns)
         finally:
             self._gate.leave()
@@ -138,7 +145,11 @@ class LiveEngine:
                 first, end = self.geometry.span(at, length)
                 if self._owes(first, end):
                     self._claiming.preserve(first, end)
-                self._write_image(at, view[at - start : at - start + length], time.monotonic_ns())
+                self._heartbeat.beat(time.monotonic_ns())
+                # After all that this write has looked at and stored, and before anything of the image changes.
+                if missing_pages[0] != self._missed_pages:
+                    self.look_at_store()
+                self._write_image(at, view[at - start : at - start + length])
             finally:
                 self._gate.leave()
 
@@ -147,25 +158,21 @@ class LiveEngine:
         cut = self._cut
         return not (cut.settled.all_set(first, end) and cut.changed.all_set(first, end)) and self._numbers.is_kept
 
-    def _write_image(self, offset: int, data: Data, now_ns: int) -> None:
-        self._heartbeat.beat(now_ns)
-        # After all that this write has looked at and stored, and before anything of the image changes.
-        if missing_pages[0] != self._missed_pages:
-            self.look_at_store()
+    def _write_image(self, offset: int, data: Data) -> None:
         self._syncer.unsynced_bytes += len(data)
         self._image.write(data, offset)
 
     def _beat(self) -> None:
         if not self._store.is_whole:
-            self.look_at_store()
+            # The write that this beat is for looks closer, or the thread that takes it over.
+            self._missed_pages = _NEVER_LOOKED
         self._on_beat()
 
     def look_at_store(self) -> None:
         """End the snapshot if files of the store were cut short: nothing in it can be proven right then."""
-        with self._lock:
-            missed_pages = missing_pages[0]
-            self.room.look_at_store()
-            self._missed_pages = missed_pages
+        missed_pages = missing_pages[0]
+        self.room.look_at_store()
+        self._missed_pages = missed_pages
 
     def note_quiet(self) -> bool:
         """Record the image's modification time if no write came lately; False while writes go on."""
@@ -241,14 +248,15 @@ class LiveEngine:
 
     def note_damage(self, generation: int) -> None:
         """A reader found something of this cut in the store that is not what was written; nothing when it is over."""
+        self.room.look_at_store()
         with self._lock:
             if generation != self._cut.generation:
                 return
-            self.room.look_at_store()
             numbers = self._cut.numbers
-            numbers[CutCounter.DAMAGED_READS] += 1
+            numbers.put(CutCounter.DAMAGED_READS, numbers[CutCounter.DAMAGED_READS] + 1)
             if numbers.state is State.ACTIVE:
-                numbers[CutCounter.STATE] = State.DAMAGED
+                numbers.put(CutCounter.STATE, State.DAMAGED)
+        numbers.keep()
 
     def sync(self) -> None:
         """Make all live writes durable, as fsync of the image does; waits for the disk."""

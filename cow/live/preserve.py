@@ -4,8 +4,8 @@
 rest. `DurablePreserver` (`power`): compressed into a segment and flushed to the disk, one flush for all
 writes that wait at that moment.
 
-Both work on a *ticket*: the runs of blocks one write claimed. `begin`, `publish` and `abandon` are
-called under the engine's lock and do not wait; `fill` is called without it and may.
+Both work on a *ticket*: the runs of blocks one write claimed. `begin`, `commit` and `abandon` are
+called with the engine's lock held and do no more than count; all others are called without it and may wait.
 """
 
 from __future__ import annotations
@@ -34,18 +34,28 @@ class WaitForCompactor(CowError):
 
 
 @dataclass(slots=True, eq=False)
-class Ticket:
-    """The blocks `first` to `end` one write claimed, the owed `runs` among them, and where they go."""
+class Claim:
+    """The right to preserve or settle the blocks `first` to `end`, which nobody else has meanwhile."""
 
     first: int
     end: int
+
+
+@dataclass(slots=True, eq=False)
+class Ticket(Claim):
+    """What one write claimed, the owed `runs` in it, and where they go."""
+
     runs: Runs
     count: int = 0
+    # How many of its blocks had not changed since the cut.
+    unchanged: int = 0
     seq: int = 0
     entries: Sequence[tuple[int, int, int]] = ()
     # What of the runs the image could not give, and with which errno.
     lost: Sequence[tuple[int, int]] = ()
     lost_errno: int = 0
+    # How many of these are neither free nor released.
+    missed: int = 0
 
     def lose(self, lost: Runs, code: int) -> None:
         """These blocks cannot be preserved."""
@@ -63,14 +73,19 @@ class Ticket:
 class Preserver(Protocol):
     """See the module's docstring for who calls what when."""
 
-    def begin(self, ticket: Ticket) -> None:
-        """Reserve room; StoreRefused or WaitForCompactor when there is none."""
+    def allocate(self, first: int, end: int, *, may_wait: bool) -> bool:
+        """Take the disk's space for all that these blocks may need. StoreRefused: there is none. False, unless
+        `may_wait`: it would have to be waited for."""
+
+    def begin(self, ticket: Ticket) -> bool:
+        """Reserve room; StoreRefused or WaitForCompactor when there is none. False: what was allocated for it is
+        not there any more."""
 
     def try_fill(self, ticket: Ticket) -> bool:
         """`fill` without waiting; False if that cannot be done."""
 
-    def fill(self, ticket: Ticket) -> None:
-        """Copy the old content aside, but for what the image cannot give: the ticket says what that is.
+    def fill(self, ticket: Ticket) -> bool:
+        """Copy the old content aside, but for what the image cannot give: the ticket says what that is. True.
 
         OSError: the image's, and nothing may be lost. StoreRefused: the store's.
         """
@@ -78,8 +93,11 @@ class Preserver(Protocol):
     def publish(self, ticket: Ticket) -> None:
         """Make the index entries, but for those of lost blocks. OSError: of some only; the room is used up."""
 
+    def commit(self, ticket: Ticket) -> None:
+        """It was filled, and is published as far as the disk took it."""
+
     def abandon(self, ticket: Ticket) -> None:
-        """Give the room back."""
+        """It was not filled: give the room back."""
 
     def discard(self) -> None:
         """The snapshot is over: hold nothing open that the compactor is about to remove."""
@@ -97,15 +115,13 @@ def store_errors() -> Iterator[None]:
         raise StoreRefused(error.errno or errno.EIO) from error
 
 
-def allocate(cut: Cut, ticket: Ticket) -> None:
-    """After this no store into the maps of these blocks can meet a full disk."""
-    for first, end in ticket.runs:
-        cut.index.allocate(first, end)
-    cut.settled.allocate(ticket.first, ticket.end)
-    cut.changed.allocate(ticket.first, ticket.end)
-
-
-def allocate_changed(cut: Cut, ticket: Ticket) -> None:
-    """A write that preserves nothing still notes that the blocks changed."""
-    with store_errors():
-        cut.changed.allocate(ticket.first, ticket.end)
+def allocate_maps(cut: Cut, first: int, end: int, *, may_wait: bool) -> bool:
+    """After this no store into the maps of these blocks can meet a full disk. OSError, False: see `Preserver`."""
+    owed = cut.settled.clear_runs(first, end)
+    for run in owed:
+        if not cut.index.allocate(*run, may_wait=may_wait):
+            return False
+    if owed and not cut.settled.allocate(first, end, may_wait=may_wait):
+        return False
+    # A write that preserves nothing still notes that the blocks changed.
+    return cut.changed.allocate(first, end, may_wait=may_wait)

@@ -1,8 +1,8 @@
 """Owing less: blocks that hold nothing, and blocks that the imager already has.
 
-Neither is preserved any more when it is overwritten. A block that a write is about to preserve at this very
-moment is left out; that costs its space and nothing else. What of released blocks was preserved the compactor gives
-back, when it has been told (`ReleaseQueue`).
+Neither is preserved any more when it is overwritten. Blocks are claimed while their bits are set, a piece at a time;
+one that a write is about to preserve at that moment is left out, which costs its space and nothing else. What of
+released blocks was preserved the compactor gives back, when it has been told (`ReleaseQueue`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.live.claiming import Claims
 from cow.live.losses import Runs
+from cow.live.preserve import Claim
 
 _PIECE_BLOCKS = 1 << 18
 
@@ -49,21 +50,31 @@ class Relief:
             # Known and proven to be free before the first is settled: what is settled for no reason is damage.
             seal_free(cut, self._store.files)
         self._know_free()
-        for first, end in (piece for run in cut.free.set_runs() for piece in _pieces(*run)):
-            with self._lock:
-                self._check()
-                count += self._settle_run(first, end, cut.free)
+        for first, end in self._pieces_of_free():
+            self._check()
+            count += self._settle(first, end, cut.free)
         return count
 
     def _know_free(self) -> None:
         """From here on the map of free blocks counts, as a whole: until then readers look at none of them."""
-        cut, free_blocks = self.cut, self.cut.free.count()
+        cut, numbers = self.cut, self._numbers
+        if numbers[CutCounter.FREE_BLOCKS]:
+            return
+        free_blocks, excused = cut.free.count(), 0
+        for first, end in self._pieces_of_free() if numbers.lost_blocks else ():
+            # What is lost at this very moment counts as lost, though nothing is in it.
+            claims = self._take(first, end)
+            excused += sum(self._count_lost(claim.first, claim.end, free_counts=False) for claim in claims)
+            with self._lock:
+                self._claims.remove(*claims)
         with self._lock:
             self._check()
-            if not self._numbers[CutCounter.FREE_BLOCKS]:
-                excused = sum(self._count_lost(*run, free_counts=False) for run in cut.free.set_runs())
-                self._numbers[CutCounter.FREE_BLOCKS] = free_blocks
-                self._numbers[CutCounter.EXCUSED_BLOCKS] += excused
+            numbers[CutCounter.FREE_BLOCKS] = free_blocks
+            numbers.put(CutCounter.EXCUSED_BLOCKS, numbers[CutCounter.EXCUSED_BLOCKS] + excused)
+        numbers.keep()
+
+    def _pieces_of_free(self) -> Iterator[tuple[int, int]]:
+        return (piece for run in self.cut.free.set_runs() for piece in _pieces(*run))
 
     def release(self, first: int, end: int) -> int:
         """The imager has these blocks: nothing is owed for them, and their copies will be given back.
@@ -80,25 +91,40 @@ class Relief:
     def _release(self, first: int, end: int) -> int:
         cut, count, parts = self.cut, 0, Runs()
         for low, high in _pieces(first, end):
-            with self._lock:
-                self._check()
-                for part in self._claims.unclaimed(low, high):
-                    # Released before settled: a reader that finds a block settled looks at this last.
-                    released_now = part[1] - part[0] - cut.released.count_set(*part)
-                    excused = self._count_lost(*part)
-                    cut.released.set_range(*part)
-                    self._numbers[CutCounter.EXCUSED_BLOCKS] += excused
-                    self._numbers[CutCounter.RELEASED_BLOCKS] += released_now
-                    count += released_now
-                    parts.append(part)
+            self._check()
+            # Released before settled: a reader that finds a block settled looks at this last.
+            count += self._note_released(low, high, parts)
         if self._is_power:
             # A power loss must not make a block look owed that was overwritten without being preserved.
             self._store.files.sync(cut.released.file.fd)
         for part in parts:
-            with self._lock:
-                self._check()
-                self._settle_run(*part, cut.released)
+            self._check()
+            self._settle(*part, cut.released)
         return count
+
+    def _note_released(self, first: int, end: int, parts: Runs) -> int:
+        """How many were not released before. `parts` gets the runs that now are."""
+        released, numbers, count, excused = self.cut.released, self._numbers, 0, 0
+        claims = self._take(first, end)
+        try:
+            for claim in claims:
+                part = claim.first, claim.end
+                lost, before = self._count_lost(*part), released.count_set(*part)
+                released.set_range(*part)
+                parts.append(part)
+                count, excused = count + claim.end - claim.first - before, excused + lost
+        finally:
+            with self._lock:
+                numbers[CutCounter.RELEASED_BLOCKS] += count
+                numbers.put(CutCounter.EXCUSED_BLOCKS, numbers[CutCounter.EXCUSED_BLOCKS] + excused)
+                self._claims.remove(*claims)
+        if excused:
+            numbers.keep()
+        return count
+
+    def _take(self, first: int, end: int) -> list[Claim]:
+        with self._lock:
+            return self._claims.take(first, end)
 
     def _check(self) -> None:
         if self.cut.is_over:
@@ -110,17 +136,24 @@ class Relief:
             return 0
         return count_lost(self.cut, first, end, free_counts=free_counts)
 
-    def _settle_run(self, first: int, end: int, reason: Bitmap) -> int:
-        cut, settled = self.cut, 0
+    def _settle(self, first: int, end: int, reason: Bitmap) -> int:
+        """How many were owed."""
+        settled, count = self.cut.settled, 0
         assert reason.all_set(first, end), f"blocks {first} to {end - 1} would be settled for no reason"
-        for low, high in self._claims.unclaimed(first, end):
-            settled += high - low - cut.settled.count_set(low, high)
-            cut.settled.set_range(low, high)
-        self._numbers[CutCounter.SETTLED_BLOCKS] += settled
-        return settled
+        claims = self._take(first, end)
+        try:
+            for claim in claims:
+                before = settled.count_set(claim.first, claim.end)
+                settled.set_range(claim.first, claim.end)
+                count += claim.end - claim.first - before
+        finally:
+            with self._lock:
+                self._numbers[CutCounter.SETTLED_BLOCKS] += count
+                self._claims.remove(*claims)
+        return count
 
 
 def _pieces(first: int, end: int) -> Iterator[tuple[int, int]]:
-    """So few blocks at once that nobody who waits for the lock notices."""
+    """So few blocks at once that no write that meets them waits for long."""
     for low in range(first, end, _PIECE_BLOCKS):
         yield low, min(low + _PIECE_BLOCKS, end)

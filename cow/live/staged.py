@@ -11,7 +11,7 @@ from cow.disk.image import Image
 from cow.disk.layout import Counter, CutCounter
 from cow.disk.store import Store
 from cow.live.losses import read_or_lose, without
-from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate, store_errors
+from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate_maps, store_errors
 from cow.live.size import BufferSize
 
 # Places in the pages as plain numbers: to look a member of an enumeration up takes longer than to use it.
@@ -29,7 +29,15 @@ class StagedPreserver:
         self._staging, self._control, self._geometry = store.staging, store.control, store.geometry
         self._open: list[Ticket] = []
 
-    def begin(self, ticket: Ticket) -> None:
+    def allocate(self, first: int, end: int, *, may_wait: bool) -> bool:
+        try:
+            if not self._staging.is_allocated and may_wait:
+                self._staging.allocate()
+            return allocate_maps(self._cut, first, end, may_wait=may_wait)
+        except OSError as error:
+            raise StoreRefused(error.errno or errno.EIO) from error
+
+    def begin(self, ticket: Ticket) -> bool:
         control, staging = self._control, self._staging
         count = ticket.count_owed()
         reserved = control[_RESERVED_SEQ]
@@ -46,14 +54,12 @@ class StagedPreserver:
             if failed:
                 raise StoreRefused(failed)
             raise WaitForCompactor
-        try:
-            staging.allocate()
-            allocate(self._cut, ticket)
-        except OSError as error:
-            raise StoreRefused(error.errno or errno.EIO) from error
+        if not staging.is_allocated:
+            return False
         ticket.seq, ticket.count = reserved, count
-        control[_RESERVED_SEQ] = reserved + count
+        control.put(_RESERVED_SEQ, reserved + count)
         self._open.append(ticket)
+        return True
 
     def try_fill(self, ticket: Ticket) -> bool:
         seq = ticket.seq
@@ -65,11 +71,12 @@ class StagedPreserver:
             seq += end - first
         return True
 
-    def fill(self, ticket: Ticket) -> None:
+    def fill(self, ticket: Ticket) -> bool:
         seq = ticket.seq
         for first, end in ticket.runs:
             self._fill_run(ticket, seq, first, end)
             seq += end - first
+        return True
 
     def _fill_run(self, ticket: Ticket, seq: int, first: int, end: int) -> None:
         staging, base = self._staging, seq - first
@@ -92,27 +99,22 @@ class StagedPreserver:
 
     def publish(self, ticket: Ticket) -> None:
         seq = ticket.seq
-        try:
-            for first, end in ticket.runs:
-                self._cut.index.set_staged(first, end, seq)
-                seq += end - first
-        finally:
-            # Slots that got no entry are dead, the others may be settled.
-            self._commit(ticket)
+        for first, end in ticket.runs:
+            self._cut.index.set_staged(first, end, seq)
+            seq += end - first
 
     def abandon(self, ticket: Ticket) -> None:
         # Else slots would be taken back that the compactor may be moving.
         assert self._control[_COMMITTED_SEQ] <= ticket.seq, f"slot {ticket.seq} was committed before it was filled"
         if self._control[_RESERVED_SEQ] == ticket.seq + ticket.count:
-            self._control[_RESERVED_SEQ] = ticket.seq
-        else:
-            self._staging.void(ticket.seq, ticket.count)
-        self._commit(ticket)
+            self._control.put(_RESERVED_SEQ, ticket.seq)
+        self.commit(ticket)
 
-    def _commit(self, ticket: Ticket) -> None:
+    def commit(self, ticket: Ticket) -> None:
+        # A slot that got no entry is dead, whatever is in it.
         self._open.remove(ticket)
         control = self._control
-        control[_COMMITTED_SEQ] = self._open[0].seq if self._open else control[_RESERVED_SEQ]
+        control.put(_COMMITTED_SEQ, self._open[0].seq if self._open else control[_RESERVED_SEQ])
 
     def discard(self) -> None:
         """Nothing is open."""

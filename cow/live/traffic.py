@@ -21,6 +21,8 @@ class Gate:
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self._closed = False
+        # Counts what writes that wait may have waited for, and the threads that wait for any of it.
+        self.news = self._waiting = 0
         # The offsets of writes that have not returned yet. Appending and popping are whole steps for all
         # threads, which adding to a number is not.
         self.under_way: list[int] = []
@@ -39,19 +41,37 @@ class Gate:
         while not self.try_enter(offset):
             with self._changed:
                 while self._closed:
-                    self._changed.wait()
+                    self.wait()
 
     def leave(self) -> None:
         """The write is over, however it ended."""
         self.under_way.pop()
 
-    def wait_outside(self) -> None:
-        """Wait a little (lock held) without keeping a cut waiting; there may be a new cut afterwards."""
+    def tell(self) -> None:
+        """Something has changed that somebody may wait for (lock held): they look again."""
+        self.news += 1
+        if self._waiting:
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Until somebody tells (lock held)."""
+        self._waiting += 1
+        try:
+            self._changed.wait(timeout_s)
+        finally:
+            self._waiting -= 1
+
+    def wait_outside(self, news: int) -> None:
+        """Wait a little (lock held) without keeping a cut waiting; there may be a new cut afterwards.
+
+        `news`: what it was before the caller looked; he does not wait if there was any since.
+        """
         offset = self.under_way.pop()
         try:
-            self._changed.wait(_LOOK_AGAIN_S)
+            if self.news == news:
+                self.wait(_LOOK_AGAIN_S)
             while self._closed:
-                self._changed.wait()
+                self.wait()
         finally:
             self.under_way.append(offset)
 
@@ -65,10 +85,10 @@ class Gate:
             assert not self._closed, "two cuts at once"
             self._closed = True
             while self.under_way:
-                self._changed.wait(_GATE_LOOK_S)
+                self.wait(_GATE_LOOK_S)
         try:
             yield
         finally:
             with self._changed:
                 self._closed = False
-                self._changed.notify_all()
+                self.tell()

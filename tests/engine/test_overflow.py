@@ -290,7 +290,7 @@ def test_the_compactor_is_pressed_until_no_write_waits(make_rig: MakeRig) -> Non
     rig.open()
     rig.compactor._step_slots = 4
     for block_no in range(16):
-        assert rig.engine.try_write(block_no * BLOCK_BYTES, NEW[:BLOCK_BYTES])
+        rig.engine.write(block_no * BLOCK_BYTES, NEW[:BLOCK_BYTES])
     waiting = [
         threading.Thread(target=rig.engine.write, args=(at * BLOCK_BYTES, NEW[: 4 * BLOCK_BYTES]), daemon=True)
         for at in (16, 20)

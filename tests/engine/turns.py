@@ -3,16 +3,25 @@
 A step is before every change of anything and before every look at what others change, so any interleaving of the
 actors may come, and the same number brings the same one again.
 
-- An actor that pauses with the engine's lock keeps out the others that want it.
+- Locks and waiting are made of turns too (`TurnLock`, `waiting`): who cannot go on lets others.
 - An actor that has nothing to do calls `step` itself, or all the others would wait for it for ever.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Final
+
+import pytest
+
+import cow.disk.bitmaps
+import cow.disk.files
+import cow.live.engine
+from cow.live.traffic import Gate
 
 # Nobody waits for longer than a few steps of the others; this ends a test that hangs.
 _HANGS_S: Final = 60.0
@@ -23,9 +32,9 @@ class _Stopped(Exception):
 
 
 class _Actor(threading.Thread):
-    def __init__(self, turns: Turns, work: Callable[[], None], *, wants_lock: bool) -> None:
+    def __init__(self, turns: Turns, work: Callable[[], None]) -> None:
         super().__init__(daemon=True)
-        self._turns, self._work, self.wants_lock = turns, work, wants_lock
+        self._turns, self._work = turns, work
         self.may_go = threading.Semaphore(0)
 
     def run(self) -> None:
@@ -45,26 +54,23 @@ class Turns:
 
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
-        self._lock = threading.Lock()
         self._change_chance = self.dice.choice([0.03, 0.2, 0.8])
         self._actors: list[_Actor] = []
         self._current: _Actor | None = None
-        self._holder: _Actor | None = None
         self._all_left = threading.Event()
         self.failure: BaseException | None = None
 
-    def add(self, work: Callable[[], None], *, wants_lock: bool) -> None:
-        """An actor that does `work`; without `wants_lock` it never takes the lock."""
-        self._actors.append(_Actor(self, work, wants_lock=wants_lock))
+    def add(self, work: Callable[[], None]) -> None:
+        """An actor that does `work`."""
+        self._actors.append(_Actor(self, work))
 
     @property
     def count(self) -> int:
         """How many have not finished."""
         return len(self._actors)
 
-    def run(self, lock: threading.Lock) -> None:
-        """Until all have finished; raises what failed. `lock` is the one that actors share."""
-        self._lock = lock
+    def run(self) -> None:
+        """Until all have finished; raises what failed."""
         actors = list(self._actors)
         for actor in actors:
             actor.start()
@@ -82,8 +88,18 @@ class Turns:
             return
         if self.failure is not None:
             raise _Stopped
-        if self.dice.random() >= self._change_chance:
-            return
+        if self.dice.random() < self._change_chance:
+            self._let_others(me)
+
+    def wait(self) -> None:
+        """This actor cannot go on just now."""
+        me = self._current
+        if threading.current_thread() is me:
+            if self.failure is not None:
+                raise _Stopped
+            self._let_others(me)
+
+    def _let_others(self, me: _Actor | None) -> None:
         self._give_turn()
         if self._current is not me and me is not None:
             assert me.may_go.acquire(timeout=_HANGS_S), "nobody gives the turn back"
@@ -97,11 +113,50 @@ class Turns:
             self._all_left.set()
 
     def _give_turn(self) -> None:
-        me, is_held = self._current, self._lock.locked()
-        if is_held and me is not None and me.wants_lock:
-            # Who wants it runs only while nobody else has it, so this one has.
-            self._holder = me
-        able = [actor for actor in self._actors if not (is_held and actor.wants_lock and actor is not self._holder)]
-        self._current = self.dice.choice(able)
+        me = self._current
+        self._current = self.dice.choice(self._actors)
         if self._current is not me:
             self._current.may_go.release()
+
+
+class TurnLock:
+    """A lock in whose place others go on while it is held."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns, self._lock = turns, threading.Lock()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        while not self._lock.acquire(blocking=False):
+            if not blocking:
+                return False
+            self._turns.wait()
+        return True
+
+    def release(self) -> None:
+        self._lock.release()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *raised: object) -> None:
+        self.release()
+
+
+@contextlib.contextmanager
+def waiting(turns: Turns) -> Iterator[None]:
+    """Within this, the locks that the engine makes are made of turns, and a write that waits lets others go on."""
+
+    def wait_outside(gate: Gate, news: int) -> None:
+        offset = gate.under_way.pop()
+        gate._changed.release()
+        turns.wait()
+        gate._changed.acquire()
+        gate.under_way.append(offset)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (cow.live.engine, cow.disk.files, cow.disk.bitmaps):
+            patch.setattr(
+                module, "threading", SimpleNamespace(Lock=lambda: TurnLock(turns), Condition=threading.Condition)
+            )
+        patch.setattr(Gate, "wait_outside", wait_outside)
+        yield
