@@ -21,6 +21,7 @@ _DEBUG_VARIABLE = "SNAPFS_DEBUG"
 _COMMANDS = (
     "backup",
     "check",
+    "diff",
     "limit",
     "map",
     "mount",

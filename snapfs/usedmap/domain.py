@@ -49,6 +49,11 @@ def write_domain(file: TextIO, image_map: ImageMap, program: str = "snapfs") -> 
         file.write(piece)
 
 
+def set_extents(image_map: ImageMap) -> Iterator[tuple[int, int]]:
+    """`(start, length)` in bytes of the stretches whose bits are set, in order."""
+    return ((start, length) for is_set, start, length in _stretches(image_map) if is_set)
+
+
 def _stretches(image_map: ImageMap) -> Iterator[tuple[int, int, int]]:
     """(used, start, length) in bytes; the last block of the image may be a partial one."""
     block_bytes, size_bytes = image_map.block_bytes, image_map.size_bytes

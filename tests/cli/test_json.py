@@ -45,6 +45,7 @@ def test_what_a_mounted_image_prints(bench: Bench) -> None:
     check("status", printed("status", bench.live))
     check("cut", printed("snapshot", bench.live))
     check("map", printed("map", bench.live))
+    check("diff", printed("diff", bench.live))
     check("check", printed("check", bench.live))
     check("backup", printed("backup", bench.live, bench.path / "backup"))
     check("backup", printed("backup", "--cut", bench.live, bench.path / "of-a-cut"))
