@@ -12,7 +12,9 @@
     begin-map    mount, umount that changed nothing              Done
     stop-map     umount, supervisor                              Done           Timed
     prepare-cut  snapfs snapshot: makes the new cut's files      CutPrepared    Timed
+    hold         snapfs snapshot of several: writes wait         Done           Timed
     cut          snapfs snapshot: the step itself                CutTaken       Timed
+    resume       snapfs snapshot of several: they go on          Done
     cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
 
 Rules:
@@ -223,6 +225,20 @@ class PrepareCut(Timed, Request[CutPrepared]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HoldWrites(Timed, Request[Done]):
+    """Live writes wait, for a cut in the same instant as those of other images. They go on with `ResumeWrites`, when
+    the connection is closed, and when the time is over."""
+
+    op, answer = "hold", Done
+    generation: int
+
+
+@dataclass(frozen=True)
+class ResumeWrites(Request[Done]):
+    op, answer = "resume", Done
+
+
+@dataclass(frozen=True, kw_only=True)
 class TakeCut(Timed, Request[CutTaken]):
     """`generation` is that of the cut that this connection has prepared."""
 
@@ -249,6 +265,22 @@ class Writer:
     length: int | None = None
 
 
+@dataclass(frozen=True)
+class Member:
+    """The snapshot `id` of an image."""
+
+    image: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Snapshots of one instant, of several images."""
+
+    id: str
+    members: tuple[Member, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Facts:
     """What was at rest at a cut, and what was not; its map depends on that."""
@@ -258,6 +290,8 @@ class Facts:
     frozen_offsets: tuple[int, ...]
     not_frozen: tuple[Unfrozen, ...]
     writers: tuple[Writer, ...]
+    # Known when all of them have been taken.
+    group: Group | None = None
 
 
 NOTHING_FROZEN: Final = Facts(freeze_ms=None, frozen=(), frozen_offsets=(), not_frozen=(), writers=())
@@ -285,7 +319,9 @@ REQUESTS: Final[dict[str, type[Request[Any]]]] = {
         BeginMap,
         StopMap,
         PrepareCut,
+        HoldWrites,
         TakeCut,
+        ResumeWrites,
         NoteFacts,
     )
 }

@@ -21,7 +21,7 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from cow.disk.cut import Cut
@@ -201,12 +201,12 @@ class LiveEngine:
     def _discard(self) -> None:
         self._claiming.discard()
 
-    def begin_cut(self, cut: Cut, header: Header, check_wanted: Callable[[], None] = lambda: None) -> Cut:
-        """From here on `cut` (prepared and empty) is the snapshot. The one before has ended for its readers; the
-        caller lets go of it when nobody waits for him.
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within this no live write is under way, and none begins. Waits for those that are. OSError: there can be
+        no cut now.
 
-        Waits for the writes under way; its own work takes the same time whatever the size of the image. After the
-        waiting `check_wanted` may raise what it likes: then, as after an OSError, all is as before. One at a time.
+        For a cut, or for those of several images in one instant: `begin_cut` may come within.
         """
         with self._gate.closed():
             # Nobody is about to write or to preserve; so the disk is waited for without the lock.
@@ -214,6 +214,16 @@ class LiveEngine:
                 # What the new snapshot shows must not be undone by a power loss.
                 self._syncer.sync_unasked()
             self._image.check_whole()
+            yield
+
+    def begin_cut(self, cut: Cut, header: Header, check_wanted: Callable[[], None] = lambda: None) -> Cut:
+        """From here on `cut` (prepared and empty) is the snapshot. The one before has ended for its readers; the
+        caller lets go of it when nobody waits for him.
+
+        Waits for the writes under way; its own work takes the same time whatever the size of the image. After the
+        waiting `check_wanted` may raise what it likes: then, as after an OSError, all is as before. One at a time.
+        """
+        with self.held():
             check_wanted()
             # Whatever may fail comes before the one step that cannot be taken back.
             preserver = self._claiming.new_preserver(cut)

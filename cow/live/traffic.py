@@ -20,7 +20,7 @@ class Gate:
 
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
-        self._closed = False
+        self._closed, self._closers = False, 0
         # Counts what writes that wait may have waited for, and the threads that wait for any of it.
         self.news = self._waiting = 0
         # The offsets of writes that have not returned yet. Appending and popping are whole steps for all
@@ -79,10 +79,10 @@ class Gate:
     def closed(self) -> Iterator[None]:
         """Let nobody new in, and wait for those under way; within this nobody is between the gate and the image.
 
-        One at a time, and without the lock.
+        Without the lock. Also within another one, and then it may outlast that.
         """
         with self._changed:
-            assert not self._closed, "two cuts at once"
+            self._closers += 1
             self._closed = True
             while self.under_way:
                 self.wait(_GATE_LOOK_S)
@@ -90,5 +90,7 @@ class Gate:
             yield
         finally:
             with self._changed:
-                self._closed = False
-                self.tell()
+                self._closers -= 1
+                if not self._closers:
+                    self._closed = False
+                    self.tell()

@@ -14,11 +14,11 @@ from snapfs.errors import ExitCode
 from snapfs.options import SnapshotOptions
 
 if TYPE_CHECKING:
-    from snapfs.commands.snapshot import Taken
+    from snapfs.commands.snapshot import Taken, TakenTogether
 
 
 @click.command("snapshot", short_help="Take a new cut; the previous snapshot ends.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("paths", metavar="LIVE|SNAP|IMAGE...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @output_options
 @click.option("--no-freeze", is_flag=True, help="Freeze nothing: the snapshot is as after a power failure.")
 @click.option(
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 )
 @click.option("--quiesce", metavar="qga:SOCKET", help="Have the QEMU guest agent freeze the guest's filesystems.")
 def snapshot_command(
-    path: Path,
+    paths: tuple[Path, ...],
     as_json: bool,
     quiet: bool,
     no_freeze: bool,
@@ -56,20 +56,31 @@ def snapshot_command(
     The filesystems that are mounted from the live view are synced, and frozen for some milliseconds. Files that
     are open on the previous snapshot fail with ESTALE.
 
+    Of several images, such as the disks of one machine, all snapshots are of one instant: everything is frozen, all
+    are cut, everything is thawed.
+
     Hooks are called with freeze and thaw; the SNAPFS_ variables of their environment say more.
 
     Exit code 4: the cut was taken, but not all is as asked for; stderr says what.
     """
-    from snapfs.commands.snapshot import snapshot
+    from snapfs.commands.snapshot import snapshot_together
 
-    taken = snapshot(path, SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce))
-    show(_object(taken), *_lines(taken), as_json=as_json, quiet=quiet)
-    for sentence in taken.problems:
+    options = SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce)
+    together = snapshot_together(paths, options)
+    problems = together.cuts[-1].problems
+    show(_object(together), *_lines(together), as_json=as_json, quiet=quiet)
+    for sentence in problems:
         note(sentence)
-    return ExitCode.PROBLEM if taken.problems else ExitCode.DONE
+    return ExitCode.PROBLEM if problems else ExitCode.DONE
 
 
-def _object(taken: Taken) -> dict[str, object]:
+def _object(together: TakenTogether) -> dict[str, object]:
+    if together.group is None:
+        return _facts(together.cuts[0])
+    return {"group": together.group, "cuts": [{"image": taken.image, **_facts(taken)} for taken in together.cuts]}
+
+
+def _facts(taken: Taken) -> dict[str, object]:
     return {
         "id": taken.id,
         "taken_at": taken.taken_at,
@@ -83,7 +94,16 @@ def _object(taken: Taken) -> dict[str, object]:
     }
 
 
-def _lines(taken: Taken) -> list[str]:
+def _lines(together: TakenTogether) -> list[str]:
+    if together.group is None:
+        return _lines_of(together.cuts[0])
+    lines = [f"{'group':<12} {together.group}, one instant"]
+    for taken in together.cuts:
+        lines += ["", f"{'image':<12} {taken.image}", *_lines_of(taken)]
+    return lines
+
+
+def _lines_of(taken: Taken) -> list[str]:
     rows = [("snapshot", f"{taken.id}, taken {taken.taken_at}")]
     rows += [("frozen", mount_point) for mount_point in taken.frozen]
     rows += [("not frozen", f"{one.mount_point}: {one.reason}") for one in taken.not_frozen]

@@ -1,4 +1,4 @@
-"""`snapfs snapshot`: a new cut while everything stays mounted and in use.
+"""`snapfs snapshot`: a new cut while everything stays mounted and in use, of one image or of several in one instant.
 
     find filesystems, sync      users go on
     prepare-cut                 users go on
@@ -7,32 +7,51 @@
     hooks: thaw
     cut-facts                   the snapshot view shows the new cut; the map of used blocks begins
 
-All of it over one connection: as long as it lasts nobody else takes a cut. Whatever fails before the cut closes it,
-which cancels the cut and leaves the snapshot as it was.
+Of several images, *cut* is hold each, cut each, resume each: no write that comes after another one is in a snapshot
+without that, whatever goes on below the filesystems.
+
+All of it over one connection to each server: as long as it lasts nobody else takes a cut. Whatever fails before the
+cut closes it, which cancels the cut and leaves the snapshot as it was.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import cow
 import snapfs
 from snapfs.client import Connection, connected
 from snapfs.commands.status import read_status
-from snapfs.errors import NotMountedError, SnapfsError
+from snapfs.errors import NotMountedError, SnapfsError, UsageError
 from snapfs.freezing.guest_agent import connect_agent
 from snapfs.freezing.hooks import Hooks, find_hooks
 from snapfs.freezing.plan import NotFrozen, Plan, planned
 from snapfs.freezing.window import Frozen, cut_frozen
 from snapfs.options import SnapshotOptions
-from snapfs.protocol import CutTaken, Facts, NoteFacts, PrepareCut, TakeCut, Unfrozen, Writer, deadline_in
+from snapfs.protocol import (
+    CutTaken,
+    Facts,
+    Group,
+    HoldWrites,
+    Member,
+    NoteFacts,
+    PrepareCut,
+    ResumeWrites,
+    TakeCut,
+    Unfrozen,
+    Writer,
+    deadline_in,
+)
 from snapfs.system.discovery import find_store
 from snapfs.system.mounts import DEAD_VIEW_ERRORS, canonical_path
+from snapfs.system.place import files_below
 from snapfs.system.signals import Signals
 from snapfs.system.stores import check_answers, name_of, owner_of_store
 from snapfs.system.view_mounts import mounts_of, view_on
@@ -44,8 +63,9 @@ _FACTS_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """The new snapshot. `problems` are sentences about what went wrong without harming it."""
+    """The new snapshot of `image`. `problems` are sentences about what went wrong without harming it."""
 
+    image: str
     id: str
     taken_at: str
     freeze_ms: float | None
@@ -56,13 +76,31 @@ class Taken:
     problems: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TakenTogether:
+    """New snapshots of one instant; `group` is its id, None when there is only one."""
+
+    group: str | None
+    cuts: tuple[Taken, ...]
+
+
 def snapshot(path: Path, options: SnapshotOptions) -> Taken:
     """Take a new cut of the instance behind `path`; the previous snapshot ends. SnapfsError: nothing changed."""
-    with Signals.handled() as signals:
-        store = find_store(path)
-        status = read_status(store)
-        with connected(store) as server, _while_it_lasts(store):
-            return _Cutting(store, status, server, options, signals).run()
+    (taken,) = snapshot_together([path], options).cuts
+    return taken
+
+
+def snapshot_together(paths: Sequence[Path], options: SnapshotOptions) -> TakenTogether:
+    """The same of the instances behind `paths`, in one instant; the cuts are in their order. SnapfsError: nothing
+    changed, or the sentence says what did."""
+    with Signals.handled() as signals, ExitStack() as stack:
+        instances = [_Instance(find_store(path)) for path in paths]
+        _check_apart(instances)
+        # All in the same order: two commands that want some of the same would else wait for each other.
+        for instance in sorted(instances, key=lambda instance: instance.key):
+            stack.enter_context(_while_it_lasts(instance.store))
+            instance.connect(stack)
+        return _Cutting(instances, options, signals).run()
 
 
 @contextmanager
@@ -81,99 +119,70 @@ def _while_it_lasts(store: Path) -> Iterator[None]:
         ) from error
 
 
-class _Cutting:
-    def __init__(
-        self,
-        store: Path,
-        status: dict[str, Any],
-        server: Connection,
-        options: SnapshotOptions,
-        signals: Signals,
-    ) -> None:
-        self._store, self._server, self._options, self._signals = store, server, options, signals
-        self._snap = Path(status["snap"])
-        self._live, self._view = Path(status["live"]), view_on(status["live_device"])
-        self._live_file = self._live / str(status["view_name"])
-        found = [] if options.hooks is None else find_hooks(canonical_path(options.hooks))
-        facts = {f"SNAPFS_{name.upper()}": str(status[name]) for name in ("image", "live", "snap", "store")}
-        self._hooks = Hooks(found, options.hook_timeout_s, facts)
-        self._problems: list[str] = []
-
-    def run(self) -> Taken:
-        self._check_live()
-        with ExitStack() as stack:
-            agent = None
-            if self._options.quiesce:
-                agent = connect_agent(self._options.quiesce)
-                stack.callback(agent.close)
-                agent.check_thawed()
-            freezes = self._options.freezes
-            plan = stack.enter_context(planned(self._live_file, self._kept(), freezes=freezes, agent=agent))
-            plan.unneeded_fds.append(self._server.fileno())
-            plan.sync()
-            generation, frozen = self._cut(plan)
-            frozen.not_frozen += plan.latecomers()
-            frozen.writers = plan.writers(frozen.answer)
-        self._tell_facts(generation, frozen)
-        if frozen.lost:
-            self._problems.append(
-                f"The snapshot was taken, but {' and '.join(frozen.lost)} had been thawed before it was, so there it "
-                "is as after a power failure; take another one, if need be with a longer --freeze-timeout."
+def _check_apart(instances: Sequence[_Instance]) -> None:
+    """Each once, and none on a filesystem inside another: that is frozen when its own server has to write."""
+    for instance, other in permutations(instances, 2):
+        if other.key == instance.key:
+            raise UsageError(f"{instance.image} is named twice; name each image once.")
+        below = [*files_below(canonical_path(instance.image)), *files_below(canonical_path(instance.store))]
+        if any(_is_same_file(file, other.live_file) for file in below):
+            raise SnapfsError(
+                f"{instance.image}, or its store, lies on a filesystem inside {other.image}, which has to be frozen; "
+                "take a snapshot of each by itself, the inner one first.",
+                path=instance.image,
             )
-        return Taken(
-            id=frozen.answer.id,
-            taken_at=frozen.answer.taken_at,
-            freeze_ms=frozen.freeze_ms,
-            cut_ms=frozen.answer.cut_ms,
-            frozen=tuple(frozen.frozen),
-            not_frozen=tuple(frozen.not_frozen),
-            writers=tuple(frozen.writers),
-            problems=tuple(self._problems),
-        )
 
-    def _check_live(self) -> None:
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samefile(one, other)
+    return False
+
+
+class _Instance:
+    """One of the images that are cut, and the connection to its server."""
+
+    server: Connection
+    generation: int
+
+    def __init__(self, store: Path) -> None:
+        self.store, self.status = store, read_status(store)
+        # By whatever name it was found.
+        info = os.stat(store)
+        self.key = info.st_dev, info.st_ino
+        status = self.status
+        self.image, self.snap = Path(status["image"]), Path(status["snap"])
+        self.live, self._view = Path(status["live"]), view_on(status["live_device"])
+        self.live_file = self.live / str(status["view_name"])
+
+    def connect(self, stack: ExitStack) -> None:
+        """Until `stack` is closed."""
+        self.server = stack.enter_context(connected(self.store))
+
+    def check_live(self) -> None:
         views = mounts_of(self._view)
-        if not views or any(view.user_id != owner_of_store(self._store) for view in views):
+        if not views or any(view.user_id != owner_of_store(self.store) for view in views):
             raise NotMountedError(
-                f"The live view {self._live} is not mounted any more; mount the image again for a new snapshot.",
-                path=self._live,
+                f"The live view {self.live} is not mounted any more; mount the image again for a new snapshot.",
+                path=self.live,
             )
-        check_answers(self._live_file)
+        check_answers(self.live_file)
 
-    def _kept(self) -> dict[str, list[Path]]:
-        packages = [Path(str(module.__file__)) for module in (snapfs, cow)]
-        kept = {"the store": [self._store], "snapfs itself": [*packages, Path(sys.executable), Path(sys.prefix)]}
-        if self._options.hooks is not None:
-            kept["the hook scripts"] = [canonical_path(self._options.hooks)]
-        return kept
+    def prepare(self) -> None:
+        self.generation = self.server.ask(PrepareCut(deadline_s=deadline_in(_PREPARE_TIMEOUT_S))).generation
 
-    # --- the cut ---------------------------------------------------------------------------------------------
+    def hold(self, until: float) -> None:
+        self.server.ask(HoldWrites(generation=self.generation, deadline_s=until))
 
-    def _cut(self, plan: Plan) -> tuple[int, Frozen]:
-        generation = self._server.ask(PrepareCut(deadline_s=deadline_in(_PREPARE_TIMEOUT_S))).generation
+    def take(self, until: float) -> CutTaken:
+        return self.server.ask(TakeCut(generation=self.generation, deadline_s=until))
 
-        def take(until: float) -> CutTaken:
-            return self._server.ask(TakeCut(generation=generation, deadline_s=until))
+    def resume(self) -> None:
+        # A server that does not answer lets them go on by itself.
+        with suppress(SnapfsError):
+            self.server.ask(ResumeWrites())
 
-        self._hooks.facts["SNAPFS_MOUNT_POINTS"] = "\n".join(target.name for target in plan.targets)
-        try:
-            self._hooks.freeze()
-            frozen = cut_frozen(plan, take, self._options.freeze_timeout_s, self._signals)
-        except BaseException:
-            self._end_hooks(None)
-            raise
-        self._end_hooks(frozen.answer)
-        return generation, frozen
-
-    def _end_hooks(self, answer: CutTaken | None) -> None:
-        facts = self._hooks.facts
-        facts["SNAPFS_RESULT"] = "failed" if answer is None else "done"
-        if answer is not None:
-            facts["SNAPFS_SNAPSHOT_ID"], facts["SNAPFS_TAKEN_AT"] = answer.id, answer.taken_at
-        with self._signals.deferred():
-            self._problems += self._hooks.thaw()
-
-    def _tell_facts(self, generation: int, frozen: Frozen) -> None:
+    def tell_facts(self, frozen: Frozen, group: Group | None) -> None:
         """Only what lies in the image at one place concerns its map: a filesystem in a file of another is data."""
         not_frozen = [
             Unfrozen(one.mount_point, one.reason, one.offset) for one in frozen.not_frozen if not one.is_nested
@@ -184,15 +193,134 @@ class _Cutting:
             frozen_offsets=tuple(frozen.frozen_offsets),
             not_frozen=tuple(not_frozen),
             writers=tuple(frozen.writers),
+            group=group,
         )
-        with self._signals.deferred():
-            answer = self._server.ask(
-                NoteFacts(generation=generation, facts=facts, deadline_s=deadline_in(_FACTS_TIMEOUT_S))
-            )
-        if not answer.shown:
+        message = NoteFacts(generation=self.generation, facts=facts, deadline_s=deadline_in(_FACTS_TIMEOUT_S))
+        if not self.server.ask(message).shown:
             raise SnapfsError(
                 f"A new cut was taken ({frozen.answer.taken_at}) and the snapshot before it has ended, but "
-                f"{self._snap} does not show it, because its server does not answer; look into "
-                f"{name_of(self._store) / 'log'} and at snapfs status.",
-                path=self._snap,
+                f"{self.snap} does not show it, because its server does not answer; look into "
+                f"{name_of(self.store) / 'log'} and at snapfs status.",
+                path=self.snap,
             )
+
+
+class _Cutting:
+    def __init__(self, instances: Sequence[_Instance], options: SnapshotOptions, signals: Signals) -> None:
+        self._instances, self._options, self._signals = instances, options, signals
+        found = [] if options.hooks is None else find_hooks(canonical_path(options.hooks))
+        facts = {
+            f"SNAPFS_{name.upper()}": "\n".join(str(instance.status[name]) for instance in instances)
+            for name in ("image", "live", "snap", "store")
+        }
+        self._hooks = Hooks(found, options.hook_timeout_s, facts)
+        self._problems: list[str] = []
+
+    def run(self) -> TakenTogether:
+        for instance in self._instances:
+            instance.check_live()
+        with ExitStack() as stack:
+            agent = None
+            if self._options.quiesce:
+                agent = connect_agent(self._options.quiesce)
+                stack.callback(agent.close)
+                agent.check_thawed()
+            live_files = [instance.live_file for instance in self._instances]
+            freezes = self._options.freezes
+            plans = stack.enter_context(planned(live_files, self._kept(), freezes=freezes, agent=agent))
+            for plan, instance in zip(plans, self._instances, strict=True):
+                plan.unneeded_fds.append(instance.server.fileno())
+                plan.sync()
+            frozen = self._cut(plans)
+            for plan, one in zip(plans, frozen, strict=True):
+                one.not_frozen += plan.latecomers()
+                one.writers = plan.writers(one.answer)
+        group = self._group(frozen)
+        with self._signals.deferred():
+            for instance, one in zip(self._instances, frozen, strict=True):
+                instance.tell_facts(one, group)
+        lost = dict.fromkeys(name for one in frozen for name in one.lost)
+        if lost:
+            self._problems.append(
+                f"The snapshot was taken, but {' and '.join(lost)} had been thawed before it was, so there it "
+                "is as after a power failure; take another one, if need be with a longer --freeze-timeout."
+            )
+        cuts = map(self._taken, self._instances, frozen)
+        return TakenTogether(None if group is None else group.id, tuple(cuts))
+
+    def _taken(self, instance: _Instance, frozen: Frozen) -> Taken:
+        return Taken(
+            image=str(instance.image),
+            id=frozen.answer.id,
+            taken_at=frozen.answer.taken_at,
+            freeze_ms=frozen.freeze_ms,
+            cut_ms=frozen.answer.cut_ms,
+            frozen=tuple(frozen.frozen),
+            not_frozen=tuple(frozen.not_frozen),
+            writers=tuple(frozen.writers),
+            problems=tuple(self._problems),
+        )
+
+    def _kept(self) -> dict[str, list[Path]]:
+        packages = [Path(str(module.__file__)) for module in (snapfs, cow)]
+        stores = [instance.store for instance in self._instances]
+        kept = {"the store": stores, "snapfs itself": [*packages, Path(sys.executable), Path(sys.prefix)]}
+        if self._options.hooks is not None:
+            kept["the hook scripts"] = [canonical_path(self._options.hooks)]
+        return kept
+
+    # --- the cut ---------------------------------------------------------------------------------------------
+
+    def _cut(self, plans: Sequence[Plan]) -> list[Frozen]:
+        for instance in sorted(self._instances, key=lambda instance: instance.key):
+            instance.prepare()
+        names = dict.fromkeys(target.name for plan in plans for target in plan.targets)
+        self._hooks.facts["SNAPFS_MOUNT_POINTS"] = "\n".join(names)
+        try:
+            self._hooks.freeze()
+            frozen = cut_frozen(plans, self._take, self._options.freeze_timeout_s, self._signals)
+        except BaseException:
+            self._end_hooks([])
+            raise
+        self._end_hooks([one.answer for one in frozen])
+        return frozen
+
+    def _take(self, until: float) -> list[CutTaken]:
+        """Of all of them before any write goes on."""
+        if len(self._instances) == 1:
+            return [self._instances[0].take(until)]
+        answers: list[CutTaken] = []
+        try:
+            for instance in self._instances:
+                instance.hold(until)
+            for instance in self._instances:
+                answers.append(instance.take(until))
+        except SnapfsError as error:
+            if not answers:
+                raise
+            images = " and ".join(str(instance.image) for instance in self._instances[: len(answers)])
+            raise SnapfsError(
+                f"A new cut was taken of {images} alone, and no snapshot is of the same instant as those of the "
+                f"others: {error.sentence}"
+            ) from error
+        finally:
+            for instance in self._instances:
+                instance.resume()
+        return answers
+
+    def _group(self, frozen: Sequence[Frozen]) -> Group | None:
+        if len(frozen) == 1:
+            return None
+        members = (
+            Member(str(instance.image), one.answer.id) for instance, one in zip(self._instances, frozen, strict=True)
+        )
+        return Group(str(uuid.uuid4()), tuple(members))
+
+    def _end_hooks(self, answers: Sequence[CutTaken]) -> None:
+        facts = self._hooks.facts
+        facts["SNAPFS_RESULT"] = "done" if answers else "failed"
+        if answers:
+            facts["SNAPFS_SNAPSHOT_ID"] = "\n".join(answer.id for answer in answers)
+            facts["SNAPFS_TAKEN_AT"] = "\n".join(answer.taken_at for answer in answers)
+        with self._signals.deferred():
+            self._problems += self._hooks.thaw()

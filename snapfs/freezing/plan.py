@@ -1,5 +1,8 @@
 """What a cut freezes, in order, and what it does not, with the reasons; everything is open before the window.
 
+There is a plan for each image that is cut in the same instant. A filesystem on several of them is in the plan of
+each, and frozen once.
+
 Opening may wait for a filesystem, so nothing is left to open once one of them is frozen.
 """
 
@@ -7,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +19,7 @@ from typing import Protocol
 from snapfs.errors import SnapfsError
 from snapfs.freezing.fsfreeze import freeze, never_frozen, thaw
 from snapfs.freezing.guest_agent import GuestAgent
-from snapfs.freezing.live_filesystems import LiveFilesystem, Number, find_live_filesystems, open_filesystem
+from snapfs.freezing.live_filesystems import LiveFilesystem, find_live_filesystems, open_filesystem
 from snapfs.freezing.live_parts import Part
 from snapfs.freezing.live_writers import WriterSight, look_for_writers, writers_at_cut
 from snapfs.protocol import CutTaken, Writer
@@ -38,12 +41,15 @@ class NotFrozen:
 
 
 class Target(Protocol):
-    """Something to freeze."""
+    """Something to freeze. `key` is the same in the plans of all images that it has to do with."""
 
     name: str
     fstype: str
     offset: int | None
     is_nested: bool
+
+    @property
+    def key(self) -> Hashable: ...
 
     def freeze(self, timeout_s: float) -> None:
         """OSError: it is not frozen."""
@@ -56,6 +62,7 @@ class Target(Protocol):
 
 @dataclass(slots=True)
 class _MountedTarget:
+    key: Hashable
     name: str
     fstype: str
     offset: int | None
@@ -79,6 +86,10 @@ class GuestTarget:
     offset: int | None = None
     is_nested: bool = True
 
+    @property
+    def key(self) -> Hashable:
+        return self.agent.path
+
     def freeze(self, timeout_s: float) -> None:
         self.agent.freeze(timeout_s)
 
@@ -92,7 +103,7 @@ class Plan:
 
     live_file: Path
     live_fd: int
-    known: set[Number] = field(default_factory=set)
+    filesystems: list[LiveFilesystem]
     targets: list[Target] = field(default_factory=list)
     not_frozen: list[NotFrozen] = field(default_factory=list)
     sync_fds: list[int] = field(default_factory=list)
@@ -126,11 +137,12 @@ class Plan:
 
     def latecomers(self) -> list[NotFrozen]:
         """What has been mounted since the plan was made; nothing of a view whose servers have died."""
+        known = {filesystem.device for filesystem in self.filesystems}
         with suppress(OSError):
             return [
                 NotFrozen(one.name, "it was mounted while the cut was taken", one.offset, one.depth > 0)
                 for one in find_live_filesystems(self.live_file)
-                if one.device not in self.known and not one.read_only
+                if one.device not in known and not one.read_only
             ]
         return []
 
@@ -148,27 +160,29 @@ def _close(fd: int) -> None:
 
 @contextmanager
 def planned(
-    live_file: Path, kept: Mapping[str, Sequence[Path]], *, freezes: bool, agent: GuestAgent | None
-) -> Iterator[Plan]:
-    """A plan for `live_file`; `kept` is what must stay writable (see `never_frozen`)."""
+    live_files: Sequence[Path], kept: Mapping[str, Sequence[Path]], *, freezes: bool, agent: GuestAgent | None
+) -> Iterator[list[Plan]]:
+    """A plan for each of `live_files`; `kept` is what must stay writable (see `never_frozen`)."""
     with ExitStack() as stack:
-        live_fd = _open_live(live_file)
-        stack.callback(_close, live_fd)
-        plan = Plan(live_file, live_fd, unneeded_fds=[live_fd])
-        if agent is not None:
-            # First: what it writes while it freezes may lie on filesystems that are to be frozen here.
-            plan.targets.append(GuestTarget(agent, f"qga:{agent.path}"))
-        filesystems = find_live_filesystems(live_file)
-        plan.known = {filesystem.device for filesystem in filesystems}
-        reasons = never_frozen(filesystems, kept)
-        quiet = {one.device for one in filesystems if freezes and one.device not in reasons and one.part is None}
-        for filesystem in filesystems:
-            if filesystem.read_only or (filesystem.part is not None and filesystem.part.owner in quiet):
-                continue
-            reason = reasons.get(filesystem.device) if freezes else "no freeze was asked for"
-            _add(plan, filesystem, _why_part(filesystem.part) or reason, stack)
-        plan.writers_before = look_for_writers(live_fd)
-        yield plan
+        plans = []
+        for live_file in live_files:
+            live_fd = _open_live(live_file)
+            stack.callback(_close, live_fd)
+            plans.append(Plan(live_file, live_fd, find_live_filesystems(live_file), unneeded_fds=[live_fd]))
+        everywhere = [filesystem for plan in plans for filesystem in plan.filesystems]
+        reasons = never_frozen(everywhere, kept)
+        quiet = {one.device for one in everywhere if freezes and one.device not in reasons and one.part is None}
+        for plan in plans:
+            if agent is not None:
+                # First: what it writes while it freezes may lie on filesystems that are to be frozen here.
+                plan.targets.append(GuestTarget(agent, f"qga:{agent.path}"))
+            for filesystem in plan.filesystems:
+                if filesystem.read_only or (filesystem.part is not None and filesystem.part.owner in quiet):
+                    continue
+                reason = reasons.get(filesystem.device) if freezes else "no freeze was asked for"
+                _add(plan, filesystem, _why_part(filesystem.part) or reason, stack)
+            plan.writers_before = look_for_writers(plan.live_fd)
+        yield plans
 
 
 def _why_part(part: Part | None) -> str | None:
@@ -196,6 +210,6 @@ def _add(plan: Plan, filesystem: LiveFilesystem, reason: str | None, stack: Exit
     if reason is None and fd is None:
         reason = "no mount of it can be reached from here"
     if reason is None and fd is not None:
-        plan.targets.append(_MountedTarget(name, filesystem.fstype, offset, is_nested, fd))
+        plan.targets.append(_MountedTarget(filesystem.device, name, filesystem.fstype, offset, is_nested, fd))
     else:
         plan.not_frozen.append(NotFrozen(name, str(reason), offset, is_nested))

@@ -1,7 +1,7 @@
 """The instant of a cut: everything frozen, the cut, everything thawed.
 
     before   find the filesystems, open them, write back what they hold while their users go on
-    window   watchdog, FIFREEZE each, fsync of the live file, the cut, FITHAW each in reverse
+    window   watchdog, FIFREEZE each, fsync of the live files, the cuts, FITHAW each in reverse
     after    who was frozen from before the cut until after it, and who was not
 
 Rules of the window:
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -29,8 +29,8 @@ from snapfs.system.signals import Signals
 
 @dataclass(slots=True)
 class Frozen:
-    """What the window did: the server's answer to `cut`, and who was frozen around it. `lost` are those that
-    were frozen, but not for long enough."""
+    """What the window did for one image: the server's answer to `cut`, and who was frozen around it. `lost` are those
+    that were frozen, but not for long enough."""
 
     answer: CutTaken
     freeze_ms: float | None
@@ -41,25 +41,44 @@ class Frozen:
     writers: list[Writer] = field(default_factory=list)
 
 
-def cut_frozen(plan: Plan, cut: Callable[[float], CutTaken], timeout_s: float, signals: Signals) -> Frozen:
+def cut_frozen(
+    plans: Sequence[Plan], cut: Callable[[float], Sequence[CutTaken]], timeout_s: float, signals: Signals
+) -> list[Frozen]:
     """Freeze, call `cut` with the time of CLOCK_MONOTONIC until which it makes sense, thaw.
 
-    SnapfsError, OSError, KeyboardInterrupt: there was no cut (a failure of `cut` itself is the caller's to
-    judge), and everything is thawed, if need be by the watchdog.
+    `cut` answers for each of `plans`, and so does this. SnapfsError, OSError, KeyboardInterrupt: there was no cut (a
+    failure of `cut` itself is the caller's to judge), and everything is thawed, if need be by the watchdog.
     """
-    window = _Window(plan, timeout_s, signals)
-    if not plan.targets:
-        plan.sync()
-        return Frozen(cut(deadline_in(timeout_s)), None, [], [], plan.not_frozen)
+    window = _Window(plans, timeout_s, signals)
+    if not window.targets:
+        _sync(plans)
+        answers = cut(deadline_in(timeout_s))
+        return [Frozen(answer, None, [], [], plan.not_frozen) for plan, answer in zip(plans, answers, strict=True)]
+    unneeded_fds = [fd for plan in plans for fd in plan.unneeded_fds]
     with (
         signals.deferred(),
         _undisturbed(),
         closing(GracePeriods()) as grace_periods,
-        Watchdog([*plan.targets, grace_periods], timeout_s, plan.unneeded_fds) as watchdog,
+        Watchdog([*window.targets, grace_periods], timeout_s, unneeded_fds) as watchdog,
     ):
-        plan.sync()
-        with _shortened(grace_periods, watchdog, len(plan.targets)):
+        _sync(plans)
+        with _shortened(grace_periods, watchdog, len(window.targets)):
             return window.run(watchdog, cut)
+
+
+def _in_order(plans: Sequence[Plan]) -> list[Target]:
+    """What is in several plans once, where it comes last: what lies on it, in any of them, is frozen before it. But
+    guests come first."""
+    targets: dict[Hashable, Target] = {}
+    for target in (target for plan in plans for target in plan.targets):
+        targets.pop(target.key, None)
+        targets[target.key] = target
+    return sorted(targets.values(), key=lambda target: not isinstance(target, GuestTarget))
+
+
+def _sync(plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        plan.sync()
 
 
 @contextmanager
@@ -88,28 +107,33 @@ def _undisturbed() -> Iterator[None]:
 
 
 class _Window:
-    def __init__(self, plan: Plan, timeout_s: float, signals: Signals) -> None:
-        self._plan, self._timeout_s, self._signals = plan, timeout_s, signals
+    def __init__(self, plans: Sequence[Plan], timeout_s: float, signals: Signals) -> None:
+        self._plans, self._timeout_s, self._signals = plans, timeout_s, signals
+        self.targets = _in_order(plans)
         self._touched: list[int] = []
-        self._refusals: dict[int, OSError] = {}
-        self._held: set[int] = set()
+        self._refusals: dict[Hashable, OSError] = {}
+        self._held: set[Hashable] = set()
 
-    def run(self, watchdog: Watchdog, cut: Callable[[float], CutTaken]) -> Frozen:
+    def run(self, watchdog: Watchdog, cut: Callable[[float], Sequence[CutTaken]]) -> list[Frozen]:
         watchdog.start()
         started = time.monotonic()
         until = started + self._timeout_s
         try:
             self._freeze(watchdog, until)
-            self._plan.sync_live()
+            for plan in self._plans:
+                plan.sync_live()
             self._check(watchdog)
-            answer = cut(until)
+            answers = cut(until)
         finally:
             self._thaw(watchdog)
             freeze_ms = round((time.monotonic() - started) * 1000, 3)
-        return self._result(answer, freeze_ms if self._touched else None)
+        return [
+            self._result(plan, answer, freeze_ms if self._touched else None)
+            for plan, answer in zip(self._plans, answers, strict=True)
+        ]
 
     def _freeze(self, watchdog: Watchdog, until: float) -> None:
-        for target_no, target in enumerate(self._plan.targets):
+        for target_no, target in enumerate(self.targets):
             self._check(watchdog)
             watchdog.note_touched(target_no)
             self._touched.append(target_no)
@@ -123,7 +147,7 @@ class _Window:
                     ) from error
                 self._touched.pop()
                 watchdog.note_refused(target_no)
-                self._refusals[target_no] = error
+                self._refusals[target.key] = error
 
     def _check(self, watchdog: Watchdog) -> None:
         self._signals.check()
@@ -136,28 +160,29 @@ class _Window:
     def _thaw(self, watchdog: Watchdog) -> None:
         for target_no in reversed(self._touched):
             with suppress(OSError):  # the watchdog goes on trying
-                if self._plan.targets[target_no].thaw():
-                    self._held.add(target_no)
+                if self.targets[target_no].thaw():
+                    self._held.add(self.targets[target_no].key)
                 watchdog.note_thawed(target_no)
 
-    def _result(self, answer: CutTaken, freeze_ms: float | None) -> Frozen:
-        held = [target for target_no, target in enumerate(self._plan.targets) if target_no in self._held]
+    def _result(self, plan: Plan, answer: CutTaken, freeze_ms: float | None) -> Frozen:
+        held = [target for target in plan.targets if target.key in self._held]
         not_held = [
-            NotFrozen(target.name, self._why_lost(target_no, target), target.offset, target.is_nested)
-            for target_no, target in enumerate(self._plan.targets)
-            if target_no not in self._held
+            NotFrozen(target.name, self._why_lost(target), target.offset, target.is_nested)
+            for target in plan.targets
+            if target.key not in self._held
         ]
+        touched = {self.targets[target_no].key for target_no in self._touched}
         return Frozen(
             answer,
             freeze_ms,
             [target.name for target in held],
             [target.offset for target in held if target.offset is not None],
-            [*self._plan.not_frozen, *not_held],
-            [self._plan.targets[target_no].name for target_no in self._touched if target_no not in self._held],
+            [*plan.not_frozen, *not_held],
+            [target.name for target in plan.targets if target.key in touched - self._held],
         )
 
-    def _why_lost(self, target_no: int, target: Target) -> str:
-        error = self._refusals.get(target_no)
+    def _why_lost(self, target: Target) -> str:
+        error = self._refusals.get(target.key)
         if error is not None:
             return why_not_frozen(error, target.fstype)
         return "it was thawed by somebody else before the cut was done"

@@ -3,11 +3,12 @@
 A cut is asked for in steps, so that the caller can freeze filesystems around the one that must be short:
 
     prepare-cut    makes the new cut's files, outside any freeze
+    hold           of several images: writes wait until all are cut, and have been told to go on
     cut            the step itself, unless the client has given up: its deadline is over, or it is gone
     cut-facts      after the thaw: what was frozen. Returns when the snapshot view shows the new cut, or why it
                    does not; then the map is computed behind the caller's back (see `maps`)
 
-All three come over one connection, and nobody else's come in between (see `turns`). Closing it is the end of that,
+All of them come over one connection, and nobody else's come in between (see `turns`). Closing it is the end of that,
 and drops a cut that was prepared and not taken.
 """
 
@@ -36,11 +37,13 @@ from snapfs.protocol import (
     CutPrepared,
     CutTaken,
     FactsNoted,
+    HoldWrites,
     NoteFacts,
     PrepareCut,
     TakeCut,
 )
 from snapfs.servers.control import Client
+from snapfs.servers.hold import Hold
 from snapfs.servers.instance import Instance
 from snapfs.servers.maps import Maps
 from snapfs.servers.notes import write_facts
@@ -63,6 +66,7 @@ class Cuts:
         self._prepared: Cut | None = None
         # The one before the present, until nobody is frozen any more: to remove it takes time.
         self._before: Cut | None = None
+        self._hold: Hold | None = None
         self._turns = Turns()
 
     @property
@@ -108,16 +112,41 @@ class Cuts:
                 "unmount the image and mount it again."
             )
 
-    async def cut(self, request: TakeCut, client: Client) -> CutTaken:
+    def _prepared_for(self, client: Client, generation: int) -> Cut:
         cut = self._prepared
-        if not self._turns.is_of(client) or cut is None or cut.generation != request.generation:
+        if not self._turns.is_of(client) or cut is None or cut.generation != generation:
             raise SnapfsError("Nothing is prepared for this cut; try again.")
+        return cut
+
+    async def hold(self, request: HoldWrites, client: Client) -> None:
+        self._prepared_for(client, request.generation)
+        await self._resume()
+        try:
+            self._hold = await trio.to_thread.run_sync(Hold, self._engine, request.left_s)
+        except OSError as error:
+            raise self._refusal(error) from error
+        if client.is_gone:
+            await self._resume()
+
+    async def resume(self, client: Client) -> None:
+        if self._turns.is_of(client):
+            await self._resume()
+
+    async def _resume(self) -> None:
+        if self._hold is not None:
+            hold, self._hold = self._hold, None
+            await trio.to_thread.run_sync(hold.end)
+
+    async def cut(self, request: TakeCut, client: Client) -> CutTaken:
+        cut, hold = self._prepared_for(client, request.generation), self._hold
         started_ns = time.monotonic_ns()
         header = self._next_header(cut)
 
         def check_wanted() -> None:
             request.check_time()
             client.check_waits()
+            if hold is not None:
+                hold.check()
 
         try:
             self._before = await trio.to_thread.run_sync(self._engine.begin_cut, cut, header, check_wanted)
@@ -163,6 +192,7 @@ class Cuts:
         if not self._turns.is_of(client):
             return
         try:
+            await self._resume()
             await self._drop_prepared()
             await self._let_go_before()
         finally:

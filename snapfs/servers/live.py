@@ -18,12 +18,14 @@ from snapfs.protocol import (
     ExpectEnd,
     GetMap,
     GetStatus,
+    HoldWrites,
     NoteFacts,
     NoteServer,
     OfCut,
     PrepareCut,
     Release,
     Request,
+    ResumeWrites,
     SetLimit,
     StatusGiven,
     StopMap,
@@ -226,6 +228,12 @@ class LiveServer:
                 return self._maps.given()
             case PrepareCut():
                 return await self._cuts.prepare(request, client)
+            case HoldWrites():
+                await self._cuts.hold(request, client)
+                return Done()
+            case ResumeWrites():
+                await self._cuts.resume(client)
+                return Done()
             case TakeCut():
                 return await self._cuts.cut(request, client)
             case NoteFacts():

@@ -15,6 +15,7 @@ import contextlib
 import json
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,19 @@ class Maps:
 
     def report(self) -> dict[str, Any]:
         """What status shows of the present cut."""
-        return {"freeze_ms": self._facts.freeze_ms, "map": self._state, "regions": self._regions}
+        facts = self._facts
+        group = None if facts.group is None else asdict(facts.group)
+        return {"freeze_ms": facts.freeze_ms, "group": group, "map": self._state, "regions": self._regions}
 
     # --- its time --------------------------------------------------------------------------------------------
 
     def resume(self) -> None:
         """At the start: carry the map of a snapshot that is carried on, or compute that of a new one."""
         store = self._instance.store
-        if store.header.protect is not Protect.USED or self._state in ("ready", "computing"):
+        if store.header.protect is not Protect.USED:
+            self._facts = read_facts(self._path) or NOTHING_FROZEN
+            return
+        if self._state in ("ready", "computing"):
             return
         # Nothing can have been mounted from a view that did not exist.
         facts: Facts | None = NOTHING_FROZEN if store.header.cut.generation == 1 else read_facts(self._path)

@@ -106,7 +106,7 @@ def _check_outside(store: Path, canonical: Path, name: str, view: Path) -> None:
             "give a directory elsewhere with --store.",
             path=store,
         )
-    if any(view_path in path.parents for path in _files_below(canonical)):
+    if any(view_path in path.parents for path in files_below(canonical)):
         raise SnapfsError(
             f"The store {store} is on a filesystem that is mounted from {name} and would wait for itself; "
             "give a directory elsewhere with --store.",
@@ -114,7 +114,7 @@ def _check_outside(store: Path, canonical: Path, name: str, view: Path) -> None:
         )
 
 
-def _files_below(path: Path) -> list[Path]:
+def files_below(path: Path) -> list[Path]:
     """The image files that the filesystem of `path` lives in, through loop devices, from above downwards."""
     files: list[Path] = []
     mount = find_mount(path)
