@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from cow.disk.files import Files as Files
     from cow.disk.files import open_plain as open_plain
     from cow.disk.header import HEADER_NAME as HEADER_NAME
+    from cow.disk.header import CutHeader as CutHeader
     from cow.disk.header import Header as Header
+    from cow.disk.header import cut_header as cut_header
     from cow.disk.header import flush_header as flush_header
     from cow.disk.image import Image as Image
     from cow.disk.layout import CONTROL_MAGIC as CONTROL_MAGIC
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from cow.errors import StoreError as StoreError
     from cow.geometry import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
     from cow.live.cutting import discard_cut as discard_cut
-    from cow.live.cutting import next_header as next_header
     from cow.live.cutting import prepare_cut as prepare_cut
     from cow.live.engine import LiveEngine as LiveEngine
     from cow.live.overflow import Event as Event
@@ -66,14 +67,14 @@ _OWNERS = {
     "cow.disk.cut": "Cut",
     "cow.disk.directory": "CONTROL_NAME LOCK_NAME LOG_NAME foreign_names remove_store",
     "cow.disk.files": "Files open_plain",
-    "cow.disk.header": "HEADER_NAME Header flush_header",
+    "cow.disk.header": "CutHeader HEADER_NAME Header cut_header flush_header",
     "cow.disk.image": "Image",
     "cow.disk.layout": "CONTROL_MAGIC Counter CutCounter Durability HEADER_MAGIC MAX_DEVICE_ID_BYTES Protect State",
     "cow.disk.store": "Store open_reader",
     "cow.errors": "BlockReleased BufferFull CowError Damaged EngineClosed NotAStore OutOfRange SnapshotEnded "
     "SnapshotLost StoreBusy StoreDamaged StoreError",
     "cow.geometry": "MAX_IMAGE_BYTES",
-    "cow.live.cutting": "discard_cut next_header prepare_cut",
+    "cow.live.cutting": "discard_cut prepare_cut",
     "cow.live.engine": "LiveEngine",
     "cow.live.overflow": "Event EventKind OverflowPolicy",
     "cow.mount.check": "Report dump verify",

@@ -11,80 +11,106 @@ meanwhile. What makes a plain read right:
 4.  `released`, the snapshot's state and the cut are looked at last: each of them is stored before the
     first write that takes something away from this read.
 
+An older cut has in the later ones what it does not have itself: each is looked through up to the newest, and what is
+owed there too is in the image. If there is a newer one after the image was read, the bytes may be of its time: the
+look goes on there. Nothing of an older cut changes any more, but that another one is merged into it, which has the
+same content for it; so a list of cuts that is out of date is as good as the present one, up to its newest.
+
 A block goes owed -> staged -> segment, and its record may be squeezed into another segment once, so every step
 is repeated a few times at most.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Final
 
-from cow.disk.blocks import Kind, Run, classify
-from cow.disk.codec import slot_checksums, slot_seed
+from cow.disk.blocks import Kind, classify
+from cow.disk.header import read_header
 from cow.disk.image import Image
-from cow.disk.layout import KEPT_STATES, SEQ_MASK, Counter, CutCounter, unpack_missing
-from cow.disk.segments import SegmentReader
+from cow.disk.layout import KEPT_STATES, Counter, CutCounter, unpack_missing
 from cow.disk.store import Store
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.faults import missing_pages
+from cow.preserved import PreservedReader
 
 # Places in the pages as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _GENERATION: Final = Counter.GENERATION.value
+_HEADERS: Final = Counter.HEADERS.value
 _STATE: Final = CutCounter.STATE.value
 _UNREADABLE: Final = CutCounter.UNREADABLE.value
 _FREE_BLOCKS: Final = CutCounter.FREE_BLOCKS.value
+_MISSING_BYTES: Final = CutCounter.MISSING_BYTES.value
 _OWED: Final = Kind.OWED
-_RELEASED: Final = Kind.RELEASED
 _FREE: Final = Kind.FREE
-_STAGED: Final = Kind.STAGED
-_STORED: Final = Kind.STORED
-_LOST: Final = Kind.LOST
-# Neighbouring requests often end and begin inside one record; it is decompressed once.
-_CACHED_RECORDS = 16
-# As long as the largest request of a view.
-_ZEROS = memoryview(bytes(1 << 20))
 
 
 class SnapshotReader:
-    """The frozen image of one cut; one reader serves one thread at a time."""
+    """The frozen image of one cut, the one that `store` has; one reader serves one thread at a time."""
 
     def __init__(self, store: Store, image: Image) -> None:
         self._store, self._image, self._cut = store, image, store.cut
-        self._control, self._numbers, self._staging = store.control, store.cut.numbers, store.staging
-        self._generation, self._settled = store.cut.generation, store.cut.settled.file
+        self._control, self._numbers = store.control, store.cut.numbers
+        self._generation = store.cut.generation
         self._end = store.end_of(self._generation)
         self.geometry = store.geometry
-        self._segments = SegmentReader(store.cut.segments, store.files)
-        self._records: OrderedDict[int, tuple[int, int, memoryview]] = OrderedDict()
-        self._scratch = memoryview(bytearray(0))
+        self._own = PreservedReader(store, store.cut, own=True)
+        # The cut itself and those after it, as far as they are known.
+        self._links = [self._own]
+        self._headers = self._control[_HEADERS]
         self._may_wait = True
 
     def check(self) -> None:
         """Raise what a read now would raise for the snapshot as a whole."""
         numbers = self._numbers
-        generation, state, is_unreadable = self._control[_GENERATION], numbers[_STATE], numbers[_UNREADABLE]
+        headers, generation = self._control[_HEADERS], self._control[_GENERATION]
+        state, is_unreadable = numbers[_STATE], numbers[_UNREADABLE]
         # After all of it was looked at, here and by the read: any of it may have been zeros in the place of what is
         # gone. What follows from all other maps is an error then; from this one, that the image is read.
-        if not self._settled.has_its_size or (missing_pages[0] and not is_unreadable and not self._store.is_whole):
+        for link in self._links:
+            if not link.settled.has_its_size:
+                raise Damaged("files of it were cut short or cannot be read")
+        if missing_pages[0] and not is_unreadable and not self._is_whole():
             raise Damaged("files of it were cut short or cannot be read")
-        if generation != self._generation:
-            raise SnapshotEnded("a newer cut replaced this snapshot")
+        if headers != self._headers or generation != self._links[-1].generation:
+            self._follow(headers, generation)
         if state not in KEPT_STATES:
             raise SnapshotLost(f"the snapshot is {numbers.state.name.lower()}")
         if is_unreadable or self._end[0] == self._generation:
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 
+    def _is_whole(self) -> bool:
+        return self._store.can_hold_a_cut and all(link.cut.is_whole for link in self._links)
+
+    def _follow(self, headers: int, generation: int) -> None:
+        """There is another list of cuts: SnapshotEnded when it does not show this one."""
+        if not self._may_wait:
+            raise WouldWait
+        header = read_header(self._store.path)
+        mine = None if header is None else header.cut_of(self._generation)
+        if header is None or mine is None or mine.is_hidden:
+            raise SnapshotEnded("this snapshot was replaced by a newer one, or deleted")
+        for one in header.cuts:
+            # A later one than the numbers tell of may still be taken back.
+            if self._links[-1].generation < one.generation <= generation:
+                cut = self._store.open_cut(one.generation, writable=False, header=header)
+                self._links.append(PreservedReader(self._store, cut, own=False))
+        self._headers = headers
+
     def try_read(self, view: memoryview, offset: int) -> bool:
         """`read_into`, unless the disk would have to be waited for: then False, and `view` holds nothing."""
-        self._may_wait = False
+        self._set_may_wait(False)
         try:
             self.read_into(view, offset)
         except WouldWait:
             return False
         finally:
-            self._may_wait = True
+            self._set_may_wait(True)
         return True
+
+    def _set_may_wait(self, may_wait: bool) -> None:
+        self._may_wait = may_wait
+        for link in self._links:
+            link.may_wait = may_wait
 
     def reads_as_zeros(self, offset: int, length: int) -> bool:
         """Whether a read would find nothing but free blocks, so that it can be answered without one.
@@ -114,11 +140,7 @@ class SnapshotReader:
         """
         first, end = self.geometry.span(offset, len(view))
         try:
-            for run in classify(self._cut, first, end):
-                if run[0] is _OWED:
-                    self._read_owed(view, offset, run[1], run[2])
-                else:
-                    self._read_settled(view, offset, run)
+            self._read_from(0, view, offset, first, end)
             is_released = self._cut.released.any_set(first, end)
         finally:
             # Damage found in a snapshot that is over is no damage: say that it is over.
@@ -126,7 +148,20 @@ class SnapshotReader:
         if is_released:
             raise BlockReleased(first)
 
-    def _read_owed(self, view: memoryview, offset: int, first: int, end: int) -> None:
+    def _read_from(self, at: int, view: memoryview, offset: int, first: int, end: int) -> None:
+        """What the cut number `at` of the list has of the blocks from there, the rest from those after it."""
+        link = self._links[at]
+        if at and not link.numbers.is_kept:
+            raise Damaged("a later cut that it is read through is lost", first)
+        for run in link.explain(first, end):
+            if run[0] is not _OWED:
+                link.read(view, offset, run)
+            elif at + 1 < len(self._links):
+                self._read_from(at + 1, view, offset, run[1], run[2])
+            else:
+                self._read_image(at, view, offset, run[1], run[2])
+
+    def _read_image(self, newest: int, view: memoryview, offset: int, first: int, end: int) -> None:
         skip, at, count = self.geometry.overlap(first, end, offset, len(view))
         start, _ = self.geometry.extent(first, end)
         owed = [view[at : at + count]]
@@ -134,106 +169,39 @@ class SnapshotReader:
             self._image.read_into(owed, start + skip)
         elif not self._image.try_read_into(owed, start + skip):
             raise WouldWait
-        for run in classify(self._cut, first, end):
-            if run[0] is _OWED:
+        link = self._links[newest]
+        for run in link.explain(first, end):
+            if run[0] is not _OWED:
+                link.read(view, offset, run)
+            elif self._is_newest():
                 self._check_there(run[1], run[2])
             else:
-                self._read_settled(view, offset, run)
+                self._read_from(newest + 1, view, offset, run[1], run[2])
+
+    def _is_newest(self) -> bool:
+        """Whether there is no later cut than those that are known; after the call they are. No number: the page is
+        gone, which is found out last."""
+        generation, newest = self._control[_GENERATION], self._links[-1].generation
+        if generation in (0, newest):
+            return True
+        self._follow(self._control[_HEADERS], generation)
+        return self._links[-1].generation == newest
 
     def _check_there(self, first: int, end: int) -> None:
         """What the image lost when it was cut short may read as zeros now."""
-        missing_bytes = unpack_missing(self._numbers[CutCounter.MISSING_BYTES])
+        missing_bytes = max(unpack_missing(link.numbers[_MISSING_BYTES]) for link in self._links)
         if missing_bytes:
             start, length = self.geometry.extent(first, end)
             if start + length > self.geometry.image_bytes - missing_bytes:
                 raise Damaged("the image was cut short", first)
 
-    def _read_settled(self, view: memoryview, offset: int, run: Run) -> None:
-        kind, first, end, entry = run
-        if kind is _STORED:
-            self._read_stored(view, offset, first, end, entry)
-        elif kind is _STAGED:
-            self._read_staged(view, offset, first, end, entry)
-        elif kind is _FREE:
-            # Also what was preserved before that was known: all free blocks look the same.
-            _, at, count = self.geometry.overlap(first, end, offset, len(view))
-            view[at : at + count] = _ZEROS[:count] if count <= len(_ZEROS) else bytes(count)
-        elif kind is _RELEASED:
-            raise BlockReleased(first)
-        elif kind is _LOST:
-            raise Damaged("its preserved content is lost", first)
-        else:
-            raise Damaged("the index lost the block", first)
-
-    def _read_again(self, view: memoryview, offset: int, first: int, end: int) -> None:
-        """What was in the side buffer has moved, or was released."""
-        for run in classify(self._cut, first, end):
-            self._read_settled(view, offset, run)
-
-    def _read_staged(self, view: memoryview, offset: int, first: int, end: int, first_entry: int) -> None:
-        seq = first_entry & SEQ_MASK
-        staging, size = self._staging, self.geometry.block_bytes
-        raw = self._scratch_of((end - first) * size)
-        if self._may_wait:
-            staging.read_into(raw, seq)
-        elif not staging.try_read_into(raw, seq):
-            raise WouldWait
-        noted = staging.checksums(seq, end - first)
-        entries = self._cut.index.get_range(first, end)
-        actual = slot_checksums(raw, size, slot_seed(self._cut.generation, seq))
-        if actual == noted and entries == list(range(first_entry, first_entry + end - first)):
-            self._place(view, offset, first, end, raw)
-            return
-        for block_no, entry in enumerate(entries, first):
-            at = block_no - first
-            if entry != first_entry + at:
-                self._read_again(view, offset, block_no, block_no + 1)
-            elif actual[at] != noted[at]:
-                if self._cut.released.get(block_no):
-                    raise BlockReleased(block_no)  # its slot was used again
-                raise Damaged("the staged block's checksum does not fit", block_no)
-            else:
-                self._place(view, offset, block_no, block_no + 1, raw[at * size : (at + 1) * size])
-
-    def _read_stored(self, view: memoryview, offset: int, first: int, end: int, entry: int) -> None:
-        try:
-            block_no, count, raw = self._record(entry, first)
-            if not block_no <= first < end <= block_no + count:
-                raise Damaged("the index points to a record of other blocks", first)
-        except Damaged:
-            # Gone is no damage when the block was released, or its record was squeezed into another place.
-            if self._cut.released.get(first):
-                raise BlockReleased(first) from None
-            if self._cut.index.get_range(first, end) == [entry] * (end - first):
-                raise
-            self._read_again(view, offset, first, end)
-            return
-        self._place(view, offset, first, end, raw[(first - block_no) * self.geometry.block_bytes :])
-
-    def _record(self, entry: int, block_no: int) -> tuple[int, int, memoryview]:
-        cached = self._records.get(entry)
-        if cached is None:
-            header, raw = self._segments.read(entry, block_no, may_wait=self._may_wait)
-            cached = header.block_no, header.block_count, memoryview(raw)
-            self._records[entry] = cached
-            if len(self._records) > _CACHED_RECORDS:
-                self._records.popitem(last=False)
-        return cached
-
-    def _place(self, view: memoryview, offset: int, first: int, end: int, raw: memoryview) -> None:
-        skip, at, count = self.geometry.overlap(first, end, offset, len(view))
-        if skip + count > len(raw):
-            raise Damaged("the record is shorter than its blocks", first)
-        view[at : at + count] = raw[skip : skip + count]
-
-    def _scratch_of(self, length: int) -> memoryview:
-        if len(self._scratch) < length:
-            self._scratch = memoryview(bytearray(length))
-        return self._scratch[:length]
-
     def trim(self) -> None:
         """Give back the resident memory of the mappings."""
-        self._cut.trim()
+        for link in self._links:
+            link.cut.trim()
 
     def close(self) -> None:
-        self._segments.close()
+        for link in self._links:
+            link.close()
+        for link in self._links[1:]:
+            link.cut.let_go()

@@ -14,10 +14,13 @@ import contextlib
 import errno
 from operator import eq
 
+from cow.compact.followed import Followed
 from cow.compact.giveback import GiveBack
+from cow.compact.needs import Needs
 from cow.compact.records import Encoder, RecordWriter
 from cow.compact.runs import Piece, Run, find_neighbours, join
 from cow.compact.squeeze import Squeezer
+from cow.disk.bitmaps import Bitmap
 from cow.disk.codec import COMPRESS_WELL, STORE_RAW, slot_checksums, slot_seed
 from cow.disk.cut import Cut
 from cow.disk.direct import DirectWriter
@@ -47,7 +50,9 @@ class Compactor:
     def __init__(self, store: Store) -> None:
         self._store, self._control, self._staging = store, store.control, store.staging
         self._encoder, self._direct = Encoder(), DirectWriter(store.files)
-        self._enter(store.hold_cut())
+        self._followed = Followed(store)
+        self._records = self._new_records()
+        self._begin()
         self._step_slots = max(1, _STEP_BYTES // store.header.block_bytes)
         self._buffer = memoryview(bytearray(self._step_slots * store.header.block_bytes))
 
@@ -82,8 +87,8 @@ class Compactor:
             try:
                 self._move(seq, count)
             except OSError as error:
-                if control[Counter.GENERATION] != self._cut.generation:
-                    return self.step()  # the segments of the cut before are gone
+                if not self._followed.is_present:
+                    return self.step()  # the segments of the cut may be gone
                 numbers[CutCounter.STORE_ERRNO] = error.errno or errno.EIO
                 raise
             numbers[CutCounter.STORE_ERRNO] = 0
@@ -98,39 +103,43 @@ class Compactor:
             self._records.remove_all()
 
     def _committed_seq(self) -> int:
-        """Slots below are committed, and of the present cut, which is followed, or of one before it."""
+        """Slots below are committed, and of the cut that is followed, or of one that nobody needs."""
         while True:
             self._follow_cut()
             committed_seq = self._control[Counter.COMMITTED_SEQ]
             # Else some may be of a cut that began in between: freed in the name of this one they would be lost.
-            if self._control[Counter.GENERATION] in (0, self._cut.generation):
-                return committed_seq
+            if self._followed.is_present:
+                return min(committed_seq, self._followed.end_seq)
+
+    @property
+    def _cut(self) -> Cut:
+        return self._followed.cut
 
     def _follow_cut(self) -> None:
-        control = self._control
-        # 0 is none's: the page is gone, and with it the snapshot.
-        while (generation := control[Counter.GENERATION]) not in (0, self._cut.generation):
-            try:
-                cut, before = self._store.open_cut(generation, writable=True), self._cut
-            except FileNotFoundError:
-                # Gone between the two looks, if there is a later one.
-                if control[Counter.GENERATION] == generation:
-                    raise
-                continue
+        before = self._cut
+        if self._followed.follow():
+            if self._cut is before:
+                # What the one before it needs may be less than it was.
+                self._needs.older = self._older_settled
+                self._give_back = GiveBack(self._store, self._cut, self._needs)
+                return
             self._records.close()
-            self._enter(cut)
-            before.let_go()
+            self._records = self._new_records()
+            self._begin()
 
-    def _enter(self, cut: Cut) -> None:
-        self._cut = cut
-        self._records = RecordWriter(self._store, cut, self._encoder, self._direct)
-        self._give_back = GiveBack(self._store, cut)
-        self._squeezer = Squeezer(self._store, cut, self._records, self._give_back)
-        # The cuts before are over, and so are their records; but for one that is named by a header which may still be
-        # taken back. What cannot be removed now goes with the next cut.
-        if self._control[Counter.GENERATION] == cut.generation:
-            with contextlib.suppress(OSError):
-                cut.segments.remove_older()
+    @property
+    def _older_settled(self) -> Bitmap | None:
+        older = self._followed.older
+        return None if older is None else older.settled
+
+    def _new_records(self) -> RecordWriter:
+        return RecordWriter(self._store, self._cut, self._encoder, self._direct)
+
+    def _begin(self) -> None:
+        """With what is released and squeezed of the cut."""
+        self._needs = Needs(self._cut.released, self._older_settled)
+        self._give_back = GiveBack(self._store, self._cut, self._needs)
+        self._squeezer = Squeezer(self._store, self._cut, self._records, self._give_back, self._needs)
 
     def _move(self, seq: int, count: int) -> None:
         runs = self._collect(seq, count)
@@ -150,18 +159,18 @@ class Compactor:
         self._staging.read_into(data, seq)
         noted = self._staging.checksums(seq, count)
         sums = slot_checksums(data, size, slot_seed(self._cut.generation, seq))
-        index, released = self._cut.index, self._cut.released
+        index, needs = self._cut.index, self._needs
         live: list[Piece] = []
         for at, first, end in find_neighbours(self._staging.tags(seq, count), index.block_count):
             entries, until = list(range(STAGED | seq + at, (STAGED | seq + at) + end - first)), at + end - first
             is_whole = sums[at:until] == noted[at:until] and index.get_range(first, end) == entries
-            if is_whole and not released.any_set(first, end):
+            if is_whole and needs.need_all(first, end):
                 live.append((first, entries))
                 continue
             for block_no, entry, is_right in zip(
                 range(first, end), entries, map(eq, sums[at:until], noted[at:until]), strict=True
             ):
-                if index.get(block_no) != entry or released.get(block_no):
+                if index.get(block_no) != entry or not needs.need(block_no):
                     continue
                 if is_right:
                     live.append((block_no, [entry]))
@@ -207,4 +216,4 @@ class Compactor:
     def close(self) -> None:
         self._encoder.close()
         self._records.close()
-        self._cut.let_go()
+        self._followed.close()

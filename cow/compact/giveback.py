@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from cow.compact.needs import Needs
 from cow.disk.codec import RecordHeader, parse_header
 from cow.disk.cut import Cut
 from cow.disk.files import PAGE_BYTES, open_plain
@@ -39,8 +40,8 @@ _PIECE_BLOCKS = 1 << 10
 class GiveBack:
     """Frees the released records of one cut; used by the compactor's thread only."""
 
-    def __init__(self, store: Store, cut: Cut) -> None:
-        self._control, self._files, self._cut = store.control, store.files, cut
+    def __init__(self, store: Store, cut: Cut, needs: Needs) -> None:
+        self._control, self._files, self._cut, self._needs = store.control, store.files, cut, needs
         self._releases, self._is_power = store.releases, store.header.durability is Durability.POWER
         # What was released before this process began, nobody tells.
         self._pieces = self._all_pieces() if cut.numbers[CutCounter.RELEASED_BLOCKS] else iter(())
@@ -115,13 +116,13 @@ class GiveBack:
                 if place.segment_no not in fds:
                     fds[place.segment_no] = self._open(place.segment_no, opened)
                 header = self._header_at(fds[place.segment_no], place.offset)
-                if header and cut.released.all_set(header.block_no, header.block_no + header.block_count):
+                if header and self._needs.need_none(header.block_no, header.block_no + header.block_count):
                     yield place, header
 
     def _open(self, segment_no: int, opened: contextlib.ExitStack) -> int:
         """A descriptor, which reads nothing when there is no such segment any more."""
         with contextlib.suppress(OSError):
-            fd = open_plain(self._cut.segments.path(segment_no), os.O_RDONLY)
+            fd = open_plain(self._cut.segments.find(segment_no), os.O_RDONLY)
             opened.callback(os.close, fd)
             return fd
         return -1
@@ -136,7 +137,7 @@ class GiveBack:
 
     def _free(self, segment_no: int, records: list[tuple[Place, int]]) -> None:
         """Free records, in the order in which they lie there."""
-        path = self._cut.segments.path(segment_no)
+        path = self._cut.segments.find(segment_no)
         fd = open_plain(path, os.O_RDWR)
         try:
             for place, payload_bytes in records:
@@ -174,7 +175,7 @@ class GiveBack:
     def _is_empty(self, segment_no: int) -> bool:
         """Whether no record is left in it: what is between them is not counted, and an earlier process may have
         freed some. Looked for once most of it is a hole."""
-        info = os.stat(self._cut.segments.path(segment_no))
+        info = os.stat(self._cut.segments.find(segment_no))
         if info.st_blocks * _SECTOR_BYTES > max(info.st_size // _WORTH_A_LOOK, _LITTLE_BYTES):
             return False
         found = scan_segment(self._cut.segments, segment_no, self._files, verify=True)

@@ -9,7 +9,8 @@ from cow.disk.codec import STORE_RAW, RecordHeader, encode, payload_bytes
 from cow.disk.cut import Cut
 from cow.disk.direct import DirectWriter
 from cow.disk.layout import CutCounter, pack_place
-from cow.disk.segments import Segments, SegmentWriter
+from cow.disk.segment_files import Segments
+from cow.disk.segments import SegmentWriter
 from cow.disk.store import Store
 
 _WORKERS = 2

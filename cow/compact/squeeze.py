@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from cow.compact.giveback import GiveBack
+from cow.compact.needs import Needs
 from cow.compact.records import RecordWriter
 from cow.compact.runs import Piece, join
 from cow.disk.codec import COMPRESS_WELL, RecordHeader, decode
@@ -28,9 +29,9 @@ _BYTES_AT_ONCE = 4 << 20
 class Squeezer:
     """For one cut, beside its `RecordWriter` and its `GiveBack`; used by the compactor's thread only."""
 
-    def __init__(self, store: Store, cut: Cut, records: RecordWriter, give_back: GiveBack) -> None:
+    def __init__(self, store: Store, cut: Cut, records: RecordWriter, give_back: GiveBack, needs: Needs) -> None:
         self._control, self._files, self._cut = store.control, store.files, cut
-        self._records, self._give_back = records, give_back
+        self._records, self._give_back, self._needs = records, give_back, needs
         self._numbers = cut.numbers
         self._block_bytes = store.header.block_bytes
         self._records_at_once = max(1, _BYTES_AT_ONCE // max(self._block_bytes, RECORD_RAW_BYTES))
@@ -78,12 +79,12 @@ class Squeezer:
         self._hasty.pop(0)
         self._scan = None
         if not self._is_spoiled:
-            self._cut.segments.path(segment_no).unlink(missing_ok=True)
+            self._cut.segments.find(segment_no).unlink(missing_ok=True)
         self._is_spoiled = False
 
     def _store_again(self, records: list[tuple[Place, RecordHeader]]) -> None:
         """Store what is still needed of `records` again, in longer runs where neighbours meet."""
-        size, index, released = self._block_bytes, self._cut.index, self._cut.released
+        size, index, needs = self._block_bytes, self._cut.index, self._needs
         live: list[Piece] = []
         blocks: dict[int, memoryview] = {}
         dropped: list[RecordHeader] = []
@@ -94,13 +95,13 @@ class Squeezer:
                 continue
             entry = pack_place(place)
             end = header.block_no + header.block_count
-            if released.all_set(header.block_no, end) and entry in index.get_range(header.block_no, end):
+            if needs.need_none(header.block_no, end) and entry in index.get_range(header.block_no, end):
                 # While it is there: it counts as given back, not as squeezed.
                 self._give_back.give_back(header.block_no, end)
                 continue
             dropped.append(header)
             for at, block_no in enumerate(range(header.block_no, end)):
-                if index.get(block_no) == entry and not released.get(block_no):
+                if index.get(block_no) == entry and needs.need(block_no):
                     blocks[block_no] = raw[at * size : (at + 1) * size]
                     live.append((block_no, [entry]))
         runs = join(sorted(live), blocks_in_record(size))
@@ -113,7 +114,7 @@ class Squeezer:
     def _read(self, place: Place) -> memoryview | None:
         """The blocks of a record; None when it is damaged, and then its segment stays."""
         try:
-            fd = open_plain(self._cut.segments.path(place.segment_no), os.O_RDONLY)
+            fd = open_plain(self._cut.segments.find(place.segment_no), os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:

@@ -1,9 +1,9 @@
 """What explains a block: the one place of the table *Rules of a block* (see DESIGN.md).
 
     settled  released  free, known  entry             the block is
-    0        -         -            -                 OWED: the image has it
-    1        1         -            -                 RELEASED: the imager has it
-    1        0         1            -                 FREE: it held nothing
+    0        0         0            -                 OWED: the next cut has it, behind the newest the image
+    -        1         -            -                 RELEASED: the imager has it
+    -        0         1            -                 FREE: it held nothing
     1        0         0            of a ring slot    STAGED
     1        0         0            of a record       STORED
     1        0         0            LOST_ENTRY        LOST: the image could not give it
@@ -12,6 +12,9 @@
 Whatever explains a block is stored before it becomes settled, so `settled` is looked at first: what is found then
 was true at some moment of the call, whoever changes the maps meanwhile. The map of free blocks is known once its
 number of the cut says so; what is in it before counts for nothing.
+
+An older cut that has the block in this one is asked with `own=False`: what this one's own readers do not need
+(released, free) says nothing about that one, and was settled without a copy only where that one does not look.
 """
 
 from __future__ import annotations
@@ -56,20 +59,21 @@ _FREE_BLOCKS: Final = CutCounter.FREE_BLOCKS.value
 _PIECE_BLOCKS: Final = 1 << 16
 
 
-def classify(cut: Cut, first: int, end: int, *, free_counts: bool = True) -> Iterable[Run]:
+def classify(cut: Cut, first: int, end: int, *, free_counts: bool = True, own: bool = True) -> Iterable[Run]:
     """What explains each of the blocks `first` to `end`, in runs, in order.
 
     Of a large range, what never was anything but owed is not looked at (the holes of `settled`), and a run may be
-    cut in two at a piece's border. Without `free_counts` as if the map of free blocks were not known yet.
+    cut in two at a piece's border. Without `free_counts` as if the map of free blocks were not known yet; `own`:
+    see the module's docstring.
     """
     if end - first <= _PIECE_BLOCKS:
-        return _explain(cut, first, end, free_counts, entry_runs)
-    return _in_pieces(cut, first, end, free_counts, entry_runs)
+        return _explain(cut, first, end, free_counts, own, entry_runs)
+    return _in_pieces(cut, first, end, free_counts, own, entry_runs)
 
 
 def count_lost(cut: Cut, first: int, end: int, *, free_counts: bool = True) -> int:
     """How many of the blocks can never be read any more though somebody may ask for them."""
-    runs = _in_pieces(cut, first, end, free_counts, _lost_runs)
+    runs = _in_pieces(cut, first, end, free_counts, True, _lost_runs)
     return sum(high - low for kind, low, high, _ in runs if kind is _LOST or kind is _UNEXPLAINED)
 
 
@@ -106,50 +110,62 @@ def _kind_of(entry: int) -> Kind:
     return _UNEXPLAINED
 
 
-def _explain(cut: Cut, first: int, end: int, free_counts: bool, runs_of: RunsOf) -> list[Run]:
+def _explain(cut: Cut, first: int, end: int, free_counts: bool, own: bool, runs_of: RunsOf) -> list[Run]:
     settled = cut.settled
+    free_counts = free_counts and own and cut.numbers[_FREE_BLOCKS] > 0
     if not settled.any_set(first, end):
-        return [(_OWED, first, end, 0)]
+        return _explain_unsettled(cut, first, end, free_counts, own)
     if settled.all_set(first, end):
-        return _explain_settled(cut, first, end, free_counts, runs_of)
+        return _explain_settled(cut, first, end, free_counts, own, runs_of)
     runs: list[Run] = []
     for is_settled, low, high in settled.runs(first, end):
         if is_settled:
-            runs += _explain_settled(cut, low, high, free_counts, runs_of)
+            runs += _explain_settled(cut, low, high, free_counts, own, runs_of)
         else:
-            runs.append((_OWED, low, high, 0))
+            runs += _explain_unsettled(cut, low, high, free_counts, own)
     return runs
 
 
-def _explain_settled(cut: Cut, first: int, end: int, free_counts: bool, runs_of: RunsOf) -> list[Run]:
-    free_counts = free_counts and cut.numbers[_FREE_BLOCKS] > 0
-    if cut.released.any_set(first, end) or (free_counts and cut.free.any_set(first, end)):
-        return list(_explain_excused(cut, first, end, free_counts, runs_of))
+def _explain_unsettled(cut: Cut, first: int, end: int, free_counts: bool, own: bool) -> list[Run]:
+    if own and (cut.released.any_set(first, end) or (free_counts and cut.free.any_set(first, end))):
+        return list(_explain_excused(cut, first, end, free_counts, lambda low, high: [(_OWED, low, high, 0)]))
+    return [(_OWED, first, end, 0)]
+
+
+def _explain_settled(cut: Cut, first: int, end: int, free_counts: bool, own: bool, runs_of: RunsOf) -> list[Run]:
+    if own and (cut.released.any_set(first, end) or (free_counts and cut.free.any_set(first, end))):
+        return list(
+            _explain_excused(
+                cut, first, end, free_counts, lambda low, high: runs_of(low, cut.index.get_range(low, high))
+            )
+        )
     return runs_of(first, cut.index.get_range(first, end))
 
 
-def _explain_excused(cut: Cut, first: int, end: int, free_counts: bool, runs_of: RunsOf) -> Iterator[Run]:
-    """The same where some blocks are released or free."""
+def _explain_excused(
+    cut: Cut, first: int, end: int, free_counts: bool, others: Callable[[int, int], list[Run]]
+) -> Iterator[Run]:
+    """Where some blocks are released or free; `others` explains the rest."""
     for is_released, low, high in cut.released.runs(first, end):
         if is_released:
             yield _RELEASED, low, high, 0
         elif not free_counts:
-            yield from runs_of(low, cut.index.get_range(low, high))
+            yield from others(low, high)
         else:
             for is_free, start, stop in cut.free.runs(low, high):
                 if is_free:
                     yield _FREE, start, stop, 0
                 else:
-                    yield from runs_of(start, cut.index.get_range(start, stop))
+                    yield from others(start, stop)
 
 
-def _in_pieces(cut: Cut, first: int, end: int, free_counts: bool, runs_of: RunsOf) -> Iterator[Run]:
+def _in_pieces(cut: Cut, first: int, end: int, free_counts: bool, own: bool, runs_of: RunsOf) -> Iterator[Run]:
     for offset, length in cut.settled.file.data_ranges(first // 8, bitmap_bytes(end)):
         low, high = max(first, offset * 8), min(end, (offset + length) * 8)
         if first < low:
             yield _OWED, first, low, 0
         for start in range(low, high, _PIECE_BLOCKS):
-            yield from _explain(cut, start, min(start + _PIECE_BLOCKS, high), free_counts, runs_of)
+            yield from _explain(cut, start, min(start + _PIECE_BLOCKS, high), free_counts, own, runs_of)
         first = high
     if first < end:
         yield _OWED, first, end, 0

@@ -25,7 +25,7 @@ from cow.disk.header import Header
 from cow.disk.index import Index
 from cow.disk.layout import CutCounter, State
 from cow.disk.numbers import CutNumbers, SharedPages
-from cow.disk.segments import Segments
+from cow.disk.segment_files import NO_END, Segments
 from cow.errors import SnapshotEnded
 
 
@@ -165,5 +165,6 @@ def open_cut(
         numbers.write_back()
         # The header's commit makes the cut's own name durable, not the names in it.
         files.sync_directory(path)
-    segments = Segments(store / SEGMENTS_NAME, generation, header.record_seed)
+    until = header.end_of(generation) or NO_END
+    segments = Segments(store / SEGMENTS_NAME, generation, header.record_seed, until)
     return Cut(generation, path, settled, changed, released, free, index, numbers, segments)

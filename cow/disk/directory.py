@@ -17,16 +17,19 @@ import contextlib
 import fcntl
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cow.disk.files import open_plain
 from cow.disk.header import HEADER_NAME
-from cow.disk.segments import Segments
+from cow.disk.segment_files import present_segments
 from cow.errors import StoreBusy
 
 CONTROL_NAME, STAGING_NAME, LOCK_NAME, SEAL_NAME = "control", "staging", "lock", "seal"
 SOCKET_NAME, LOG_NAME = "socket", "log"
 UNFINISHED_NAME = HEADER_NAME + ".new"
+# The files that are no cut's.
+COMMON_NAMES = frozenset({CONTROL_NAME, STAGING_NAME, "segments"})
 _PLAIN_NAMES = frozenset({HEADER_NAME, UNFINISHED_NAME, CONTROL_NAME, STAGING_NAME, LOCK_NAME, SOCKET_NAME, LOG_NAME})
 _CUT_PREFIX = "cut-"
 # What FUSE and NFS rename a file to that is removed while it is open, until it is closed.
@@ -88,19 +91,20 @@ def _is_cut(name: str) -> bool:
     return name.startswith(_CUT_PREFIX) and name[len(_CUT_PREFIX) :].isdecimal()
 
 
-def remove_cuts(path: Path, keep: int | None = None) -> None:
-    """Remove the directories of all cuts but generation `keep`, as far as the disk lets them go.
+def remove_cuts(path: Path, keep: Iterable[int] = ()) -> None:
+    """Remove the directories of all cuts but the generations `keep`, as far as the disk lets them go.
 
     One that stays is debris: a filesystem may keep a name for a file that is still open, or refuse altogether.
     """
-    kept = "" if keep is None else cut_path(path, keep).name
+    kept = {cut_path(path, generation).name for generation in keep}
     for name in os.listdir(path):
-        if _is_cut(name) and name != kept:
+        if _is_cut(name) and name not in kept:
             remove_tree(path / name)
 
 
-def remove_segments(path: Path, keep: int = 0) -> None:
-    """Remove the segments of all cuts but generation `keep`, as far as the disk lets them go.
+def remove_segments(path: Path, cuts: Sequence[int] = ()) -> None:
+    """Remove the segments that are of none of the generations `cuts`, the oldest first, nor between two of them
+    (those were merged): as far as the disk lets them go.
 
     OSError when one of a later cut stays: its records would pass for those of a cut to come.
     """
@@ -108,8 +112,14 @@ def remove_segments(path: Path, keep: int = 0) -> None:
     if directory.is_symlink() or not directory.is_dir():
         directory.unlink(missing_ok=True)
         return
-    # To remove them nobody need know what their checksums start from.
-    Segments(directory, keep, seed=0).remove_others()
+    oldest, newest = (cuts[0], cuts[-1]) if cuts else (0, -1)
+    for _, generation, file in present_segments(directory):
+        if not oldest <= generation <= newest:
+            try:
+                file.unlink()
+            except OSError:
+                if generation > newest:
+                    raise
 
 
 def remove_cut(path: Path, generation: int) -> None:

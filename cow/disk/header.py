@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -34,7 +36,11 @@ HEADER_NAME = "header"
 
 @dataclass(frozen=True, slots=True)
 class CutHeader:
-    """The facts of one cut: when it was taken, and what the image's file was then. Times in ns since 1970."""
+    """The facts of one cut: when it was taken, and what the image's file was then. Times in ns since 1970.
+
+    `name` is "" for one that the next cut replaces. A hidden one is over for its users; cuts before it still read
+    through it.
+    """
 
     generation: int
     taken_at_ns: int
@@ -44,6 +50,8 @@ class CutHeader:
     image_uid: int
     image_gid: int
     snapshot_id: bytes
+    name: str = ""
+    is_hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +86,27 @@ class Header:
         """The present cut: the newest."""
         return self.cuts[-1]
 
+    def cut_of(self, generation: int) -> CutHeader | None:
+        """The facts of a cut that is listed."""
+        return next((cut for cut in self.cuts if cut.generation == generation), None)
 
-def cut_header(image: Image, generation: int) -> CutHeader:
+    def next_of(self, generation: int) -> CutHeader | None:
+        """The facts of the oldest cut after that one."""
+        return next((cut for cut in self.cuts if cut.generation > generation), None)
+
+    def end_of(self, generation: int) -> int | None:
+        """The generation from which on records neither are nor will be that cut's: of the next that is not hidden."""
+        later = (cut.generation for cut in self.cuts if cut.generation > generation and not cut.is_hidden)
+        return next(later, None)
+
+    def owner_of(self, generation: int) -> int | None:
+        """The cut that has the records of `generation`: that one itself, or the one that it was merged into. None:
+        nobody needs them any more."""
+        older = [cut.generation for cut in self.cuts if cut.generation <= generation]
+        return older[-1] if older else None
+
+
+def cut_header(image: Image, generation: int, name: str = "") -> CutHeader:
     """Of a cut that is taken now."""
     info = os.fstat(image.fd)
     return CutHeader(
@@ -91,6 +118,7 @@ def cut_header(image: Image, generation: int) -> CutHeader:
         image_uid=info.st_uid,
         image_gid=info.st_gid,
         snapshot_id=uuid.uuid4().bytes,
+        name=name,
     )
 
 
@@ -113,8 +141,26 @@ def encode_header(header: Header) -> bytes:
         header.store_id,
         header.boot_id,
     )
-    body += path + device_id + b"".join(HEADER_CUT.pack(*astuple(cut)) for cut in header.cuts)
+    body += path + device_id + b"".join(map(_encode_cut, header.cuts))
     return body + HEADER_CHECKSUM.pack(checksum(body))
+
+
+def _encode_cut(cut: CutHeader) -> bytes:
+    *facts, snapshot_id, name, is_hidden = astuple(cut)
+    raw = os.fsencode(name)
+    return HEADER_CUT.pack(*facts, is_hidden, len(raw), snapshot_id) + raw
+
+
+def _decode_cuts(data: bytes, count: int) -> Iterator[CutHeader]:
+    """ValueError, struct.error: they are not `count`."""
+    at = 0
+    for _ in range(count):
+        *facts, is_hidden, name_bytes, snapshot_id = HEADER_CUT.unpack_from(data, at)
+        at += HEADER_CUT.size + name_bytes
+        values = [*facts, snapshot_id, os.fsdecode(data[at - name_bytes : at]), bool(is_hidden)]
+        yield CutHeader(*values)
+    if at != len(data):
+        raise ValueError("the list of cuts has another length")
 
 
 def decode_header(data: bytes, store: str) -> Header:
@@ -127,16 +173,17 @@ def decode_header(data: bytes, store: str) -> Header:
     _magic, _version, *facts, device_id_bytes, path_bytes, cut_count, store_id, boot_id = HEADER.unpack_from(data)
     path_end = HEADER.size + path_bytes
     cuts_start = path_end + device_id_bytes
-    end = cuts_start + cut_count * HEADER_CUT.size
-    if path_bytes > MAX_PATH_BYTES or len(data) != end + HEADER_CHECKSUM.size:
+    end = len(data) - HEADER_CHECKSUM.size
+    if path_bytes > MAX_PATH_BYTES or not 0 < cut_count <= (end - cuts_start) // HEADER_CUT.size:
         raise StoreDamaged(store, "has a damaged header")
     if HEADER_CHECKSUM.unpack_from(data, end)[0] != checksum(data[:end]):
         raise StoreDamaged(store, "has a damaged header")
-    if cut_count != 1:
-        raise StoreError(store, f"was written by a newer snapfs ({cut_count} cuts, this one knows one)")
     *numbers, durability, protect, is_device = facts
     path, device_id = os.fsdecode(data[HEADER.size : path_end]), os.fsdecode(data[path_end:cuts_start])
-    cuts = tuple(CutHeader(*values) for values in HEADER_CUT.iter_unpack(data[cuts_start:end]))
+    try:
+        cuts = tuple(_decode_cuts(data[cuts_start:end], cut_count))
+    except (ValueError, struct.error) as error:
+        raise StoreDamaged(store, "has a damaged header") from error
     kinds = (Durability(durability), Protect(protect), bool(is_device))
     values = [*numbers, *kinds, store_id, boot_id, path, device_id, cuts]
     return Header(*values)

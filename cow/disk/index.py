@@ -50,6 +50,10 @@ class Index:
         """Blocks `first` to `end` lie in the one record that `entry` names. Allocated before."""
         self._store(first, array("Q", [entry]) * (end - first))
 
+    def set_entries(self, first: int, entries: list[int]) -> None:
+        """The blocks from `first` on have these entries. Allocated before."""
+        self._store(first, array("Q", entries))
+
     def _store(self, first: int, entries: array[int]) -> None:
         if self.file.is_written:
             self.file.store(first * ENTRY_BYTES, entries.tobytes())

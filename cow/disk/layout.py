@@ -1,4 +1,4 @@
-"""Every byte of the store: constants and structs of format version 3. Described in FORMAT.md.
+"""Every byte of the store: constants and structs of format version 4. Described in FORMAT.md.
 
 All integers are little-endian. Nothing here reads, writes or decides anything.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Self
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 # --- header -------------------------------------------------------------------------------------------------
 
@@ -20,12 +20,14 @@ HEADER_START = struct.Struct("<8sI")
 # magic, version, block_bytes, image_bytes, image_dev, image_ino, staging_slots, durability, protect, is_device,
 # device_id_bytes, path_bytes, cut_count, store_id, boot_id; then the path, the device's identity, and the cuts
 HEADER = struct.Struct("<8sII QQQQ BBBB II 16s16s")
-# generation, taken_at_ns, image_atime_ns, image_mtime_ns, image_mode, image_uid, image_gid, snapshot_id
-HEADER_CUT = struct.Struct("<QQQQ IIIxxxx 16s")
+# generation, taken_at_ns, image_atime_ns, image_mtime_ns, image_mode, image_uid, image_gid, is_hidden, name_bytes,
+# snapshot_id; then the name
+HEADER_CUT = struct.Struct("<QQQQ IIIBBxx 16s")
 HEADER_CHECKSUM = struct.Struct("<Q")
 MAX_PATH_BYTES = 4096
 # What one byte can count.
 MAX_DEVICE_ID_BYTES = 255
+MAX_NAME_BYTES = 100
 
 
 class Durability(IntEnum):
@@ -95,6 +97,7 @@ class Counter(Number):
     COMPACTOR_IDLE = 10, Owner.COMPACTOR, Trait.PASSING  # 1 while it waits to be woken
     SHOWN_GENERATION = 11, Owner.SNAPSHOT, Trait.PASSING  # the cut that its view shows
     NEXT_SEGMENT = 13, Owner.APPENDER, Trait.SEALED  # segments below have been used, and never are again
+    HEADERS = 14, Owner.LIVE, Trait.PASSING  # counts the changes of the header's list of cuts
     UNSEEN = 12, Owner.MOUNT  # its mark until both views have answered; killed before, nobody has seen the snapshot
 
 
@@ -104,7 +107,7 @@ class CutCounter(Number):
     MAGIC = 0, Owner.LIVE
     STATE = 511, Owner.LIVE, Trait.SEALED  # a State; at the end of the page, as GENERATION is
     UNREADABLE = 2, Owner.LIVE, Trait.SEALED  # 1 when nothing of the snapshot can be proven right
-    FIRST_SEQ = 3, Owner.LIVE, Trait.PASSING  # staged slots below belong to an earlier cut
+    FIRST_SEQ = 3, Owner.LIVE, Trait.SEALED  # staged slots below belong to an earlier cut
     STORED_BYTES = 4, Owner.APPENDER, Trait.SEALED  # payload bytes of all records
     STORED_RAW_BYTES = 5, Owner.APPENDER, Trait.SEALED  # the same before compression
     RETURNED_BYTES = 6, Owner.COMPACTOR, Trait.SEALED  # payload bytes of records that were given back

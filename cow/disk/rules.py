@@ -17,9 +17,15 @@ from cow.disk.store import Store
 
 
 def check_store(store: Store, *, at_rest: bool) -> Iterator[str]:
-    """All rules of the present cut, and of the ring."""
+    """All rules of each cut, and of the ring."""
     yield from check_ring(store)
-    yield from check_rules(store.cut, 0, store.geometry.block_count, at_rest=at_rest, store=store)
+    cuts = store.of_each_cut()
+    for one in cuts:
+        is_alone = len(cuts) == 1
+        for sentence in check_rules(
+            one.cut, 0, store.geometry.block_count, at_rest=at_rest, store=one, is_alone=is_alone
+        ):
+            yield sentence if len(cuts) == 1 else f"cut {one.cut.generation}: {sentence}"
 
 
 def check_ring(store: Store) -> Iterator[str]:
@@ -32,23 +38,40 @@ def check_ring(store: Store) -> Iterator[str]:
         yield f"control: slots freed to {freed}, committed to {committed}, reserved to {reserved}"
 
 
-def check_rules(cut: Cut, first: int, end: int, *, at_rest: bool = True, store: Store | None = None) -> Iterator[str]:
+def check_rules(
+    cut: Cut, first: int, end: int, *, at_rest: bool = True, store: Store | None = None, is_alone: bool = True
+) -> Iterator[str]:
     """What of blocks `first` to `end` breaks a rule; of all blocks at rest, the numbers too.
 
-    With the `store` whose present cut it is, entries are compared with its ring.
+    With the `store` whose present cut it is, entries are compared with its ring, and with what an older cut needs.
+    Where cuts are not `is_alone`, what one's readers do not need may be owed all the same.
     """
     if not cut.numbers.is_kept:
         return
+    older = store.older[-1] if store is not None and store.older and store.older[-1].numbers.is_kept else None
     for run in classify(cut, first, end):
         yield from _check_run(run, store if at_rest else None)
+    if older is not None:
+        yield from _missing_for(older, cut, first, end)
     if at_rest:
-        yield from _not_settled(cut, first, end, "changed", cut.changed)
-        yield from _not_settled(cut, first, end, "released", cut.released)
-        if cut.numbers[CutCounter.FREE_BLOCKS]:
-            yield from _not_settled(cut, first, end, "free", cut.free)
+        if is_alone:
+            yield from _not_settled(cut, first, end, "changed", cut.changed)
+            yield from _not_settled(cut, first, end, "released", cut.released)
+            if cut.numbers[CutCounter.FREE_BLOCKS]:
+                yield from _not_settled(cut, first, end, "free", cut.free)
         yield from _owed_with_entry(cut, first, end)
         if (first, end) == (0, cut.settled.block_count):
             yield from _check_numbers(cut)
+
+
+def _missing_for(older: Cut, cut: Cut, first: int, end: int) -> Iterator[str]:
+    """Blocks that are settled without a copy though the cut before has none itself."""
+    for kind, low, high, _ in classify(cut, first, end, own=False):
+        if kind is Kind.UNEXPLAINED and not older.settled.all_set(low, high):
+            yield from (
+                f"{_named(*run)}: overwritten without a copy, which cut {older.generation} needs"
+                for run in older.settled.clear_runs(low, high)
+            )
 
 
 def _named(first: int, end: int) -> str:

@@ -89,7 +89,7 @@ def sync_segments(store: Store) -> None:
     """Make all records durable."""
     segments = store.cut.segments
     for number in segments.numbers():
-        with open(open_plain(segments.path(number), os.O_RDONLY), "rb") as segment:
+        with open(open_plain(segments.find(number), os.O_RDONLY), "rb") as segment:
             store.files.sync(segment.fileno())
     store.files.sync_directory(segments.directory)
 

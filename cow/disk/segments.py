@@ -1,6 +1,7 @@
 """Segments: append-only files of records, 64 MiB each at most, in one directory of the store for all its cuts.
 
-A segment holds records of one generation, and its number is never used again. One process appends (the compactor;
+A segment holds records of one generation, and its number is never used again. A cut that others were merged into has
+their records too, where they are. One process appends (the compactor;
 with durability `power` the live server), the compactor alone removes, any process reads. A segment is never
 appended to after a restart: a torn record at its end stays where it is and no index entry names it.
 """
@@ -10,11 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 from cow.disk.codec import RecordHeader, decode, parse_header
 from cow.disk.direct import ALIGN_BYTES, DirectWriter
@@ -32,66 +30,11 @@ from cow.disk.layout import (
     unpack_place,
 )
 from cow.disk.numbers import Control
+from cow.disk.segment_files import Segments
 from cow.errors import CowError, Damaged, WouldWait
 
 _OPEN_SEGMENTS = 32
-_NAME = re.compile(r"(\d{8,})-(\d{8,})", re.ASCII)
 _MAGIC = RECORD_MAGIC.to_bytes(4, "little")
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """Those of a store's segments that hold the records of one generation, with the store's seed."""
-
-    directory: Path
-    generation: int
-    seed: int
-
-    def path(self, segment_no: int) -> Path:
-        return self.directory / f"{segment_no:08d}-{self.generation:08d}"
-
-    def numbers(self) -> list[int]:
-        """The numbers of all that are present, ascending."""
-        return sorted(number for number, generation in _present(self.directory) if generation == self.generation)
-
-    def remove(self) -> None:
-        """Give the space of all records back, as far as the disk takes it."""
-        for number in self.numbers():
-            with contextlib.suppress(OSError):
-                self.path(number).unlink()
-
-    def remove_older(self) -> None:
-        """The same for those of all cuts before, which may be over at different times."""
-        for _, generation in _present(self.directory):
-            if generation < self.generation:
-                replace(self, generation=generation).remove()
-
-    def remove_others(self) -> None:
-        """The same for those of all other cuts, while there is none but this; OSError when one of a later stays."""
-        self.remove_older()
-        later = {generation for _, generation in _present(self.directory) if generation > self.generation}
-        for generation in later:
-            replace(self, generation=generation).remove()
-        stays = next((found for found in _present(self.directory) if found[1] in later), None)
-        if stays is not None:
-            path = replace(self, generation=stays[1]).path(stays[0])
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), os.fspath(path))
-
-
-def _present(directory: Path) -> list[tuple[int, int]]:
-    """Number and generation of every segment of a store; none when the directory is gone."""
-    try:
-        names = os.listdir(directory)
-    except FileNotFoundError:
-        return []
-    numbers = [(int(found[1]), int(found[2])) for found in map(_NAME.fullmatch, names) if found]
-    # Others are nobody's: no entry can name them.
-    return [(number, generation) for number, generation in numbers if 0 < number <= MAX_SEGMENT_NO]
-
-
-def first_unused(directory: Path) -> int:
-    """A number above those of all segments that are there, whosever they are."""
-    return max((number for number, _ in _present(directory)), default=0) + 1
 
 
 class SegmentWriter:
@@ -225,7 +168,7 @@ class SegmentReader:
             header, raw = decode(data, seed=self._segments.seed)
         except Damaged as error:
             raise Damaged(f"{error.what} (segment {place.segment_no}, offset {place.offset})", block_no) from None
-        if header.generation != self._segments.generation or not 0 <= block_no - header.block_no < header.block_count:
+        if not self._segments.has(header.generation) or not 0 <= block_no - header.block_no < header.block_count:
             raise Damaged(f"the record of segment {place.segment_no} belongs to other blocks", block_no)
         if header.flag is RecordFlag.LOST:
             raise Damaged("its preserved content is lost", block_no)
@@ -245,7 +188,7 @@ class SegmentReader:
             self._open.move_to_end(segment_no)
             return fd
         try:
-            fd = open_plain(self._segments.path(segment_no), os.O_RDONLY)
+            fd = open_plain(self._segments.find(segment_no), os.O_RDONLY)
         except FileNotFoundError:
             raise Damaged(f"segment {segment_no} is missing", block_no) from None
         except OSError as error:
@@ -281,7 +224,7 @@ def scan_segment(
     A place that holds no valid record is reported once; the scan finds its way again at the next multiple of
     32 bytes where a whole, valid record begins.
     """
-    fd = open_plain(segments.path(segment_no), os.O_RDONLY)
+    fd = open_plain(segments.find(segment_no), os.O_RDONLY)
     try:
         size_bytes = os.fstat(fd).st_size
         # Headers lead from one record to the next; behind anything else only a whole one is believed.

@@ -33,7 +33,8 @@ _NEVER: Final = memoryview(bytes(8)).cast("Q")
 
 @dataclass(slots=True)
 class Store:
-    """An open store with its present cut, which it holds. `lock_fd` is -1 for a reader."""
+    """An open store with its cuts, which it holds: the present one and, for who opened the store as a whole, the
+    `older` ones, oldest first. `lock_fd` is -1 for a reader."""
 
     path: Path
     header: Header
@@ -43,6 +44,7 @@ class Store:
     files: Files
     lock_fd: int = -1
     pages: SharedPages | None = None
+    older: tuple[Cut, ...] = ()
     _last_generation: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -69,12 +71,12 @@ class Store:
         with self._lock:
             return self.cut.hold()
 
-    def open_cut(self, generation: int, *, writable: bool) -> Cut:
-        """Another look at a cut of this instance; whoever opens it lets go of it."""
+    def open_cut(self, generation: int, *, writable: bool, header: Header | None = None) -> Cut:
+        """Another look at a cut of this instance; whoever opens it lets go of it. `header`: a later one."""
         return open_cut(
             self.path,
             generation,
-            self.header,
+            header or self.header,
             self.files,
             writable=writable,
             pages=self.pages,
@@ -85,19 +87,40 @@ class Store:
         """A number that no cut of this store has had, and no debris of one."""
         while True:
             with self._lock:
-                present = self.cut.generation
-                generation = self._last_generation = max(self._last_generation, present) + 1
-            is_shared = self.pages is not None and self.pages.share_a_page(generation, present)
+                cuts = self.cuts
+                generation = self._last_generation = max(self._last_generation, self.cut.generation) + 1
+            is_shared = any(SharedPages.share_a_page(generation, cut.generation) for cut in cuts)
             # Debris may be in the way.
             if not is_shared and not os.path.lexists(cut_path(self.path, generation)):
                 return generation
 
-    def enter(self, cut: Cut, header: Header) -> Cut:
-        """`cut` is the present one from here on. The one before, which is over, is the caller's to let go."""
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """All that are open here, oldest first."""
+        return *self.older, self.cut
+
+    def of_each_cut(self) -> list[Store]:
+        """The store as it was when each of its cuts was the newest, oldest first; not to be closed."""
+        cuts = self.cuts
+        return [replace(self, cut=cut, older=cuts[:at], _lock=threading.Lock()) for at, cut in enumerate(cuts)]
+
+    def hold_cuts(self) -> list[Cut]:
+        """All that are open here, oldest first, to be let go."""
         with self._lock:
-            before, self.cut, self.header = self.cut, cut, header
-        before.is_over = True
-        return before
+            return [cut.hold() for cut in self.cuts]
+
+    def enter(self, cut: Cut, header: Header) -> list[Cut]:
+        """`cut` is the present one from here on, and the header has another list. Those it does not name any more
+        are over, and the caller's to let go."""
+        named = {one.generation for one in header.cuts}
+        with self._lock:
+            before = self.cuts if cut is not self.cut else self.older
+            self.older = tuple(one for one in before if one.generation in named)
+            self.cut, self.header = cut, header
+        gone = [one for one in before if one.generation not in named]
+        for one in gone:
+            one.is_over = True
+        return gone
 
     def present(self, *, writable: bool) -> Store:
         """The same store in a process that may have been started long after this was opened."""
@@ -108,7 +131,7 @@ class Store:
             if header.cut.generation == self.cut.generation and self.cut.is_open:
                 return self
             try:
-                cut = self.open_cut(header.cut.generation, writable=writable)
+                cut = self.open_cut(header.cut.generation, writable=writable, header=header)
             except FileNotFoundError:
                 # Gone between the two looks, if there is a later one.
                 later = read_header(self.path)
@@ -128,12 +151,13 @@ class Store:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that is mapped is: see `MappedFile.is_whole`."""
+        """Whether all that is mapped for the present cut is: see `MappedFile.is_whole`."""
         return self.can_hold_a_cut and self.cut.is_whole
 
     def close(self) -> None:
-        if self.cut.is_open:
-            self.cut.let_go()
+        for cut in self.cuts:
+            if cut.is_open:
+                cut.let_go()
         self.staging.close()
         self.control.close()
         if self.lock_fd >= 0:
@@ -148,8 +172,10 @@ def open_parts(path: Path, header: Header, files: Files, *, writable: bool, lock
     check_directory(path / SEGMENTS_NAME)
     control = Control(path / CONTROL_NAME, files, writable=writable, shared=shared)
     staging = Staging(path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=writable)
-    cut = open_cut(path, header.cut.generation, header, files, writable=writable, pages=pages)
-    return Store(path, header, control, staging, cut, files, lock_fd, pages)
+    *older, cut = (
+        open_cut(path, one.generation, header, files, writable=writable, pages=pages) for one in header.cuts
+    )
+    return Store(path, header, control, staging, cut, files, lock_fd, pages, tuple(older))
 
 
 def open_reader(path: Path, files: Files) -> Store:
@@ -160,9 +186,9 @@ def open_reader(path: Path, files: Files) -> Store:
     return open_parts(path, header, files, writable=False)
 
 
-def expected_files(path: Path, header: Header) -> dict[str, tuple[Path, int]]:
-    """The mapped files of the present cut, and those that all cuts have in common: where, and how many bytes long."""
-    cut, count = cut_path(path, header.cut.generation), header.geometry.block_count
+def expected_files(path: Path, header: Header, generation: int) -> dict[str, tuple[Path, int]]:
+    """The mapped files of a cut, and those that all cuts have in common: where, and how many bytes long."""
+    cut, count = cut_path(path, generation), header.geometry.block_count
     expected = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
     expected[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
     expected[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)

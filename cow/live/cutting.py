@@ -7,12 +7,12 @@ killed after it the new one; what belongs to neither is removed at the next open
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from cow.disk.cut import Cut, open_cut
 from cow.disk.directory import remove_cut
-from cow.disk.header import Header, cut_header, write_header
-from cow.disk.image import Image
+from cow.disk.header import CutHeader, Header, write_header
 from cow.disk.layout import Counter, CutCounter, Durability
 from cow.disk.store import Store
 
@@ -29,17 +29,14 @@ def prepare_cut(store: Store) -> Cut:
         raise
 
 
-def next_header(store: Store, image: Image, cut: Cut) -> Header:
-    """The header with `cut`, taken now, in the place of the one before."""
-    return replace(store.header, cuts=(cut_header(image, cut.generation),))
-
-
-def enter_cut(store: Store, cut: Cut, header: Header) -> Cut:
-    """Make `cut` the store's present one. Nobody may be writing. The one before is the caller's to let go.
+def enter_cut(store: Store, cut: Cut, facts: CutHeader) -> list[Cut]:
+    """Make `cut` the store's present one. Nobody may be writing. Those that the header names no more are the caller's
+    to let go.
 
     OSError: the old one still is.
     """
-    assert cut.generation == header.cut.generation > store.cut.generation, "a cut's generation is never used again"
+    assert cut.generation == facts.generation > store.cut.generation, "a cut's generation is never used again"
+    header = replace(store.header, cuts=(*_before(store.header.cuts), facts))
     is_power = header.durability is Durability.POWER
     control = store.control
     cut.numbers[CutCounter.FIRST_SEQ] = control[Counter.RESERVED_SEQ]
@@ -49,9 +46,38 @@ def enter_cut(store: Store, cut: Cut, header: Header) -> Cut:
         # The new name may be in place already; the writes to come are preserved for the old cut only.
         _take_back(store, cut)
         raise
-    # Readers of the old cut look at this last, and fail from here on.
+    # Readers look at these last. Those of older cuts go on through this one, those of a cut that is gone fail.
     control[Counter.GENERATION] = cut.generation
-    store.end_cut(store.cut.generation)
+    return _follow_header(store, cut, header)
+
+
+def _before(cuts: tuple[CutHeader, ...]) -> tuple[CutHeader, ...]:
+    """What stays of `cuts` when there is a newer one. One without a name is there until the next: it goes, or if
+    older ones read through it, is hidden."""
+    *older, newest = cuts
+    if newest.name and not newest.is_hidden:
+        return cuts
+    return (*older, replace(newest, is_hidden=True)) if older else ()
+
+
+def change_cuts(store: Store, cuts: Sequence[CutHeader]) -> list[Cut]:
+    """Give the header another list of cuts, with the present one as it is. Those that it names no more are the
+    caller's to let go. One at a time, and none beside a cut. OSError: nothing changed, or nobody knows before the
+    next opening.
+    """
+    assert cuts[-1].generation == store.cut.generation, "the present cut goes only when there is another"
+    header = replace(store.header, cuts=tuple(cuts))
+    write_header(store.path, header, store.files, durable=header.durability is Durability.POWER)
+    return _follow_header(store, store.cut, header)
+
+
+def _follow_header(store: Store, cut: Cut, header: Header) -> list[Cut]:
+    """Tell everybody: readers of what is hidden or gone fail, the others look at the list again."""
+    shown = {one.generation for one in header.cuts if not one.is_hidden}
+    for one in store.header.cuts:
+        if one.generation not in shown:
+            store.end_cut(one.generation)
+    store.control[Counter.HEADERS] += 1
     return store.enter(cut, header)
 
 

@@ -26,7 +26,7 @@ from typing import Final
 
 from cow.disk.cut import Cut
 from cow.disk.files import Data
-from cow.disk.header import Header
+from cow.disk.header import CutHeader
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Durability, State, pack_missing, unpack_missing
 from cow.disk.seal import write_seal
@@ -34,8 +34,9 @@ from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.faults import missing_pages
 from cow.live.claiming import Claiming
-from cow.live.cutting import enter_cut
+from cow.live.cutting import change_cuts, enter_cut
 from cow.live.heartbeat import Heartbeat
+from cow.live.merging import count_merged, merge_maps, next_to_merge, without
 from cow.live.overflow import Event, OverflowPolicy
 from cow.live.pace import Pace
 from cow.live.relief import Relief
@@ -70,6 +71,8 @@ class LiveEngine:
         self._cut, self._numbers = store.cut, store.cut.numbers
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        # A turn at the header, for those who would wait for it anyway.
+        self._listing = threading.Lock()
         self._gate, self.size = Gate(self._changed), BufferSize(store)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
         self._on_beat, self._missed_pages = on_beat, missing_pages[0]
@@ -216,9 +219,9 @@ class LiveEngine:
             self._image.check_whole()
             yield
 
-    def begin_cut(self, cut: Cut, header: Header, check_wanted: Callable[[], None] = lambda: None) -> Cut:
-        """From here on `cut` (prepared and empty) is the snapshot. The one before has ended for its readers; the
-        caller lets go of it when nobody waits for him.
+    def begin_cut(self, cut: Cut, facts: CutHeader, check_wanted: Callable[[], None] = lambda: None) -> list[Cut]:
+        """From here on `cut` (prepared and empty) is the newest snapshot. The one before, if it has no name, has
+        ended for its readers. What nobody needs any more is returned; the caller lets go of it when nobody waits.
 
         Waits for the writes under way; its own work takes the same time whatever the size of the image. After the
         waiting `check_wanted` may raise what it likes: then, as after an OSError, all is as before. One at a time.
@@ -227,7 +230,8 @@ class LiveEngine:
             check_wanted()
             # Whatever may fail comes before the one step that cannot be taken back.
             preserver = self._claiming.new_preserver(cut)
-            before = enter_cut(self._store, cut, header)
+            with self._listing:
+                gone = enter_cut(self._store, cut, facts)
             with self._lock:
                 self._cut, self._numbers = cut, cut.numbers
                 ended = self._claiming.begin_cut(cut, preserver)
@@ -237,7 +241,43 @@ class LiveEngine:
         with contextlib.suppress(OSError):
             ended.close()
         self._wake_compactor()
-        return before
+        return gone
+
+    def forget_cut(self, generation: int) -> list[Cut]:
+        """A snapshot is over, and not the only one: its readers fail from here on. What nobody needs any more is
+        returned, for the caller to let go. OSError: nothing changed. SnapshotEnded: it is over already."""
+        with self._listing:
+            cuts = self._store.header.cuts
+            if not any(one.generation == generation and not one.is_hidden for one in cuts):
+                raise SnapshotEnded(f"cut {generation} has ended")
+            gone = change_cuts(self._store, without(cuts, generation))
+        self._after_change()
+        return gone
+
+    def merge_cut(self) -> Cut | None:
+        """Merge a hidden cut into the one before it, for the caller to let go; None when there is none that can be
+        merged now. One at a time. OSError: the disk refuses; it can be tried again."""
+        store = self._store
+        generation = next_to_merge(store)
+        if generation is None:
+            return None
+        merge_maps(store, generation)
+        with self._listing:
+            cuts = store.cuts
+            at = next((at for at, cut in enumerate(cuts) if cut.generation == generation), 0)
+            if not at:
+                return None  # the ones before it are gone, and it with them
+            change_cuts(store, [one for one in store.header.cuts if one.generation != generation])
+            count_merged(cuts[at - 1], cuts[at])
+        self._after_change()
+        return cuts[at]
+
+    def _after_change(self) -> None:
+        self._wake_compactor()
+        if not self._store.older:
+            # What is not settled for want of room is owed, which is right.
+            with contextlib.suppress(OSError, SnapshotEnded):
+                self._relief.settle_again()
 
     def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut) -> int:
         """The map of `cut` is known: see `Relief.settle_free`. Of one that is over nothing is done."""
@@ -278,10 +318,8 @@ class LiveEngine:
 
     def trim(self) -> None:
         """Give back the resident memory of the mappings."""
-        cut = self._store.hold_cut()
-        try:
+        for cut in self._store.hold_cuts():
             cut.trim()
-        finally:
             cut.let_go()
 
     def close(self) -> None:
@@ -298,5 +336,8 @@ class LiveEngine:
             raise OSError(errno.EIO, "files of it were cut short or cannot be read")
         if self.size.staged_bytes():
             return False
-        write_seal(self._store, self._image.identity().mtime_ns)
+        mtime_ns = self._image.identity().mtime_ns
+        # The newest last: its seal says that the end was clean.
+        for store in self._store.of_each_cut():
+            write_seal(store, mtime_ns)
         return True

@@ -52,8 +52,19 @@ class Relief:
         self._know_free()
         for first, end in self._pieces_of_free():
             self._check()
-            count += self._settle(first, end, cut.free)
+            count += self._settle_unneeded(first, end, cut.free)
         return count
+
+    def settle_again(self) -> None:
+        """There is no cut before this one any more: what its own readers do not need is owed no more."""
+        with self.cut.held():
+            reasons = [self.cut.released]
+            if self._numbers[CutCounter.FREE_BLOCKS]:
+                reasons.append(self.cut.free)
+            for reason in reasons:
+                for first, end in (piece for run in reason.set_runs() for piece in _pieces(*run)):
+                    self._check()
+                    self._settle_unneeded(first, end, reason)
 
     def _know_free(self) -> None:
         """From here on the map of free blocks counts, as a whole: until then readers look at none of them."""
@@ -99,7 +110,7 @@ class Relief:
             self._store.files.sync(cut.released.file.fd)
         for part in parts:
             self._check()
-            self._settle(*part, cut.released)
+            self._settle_unneeded(*part, cut.released)
         return count
 
     def _note_released(self, first: int, end: int, parts: Runs) -> int:
@@ -135,6 +146,20 @@ class Relief:
         if not self._numbers.lost_blocks:
             return 0
         return count_lost(self.cut, first, end, free_counts=free_counts)
+
+    def _settle_unneeded(self, first: int, end: int, reason: Bitmap) -> int:
+        """Settle what the cut before does not need; how many were owed. What is not settled there, that one has in
+        this one: it is owed whatever this one's readers need."""
+        cuts = self._store.hold_cuts()
+        try:
+            if cuts[-1] is not self.cut:
+                return 0  # what an older cut owed, the later ones owe
+            if len(cuts) == 1 or (older := cuts[-2].settled).all_set(first, end):
+                return self._settle(first, end, reason)
+            return sum(self._settle(low, high, reason) for is_set, low, high in older.runs(first, end) if is_set)
+        finally:
+            for cut in cuts:
+                cut.let_go()
 
     def _settle(self, first: int, end: int, reason: Bitmap) -> int:
         """How many were owed."""

@@ -6,9 +6,10 @@ import contextlib
 import errno
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from cow.disk.cut import Cut
 from cow.disk.files import Files
 from cow.disk.layout import KEPT_STATES, Counter, CutCounter, State
 from cow.disk.store import Store
@@ -191,36 +192,34 @@ class Room:
 
     def _note_cut_short(self) -> None:
         # The same throughout, also while another one is being made the present.
-        cut = self._store.hold_cut()
-        try:
-            if self._short_generation == cut.generation:
+        with self._all_held() as cuts:
+            if self._short_generation == cuts[-1].generation:
                 return
-            numbers = cut.numbers
-            self._store.end_cut(cut.generation)
-            is_on_disk = self._note(cut.note_unreadable)
+            # Those before it read through it.
+            is_on_disk = self._end_all(cuts, Cut.note_unreadable)
             self._on_event(Event(EventKind.CUT_SHORT, 0, is_on_disk=is_on_disk))
-            if numbers[CutCounter.STATE] != State.OVERFLOWED:
-                numbers[CutCounter.STATE] = State.DAMAGED
-            numbers[CutCounter.UNREADABLE] = 1
-            self._short_generation = cut.generation
-        finally:
-            cut.let_go()
+            for cut in cuts:
+                numbers = cut.numbers
+                if numbers[CutCounter.STATE] != State.OVERFLOWED:
+                    numbers[CutCounter.STATE] = State.DAMAGED
+                numbers[CutCounter.UNREADABLE] = 1
+            self._short_generation = cuts[-1].generation
 
     def _break_snapshot(self, code: int) -> None:
         if not self._begin_end():
             return
         try:
-            cut = self._store.cut
-            numbers = cut.numbers
-            if numbers[CutCounter.STATE] not in KEPT_STATES:
-                return
-            numbers[CutCounter.OVERFLOW_ERRNO] = code
-            # Before the first block is overwritten that nobody preserved: readers look at this last.
-            self._store.end_cut(cut.generation)
-            is_on_disk = self._note(cut.note_overflow)
-            self._on_event(Event(EventKind.OVERFLOW, code, is_on_disk=is_on_disk))
-            # From here on such blocks are written.
-            numbers[CutCounter.STATE] = State.OVERFLOWED
+            with self._all_held() as cuts:
+                if cuts[-1].numbers[CutCounter.STATE] not in KEPT_STATES:
+                    return
+                for cut in cuts:
+                    cut.numbers[CutCounter.OVERFLOW_ERRNO] = code
+                # Before the first block is overwritten that nobody preserved: readers look at this last.
+                is_on_disk = self._end_all(cuts, Cut.note_overflow)
+                self._on_event(Event(EventKind.OVERFLOW, code, is_on_disk=is_on_disk))
+                # From here on such blocks are written.
+                for cut in cuts:
+                    cut.numbers[CutCounter.STATE] = State.OVERFLOWED
             with contextlib.suppress(OSError):
                 self._discard()
         finally:
@@ -242,10 +241,23 @@ class Room:
             self.is_ending = False
             self._gate.tell()
 
-    def _note(self, note: Callable[[Files], None]) -> bool:
-        """Whether the end of the snapshot could be told to the disk."""
+    @contextlib.contextmanager
+    def _all_held(self) -> Iterator[list[Cut]]:
+        """All cuts, oldest first: what the newest loses, all of them lose."""
+        cuts = self._store.hold_cuts()
         try:
-            note(self._store.files)
-        except OSError:
-            return False
-        return True
+            yield cuts
+        finally:
+            for cut in cuts:
+                cut.let_go()
+
+    def _end_all(self, cuts: Sequence[Cut], note: Callable[[Cut, Files], None]) -> bool:
+        """Their readers fail from here on. Whether that could be told to the disk, too."""
+        is_on_disk = True
+        for cut in cuts:
+            self._store.end_cut(cut.generation)
+            try:
+                note(cut, self._store.files)
+            except OSError:
+                is_on_disk = False
+        return is_on_disk

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from cow.disk.cut import Cut
 from cow.disk.layout import Counter, CutCounter
 from cow.disk.store import Store
 
@@ -27,11 +28,19 @@ class Shown:
     staged_bytes: int
 
 
+def stored_in(cut: Cut) -> int:
+    """Bytes that the segments of the cut hold for it."""
+    numbers = cut.numbers
+    stored_bytes = numbers[_STORED_BYTES] - numbers[_RETURNED_BYTES]
+    # Two processes count, and one may be a step ahead of the other.
+    return stored_bytes if stored_bytes > 0 else 0
+
+
 class BufferSize:
-    """How large the side buffer of the present cut of `store` is, whichever cut that is.
+    """How large the side buffer of all cuts of `store` is.
 
     =========  ===================================================================================================
-    staged     in the ring, raw until it is known how small they get; without the slots of the cut before, which
+    staged     in the ring, raw until it is known how small they get; without the slots of a cut that is gone, which
                are about to be forgotten
     stored     payload of the records in segments, without what was given back
     promised   raw, on the way into a segment (`power`): counted until its index entries are made
@@ -45,13 +54,14 @@ class BufferSize:
 
     def _look(self) -> tuple[int, int]:
         """The staged bytes and the stored bytes."""
-        control, numbers = self._control, self._store.cut.numbers
-        first = numbers[_FIRST_SEQ]
+        control, store = self._control, self._store
+        oldest = store.older[0] if store.older else store.cut
         # Freed before stored: a step that ends in between is counted twice, not missed.
-        slots = control[_RESERVED_SEQ] - max(control[_FREED_SEQ], first)
-        stored_bytes = numbers[_STORED_BYTES] - numbers[_RETURNED_BYTES]
-        # Two processes count, and one may be a step ahead of the other.
-        return slots * self._block_bytes, stored_bytes if stored_bytes > 0 else 0
+        slots = control[_RESERVED_SEQ] - max(control[_FREED_SEQ], oldest.numbers[_FIRST_SEQ])
+        stored_bytes = stored_in(store.cut)
+        for cut in store.older:
+            stored_bytes += stored_in(cut)
+        return slots * self._block_bytes, stored_bytes
 
     def over_limit(self, more_bytes: int) -> bool:
         """Whether the side buffer has no room for so much more, raw (lock held)."""
@@ -70,7 +80,7 @@ class BufferSize:
         return 100 * taken_bytes // self._control[_LIMIT_BYTES]
 
     def staged_bytes(self) -> int:
-        """Raw bytes of the present cut that are in the ring and in no segment yet."""
+        """Raw bytes that are in the ring and in no segment yet."""
         return self._look()[0]
 
     @property
@@ -81,5 +91,5 @@ class BufferSize:
     def shown(self) -> Shown:
         """For status."""
         staged_bytes, stored_bytes = self._look()
-        raw_bytes = self._store.cut.numbers[_STORED_RAW_BYTES]
+        raw_bytes = sum(cut.numbers[_STORED_RAW_BYTES] for cut in self._store.cuts)
         return Shown(raw_bytes + staged_bytes, stored_bytes + staged_bytes, staged_bytes)

@@ -18,6 +18,7 @@ from cow.live.size import BufferSize
 _RESERVED_SEQ: Final = Counter.RESERVED_SEQ.value
 _COMMITTED_SEQ: Final = Counter.COMMITTED_SEQ.value
 _FREED_SEQ: Final = Counter.FREED_SEQ.value
+_FIRST_SEQ: Final = CutCounter.FIRST_SEQ.value
 _STORE_ERRNO: Final = CutCounter.STORE_ERRNO.value
 
 
@@ -26,7 +27,12 @@ class StagedPreserver:
 
     def __init__(self, store: Store, cut: Cut, image: Image, size: BufferSize, may_lose: Callable[[], bool]) -> None:
         self._cut, self._image, self._size, self._may_lose = cut, image, size, may_lose
-        self._staging, self._control, self._geometry = store.staging, store.control, store.geometry
+        self._store, self._staging, self._control, self._geometry = (
+            store,
+            store.staging,
+            store.control,
+            store.geometry,
+        )
         self._open: list[Ticket] = []
 
     def allocate(self, first: int, end: int, *, may_wait: bool) -> bool:
@@ -45,7 +51,7 @@ class StagedPreserver:
         waiting = reserved - control[_FREED_SEQ]
         # Else a slot could be filled that still is the only copy of a block.
         assert waiting >= 0, f"slots up to {reserved} are reserved, and {-waiting} more are free"
-        failed = self._cut.numbers[_STORE_ERRNO]
+        failed = self._store_errno()
         if self._size.over_limit(count * self._geometry.block_bytes):
             if waiting and not failed:
                 raise WaitForCompactor
@@ -60,6 +66,14 @@ class StagedPreserver:
         control.put(_RESERVED_SEQ, reserved + count)
         self._open.append(ticket)
         return True
+
+    def _store_errno(self) -> int:
+        """Why the compactor cannot move slots, of this cut or of one before it that has some still."""
+        numbers = self._cut.numbers
+        failed = numbers[_STORE_ERRNO]
+        if not failed and self._control[_FREED_SEQ] < numbers[_FIRST_SEQ]:
+            failed = max((cut.numbers[_STORE_ERRNO] for cut in self._store.older), default=0)
+        return failed
 
     def try_fill(self, ticket: Ticket) -> bool:
         seq = ticket.seq

@@ -71,8 +71,9 @@ def verify(path: Path, files: Files) -> Report:
     """Check every map, record and preserved block of the store. StoreError: there is no store that could be."""
     report = Report()
     header = _header_of(path)
-    for name, (file, size_bytes) in expected_files(path, header).items():
-        _check_size(report, name, file, size_bytes)
+    for cut in header.cuts:
+        for name, (file, size_bytes) in expected_files(path, header, cut.generation).items():
+            _check_size(report, name, file, size_bytes)
     if report.problems:
         return report
     try:
@@ -113,6 +114,16 @@ def _check_size(report: Report, name: str, file: Path, size_bytes: int) -> None:
 
 
 def _verify_open(report: Report, store: Store) -> None:
+    for one in store.of_each_cut():
+        _verify_cut(report, one)
+    _verify_rules(report, store, at_rest=read_seal(store.path, store.cut.generation) is not None)
+    if store.control[Counter.GENERATION] != store.cut.generation:
+        report.problems.clear()
+        report.add("a new cut was made while the store was looked at: look again")
+
+
+def _verify_cut(report: Report, store: Store) -> None:
+    """The newest cut of `store`."""
     cut, numbers = store.cut, store.cut.numbers
     if numbers[CutCounter.STATE] not in State.__members__.values():
         report.add(f"numbers: {numbers[CutCounter.STATE]} is no state")
@@ -127,12 +138,8 @@ def _verify_open(report: Report, store: Store) -> None:
     if seal:
         for name in broken_maps(store, seal):
             report.add(f"{name}: not what was sealed")
-    report.records = sum(1 for _ in _records(store))
-    _verify_rules(report, store, at_rest=seal is not None)
+    report.records += sum(1 for _ in _records(store))
     _verify_blocks(report, store)
-    if store.control[Counter.GENERATION] != cut.generation:
-        report.problems.clear()
-        report.add("a new cut was made while the store was looked at: look again")
 
 
 def _verify_rules(report: Report, store: Store, *, at_rest: bool) -> None:

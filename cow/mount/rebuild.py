@@ -32,6 +32,7 @@ from cow.disk.layout import (
     pack_place,
     unpack_place,
 )
+from cow.disk.segment_files import present_segments
 from cow.disk.segments import ScanProblem, scan_segment
 from cow.disk.store import Store
 
@@ -104,8 +105,12 @@ def _doubtful(store: Store, staged: dict[int, int]) -> Iterator[int]:
 
 
 def _segment_sizes(store: Store) -> dict[int, int]:
+    """Of all that an entry may name: also what is just being merged into the cut."""
     segments = store.cut.segments
-    return {number: os.stat(segments.path(number)).st_size for number in segments.numbers()}
+    present = present_segments(segments.directory)
+    return {
+        number: os.stat(path).st_size for number, generation, path in present if generation >= segments.generation
+    }
 
 
 def _senseless(run: Run, staged: dict[int, int], sizes: dict[int, int]) -> Iterable[int]:
@@ -130,7 +135,9 @@ def mend_index(store: Store, staged: dict[int, int]) -> None:
                 continue
             place, record = found
             first, end = record.block_no, record.block_no + record.block_count
-            if record.generation == cut.generation and end <= count:
+            # Of two for one block the earlier is right: a cut that is merged into this one has it for this one only
+            # where this one has none.
+            if cut.segments.generation <= record.generation < cut.segments.until and end <= count:
                 _fill_entries(cut, first, end, LOST_ENTRY if record.flag is RecordFlag.LOST else pack_place(place))
     for block_no, seq in staged.items():
         _fill_entries(cut, block_no, block_no + 1, STAGED | seq)

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from cow.disk.cut import open_cut
 from cow.disk.directory import (
+    COMMON_NAMES,
     CONTROL_NAME,
     SEGMENTS_NAME,
     STAGING_NAME,
@@ -193,7 +194,9 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
     if request.is_lost(header.cut.snapshot_id):
         store = _begin(path, image, request, files, lock_fd)
         return Opened(store, Outcome.LOST, ["the store's disk failed while it was in use, and the snapshot was lost"])
-    seal = read_seal(path, header.cut.generation)
+    generations = [cut.generation for cut in header.cuts]
+    seals = [read_seal(path, generation) for generation in generations]
+    seal = seals[-1]
     end = End.SEALED if seal else End.KILLED if header.boot_id == request.boot_id else End.POWER_LOST
     if end is End.POWER_LOST and header.durability is Durability.PROCESS:
         store = _begin(path, image, request, files, lock_fd)
@@ -209,12 +212,19 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
         raise _changed(path)
     if end is End.KILLED:
         _check_killed_mtime(path, header, image, files)
-    remove_cuts(path, keep=header.cut.generation)
-    remove_segments(path, keep=header.cut.generation)
-    replaced = replace_unusable(path, header, files)
+    remove_cuts(path, keep=generations)
+    remove_segments(path, generations)
+    # What all have in common is replaced for the first, and missed by all.
+    replaced = [replace_unusable(path, header, generation, files) for generation in generations]
+    common = replaced[0] & COMMON_NAMES
     store = open_parts(path, header, files, writable=True, lock_fd=lock_fd)
     try:
-        notes = [*repair(store, end, seal, replaced), *_not_followed(header, request)]
+        notes = []
+        for one, its_seal, missing in zip(store.of_each_cut(), seals, replaced, strict=True):
+            # One that was sealed with the others, and whose seal is gone, is looked at as if it had not been.
+            its_end = End.KILLED if end is End.SEALED and its_seal is None else end
+            notes += repair(one, its_end, its_seal, missing | common)
+        notes += _not_followed(header, request)
         store.header = replace(
             header,
             boot_id=request.boot_id,
@@ -225,7 +235,9 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
         write_header(path, store.header, files)
         store.control[Counter.IMAGE_MTIME_NS] = image.identity().mtime_ns
         store.control[Counter.WRITING] = 0
-        break_seal(path, header.cut.generation, files)
+        # The newest first: its seal says that the end was clean.
+        for generation in reversed(generations):
+            break_seal(path, generation, files)
     except BaseException:
         store.lock_fd = -1
         store.close()

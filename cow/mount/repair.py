@@ -41,7 +41,7 @@ from cow.disk.layout import (
 )
 from cow.disk.numbers import Control, CutNumbers, Page
 from cow.disk.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
-from cow.disk.segments import first_unused
+from cow.disk.segment_files import first_unused
 from cow.disk.store import Store, expected_files
 from cow.errors import CowError
 from cow.mount.rebuild import (
@@ -66,15 +66,15 @@ class End(Enum):
     POWER_LOST = "with the machine"
 
 
-def replace_unusable(path: Path, header: Header, files: Files) -> set[str]:
-    """Put an empty file in the place of each that is missing or cannot be the right one; their names. So for the
-    directory of segments."""
-    cut, segments = cut_path(path, header.cut.generation), path / SEGMENTS_NAME
+def replace_unusable(path: Path, header: Header, generation: int, files: Files) -> set[str]:
+    """Put an empty file in the place of each of a cut that is missing or cannot be the right one, and of those that
+    all have in common; their names. So for the directory of segments."""
+    cut, segments = cut_path(path, generation), path / SEGMENTS_NAME
     replaced = set() if segments.exists() else {SEGMENTS_NAME}
     for directory in (cut, segments):
         directory.mkdir(0o700, exist_ok=True)
         check_directory(directory)
-    for name, (file, size_bytes) in expected_files(path, header).items():
+    for name, (file, size_bytes) in expected_files(path, header, generation).items():
         page = _PAGES.get(name)
         if is_plain(file, size_bytes) and (page is None or _is_page(page, file, files)):
             continue
@@ -101,7 +101,8 @@ def _is_page(kind: type[Page], path: Path, files: Files) -> bool:
 
 
 def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> list[str]:
-    """Make the store's maps agree with what it holds; sentences on what is lost."""
+    """Make the maps of the store's present cut agree with what it holds; sentences on what is lost. For a chain of
+    cuts of each in turn, the oldest first (`Store.of_each_cut`)."""
     numbers, pages = store.cut.numbers, {CONTROL_NAME, NUMBERS_NAME}
     _restore_numbers(store, seal, are_known=end is End.KILLED and not replaced & pages)
     if numbers[CutCounter.STATE] not in KEPT_STATES:

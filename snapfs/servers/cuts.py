@@ -25,11 +25,11 @@ import trio
 from cow import (
     Counter,
     Cut,
-    Header,
+    CutHeader,
     LiveEngine,
+    cut_header,
     discard_cut,
     flush_header,
-    next_header,
     prepare_cut,
 )
 from snapfs.errors import SnapfsError
@@ -64,8 +64,8 @@ class Cuts:
         self._instance, self._engine, self._maps = instance, engine, maps
         self._count_writers = count_writers
         self._prepared: Cut | None = None
-        # The one before the present, until nobody is frozen any more: to remove it takes time.
-        self._before: Cut | None = None
+        # What nobody needs any more, until nobody is frozen any more: to remove it takes time.
+        self._gone: list[Cut] = []
         self._hold: Hold | None = None
         self._turns = Turns()
 
@@ -80,7 +80,7 @@ class Cuts:
         self._check_image()
         self._check_store()
         await self._drop_prepared()
-        await self._let_go_before()
+        await self._let_go()
         try:
             self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
         except OSError as error:
@@ -140,7 +140,7 @@ class Cuts:
     async def cut(self, request: TakeCut, client: Client) -> CutTaken:
         cut, hold = self._prepared_for(client, request.generation), self._hold
         started_ns = time.monotonic_ns()
-        header = self._next_header(cut)
+        facts = self._facts_of(cut)
 
         def check_wanted() -> None:
             request.check_time()
@@ -149,7 +149,7 @@ class Cuts:
                 hold.check()
 
         try:
-            self._before = await trio.to_thread.run_sync(self._engine.begin_cut, cut, header, check_wanted)
+            self._gone = await trio.to_thread.run_sync(self._engine.begin_cut, cut, facts, check_wanted)
         except OSError as error:
             raise self._refusal(error) from error
         self._prepared = None
@@ -159,22 +159,22 @@ class Cuts:
         _LOG.debug("cut %d is taken, in %.1f ms; %d have it open", cut.generation, cut_ms, open_for_writing)
         self._instance.new_cut.ring()
         return CutTaken(
-            id=id_text(header.cut.snapshot_id),
-            taken_at=utc_text(header.cut.taken_at_ns),
+            id=id_text(facts.snapshot_id),
+            taken_at=utc_text(facts.taken_at_ns),
             cut_ms=cut_ms,
             open_for_writing=open_for_writing,
         )
 
-    def _next_header(self, cut: Cut) -> Header:
+    def _facts_of(self, cut: Cut) -> CutHeader:
         mode, uid, gid = self._instance.permissions.now
-        header = next_header(self._instance.store, self._instance.image, cut)
-        return replace(header, cuts=(replace(header.cut, image_mode=mode, image_uid=uid, image_gid=gid),))
+        facts = cut_header(self._instance.image, cut.generation)
+        return replace(facts, image_mode=mode, image_uid=uid, image_gid=gid)
 
     async def note_facts(self, request: NoteFacts, client: Client) -> FactsNoted:
         if not self._turns.is_of(client):
             raise SnapfsError("Only whoever took the cut knows what was frozen for it; take another one.")
         shown = await self._until_shown(request.generation)
-        await self._let_go_before()
+        await self._let_go()
         self._maps.note(request.facts)
         store = self._instance.store
         try:
@@ -194,7 +194,7 @@ class Cuts:
         try:
             await self._resume()
             await self._drop_prepared()
-            await self._let_go_before()
+            await self._let_go()
         finally:
             self._turns.give_back(client)
 
@@ -211,8 +211,8 @@ class Cuts:
             cut, self._prepared = self._prepared, None
             await trio.to_thread.run_sync(discard_cut, cut)
 
-    async def _let_go_before(self) -> None:
-        if self._before is not None:
-            cut, self._before = self._before, None
+    async def _let_go(self) -> None:
+        while self._gone:
+            cut = self._gone.pop()
             _LOG.debug("letting go of cut %d", cut.generation)
             await trio.to_thread.run_sync(cut.let_go)

@@ -16,12 +16,13 @@ from typing import Any
 from cow.compact.compactor import Compactor
 from cow.disk.cut import Cut
 from cow.disk.files import Data, Files
+from cow.disk.header import cut_header
 from cow.disk.image import Identity, Image
 from cow.disk.layout import Durability
 from cow.disk.rules import check_store
 from cow.disk.store import Store
 from cow.geometry import Geometry
-from cow.live.cutting import next_header, prepare_cut
+from cow.live.cutting import prepare_cut
 from cow.live.engine import LiveEngine
 from cow.live.overflow import Event, OverflowPolicy
 from cow.mount.recovery import Opened, Request, open_store
@@ -189,11 +190,12 @@ class Rig:
                 self.compactor.drain()
                 self.engine.write(at, piece)
 
-    def make_cut(self) -> None:
+    def make_cut(self, name: str = "") -> None:
         """The next snapshot, without closing anything."""
         assert self.store is not None
         cut = prepare_cut(self.store)
-        self.engine.begin_cut(cut, next_header(self.store, self.image, cut)).let_go()
+        for gone in self.engine.begin_cut(cut, cut_header(self.image, cut.generation, name)):
+            gone.let_go()
         self.cut, self.numbers = cut, cut.numbers
         self.reader = self.new_reader()
 

@@ -16,10 +16,11 @@ import cow.live.relief
 from cow.disk.cut import Cut
 from cow.disk.files import Files
 from cow.disk.filesystems import Storing
+from cow.disk.header import cut_header
 from cow.disk.layout import CutCounter, Durability, State
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded, SnapshotLost
-from cow.live.cutting import discard_cut, next_header, prepare_cut
+from cow.live.cutting import discard_cut, prepare_cut
 
 BLOCK_BYTES = 4096
 OLD = pattern(256 * BLOCK_BYTES)
@@ -31,7 +32,7 @@ def new_cut(rig: Rig) -> Cut:
     """The next cut, taken; whoever works on the one before goes on. The one before, to be let go."""
     assert rig.store is not None
     cut = prepare_cut(rig.store)
-    before = rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+    before = rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
     rig.cut, rig.numbers = cut, cut.numbers
     rig.reader = rig.new_reader()
     return before
@@ -48,7 +49,7 @@ def test_a_cut_that_fails_leaves_the_present_one_as_it_was(
         with monkeypatch.context() as patched:
             patched.setattr(rig.files, "write_whole", failing(errno.ENOSPC, times=1))
             with pytest.raises(OSError, match="No space"):
-                rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+                rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
         discard_cut(cut)
         assert not cut.path.exists()
     rig.write(0, NEW)
@@ -180,7 +181,7 @@ def test_a_failed_sync_of_a_cut_is_told_to_the_next_who_syncs(
     with monkeypatch.context() as patched:
         patched.setattr(rig.image, "sync", failing(errno.EIO, times=1))
         with pytest.raises(OSError, match="Input/output"):
-            rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+            rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
     discard_cut(cut)
     with pytest.raises(OSError, match="Input/output"):
         rig.engine.sync()
@@ -228,7 +229,7 @@ def test_what_fails_beside_the_commit_leaves_the_present_cut(
     with monkeypatch.context() as patched:
         patched.setattr(cow.live.durable, "SegmentWriter", failing(errno.EMFILE, times=1))
         with pytest.raises(OSError, match="Too many open files"):
-            rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+            rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
     discard_cut(cut)
     assert rig.store.cut is present
     rig.write(0, NEW)
@@ -256,7 +257,7 @@ def test_a_header_that_cannot_be_put_back_names_no_snapshot(
 
         patched.setattr(rig.files, "_open_new", second_fails)
         with pytest.raises(OSError, match="Input/output"):
-            rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut))
+            rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
     rig.write(0, OLD)
     rig.abandon()
     rig.open()
@@ -393,6 +394,6 @@ def test_nobody_waits_for_the_lock_while_a_cut_waits_for_the_disk(
     for name in ("sync", "write_whole"):
         monkeypatch.setattr(rig.files, name, looking(getattr(rig.files, name)))
     cut = prepare_cut(rig.store)
-    rig.engine.begin_cut(cut, next_header(rig.store, rig.image, cut)).let_go()
+    rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))[0].let_go()
     assert seen
     assert not any(seen)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from engine_rig import Rig, pattern
 
-from cow.live.cutting import discard_cut, next_header, prepare_cut
+from cow.disk.header import cut_header
+from cow.live.cutting import discard_cut, prepare_cut
 
 BLOCK_BYTES = 4096
 OLD = pattern(16 * BLOCK_BYTES)
@@ -28,7 +29,7 @@ def test_a_cut_that_is_refused_leaves_the_snapshot_before(make_rig: Callable[...
     rig.write(0, NEW)
     cut, generation = prepare_cut(store), store.cut.generation
     with pytest.raises(TooLate):
-        rig.engine.begin_cut(cut, next_header(store, rig.image, cut), refuse)
+        rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation), refuse)
     discard_cut(cut)
     rig.write(BLOCK_BYTES, NEW)
     assert store.cut.generation == generation

@@ -14,10 +14,10 @@ from engine_rig import NEXT_BOOT, Rig, pattern
 from cow.compact.compactor import Compactor
 from cow.disk.codec import encode
 from cow.disk.files import Files
-from cow.disk.header import Header, write_header
+from cow.disk.header import Header, cut_header, write_header
 from cow.disk.layout import CutCounter, Durability, State
 from cow.errors import BlockReleased
-from cow.live.cutting import discard_cut, next_header, prepare_cut
+from cow.live.cutting import discard_cut, prepare_cut
 
 BLOCK_BYTES, BLOCKS = 4096, 64
 OLD, NEW = pattern(BLOCKS * BLOCK_BYTES, seed=1), pattern(BLOCKS * BLOCK_BYTES, seed=2)
@@ -267,6 +267,6 @@ def test_a_compactor_that_begins_while_a_cut_may_be_refused_removes_nothing(
     cut = prepare_cut(store)
     monkeypatch.setattr("cow.live.cutting.write_header", begins_then_refused)
     with pytest.raises(OSError, match="Input/output"):
-        rig.engine.begin_cut(cut, next_header(store, rig.image, cut))
+        rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
     discard_cut(cut)
     assert rig.snapshot() == OLD

@@ -14,7 +14,8 @@ from cow.disk.direct import ALIGN_BYTES, DirectWriter
 from cow.disk.files import Data, Files
 from cow.disk.layout import Counter, Place, pack_place
 from cow.disk.numbers import Control
-from cow.disk.segments import ScanProblem, SegmentReader, Segments, SegmentWriter, scan_segment
+from cow.disk.segment_files import Segments
+from cow.disk.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment
 
 RAW = os.urandom(60_000)
 FEW, MANY, SEED = 1, 5, 7

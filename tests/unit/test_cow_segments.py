@@ -14,7 +14,8 @@ from cow.disk.codec import encode
 from cow.disk.files import Files
 from cow.disk.layout import LOST_ENTRY, RECORD, Counter, Place, pack_place
 from cow.disk.numbers import Control
-from cow.disk.segments import ScanProblem, SegmentReader, Segments, SegmentWriter, first_unused, scan_segment
+from cow.disk.segment_files import Segments, first_unused
+from cow.disk.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment
 from cow.errors import Damaged
 
 FILES = Files()

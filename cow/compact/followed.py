@@ -1,0 +1,99 @@
+"""Which cut's slots are the next to be moved: the compactor follows the live server from cut to cut.
+
+Slots are numbered through all cuts, and each cut notes the first that may be its own. So one whose slots are all
+moved is left for the next; one that the header does not name any more is left at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+from cow.disk.cut import Cut
+from cow.disk.directory import SEGMENTS_NAME
+from cow.disk.header import read_header
+from cow.disk.layout import Counter, CutCounter
+from cow.disk.segment_files import remove_segments_of_none
+from cow.disk.store import Store
+
+_NEVER: Final = 1 << 63
+
+
+class Followed:
+    """`cut` and the ones before and after it in the list of cuts; all are held. For the compactor's thread only."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._control = store, store.control
+        self.cut, self._header = store.hold_cut(), store.header
+        self.older: Cut | None = None
+        self.later: Cut | None = None
+        self._headers = -1
+        self._look()
+        while self.older is not None and self._control[Counter.FREED_SEQ] < self.cut.numbers[CutCounter.FIRST_SEQ]:
+            self._go_to(self.older.generation)
+
+    @property
+    def end_seq(self) -> int:
+        """Slots from here on are of a later cut."""
+        return _NEVER if self.later is None else self.later.numbers[CutCounter.FIRST_SEQ]
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the list is the one that was looked at last. A page that is gone is no news."""
+        return not self._control[Counter.GENERATION] or self._control[Counter.HEADERS] == self._headers
+
+    def follow(self) -> bool:
+        """Go where the next slots are; whether anything about it has changed."""
+        changed = False
+        while True:
+            if not self.is_present:
+                self._look()
+                changed = True
+            if self.later is None or self._control[Counter.FREED_SEQ] < self.end_seq:
+                return changed
+            self._go_to(self.later.generation)
+            changed = True
+
+    def _look(self) -> None:
+        """At the header, which has changed."""
+        self._headers = self._control[Counter.HEADERS]
+        header = read_header(self._store.path)
+        # One that names another cut than the numbers do may still be taken back; else it is looked at again.
+        if header is not None and header.cut.generation == self._control[Counter.GENERATION]:
+            self._header = header
+            with contextlib.suppress(OSError):
+                remove_segments_of_none(self._store.path / SEGMENTS_NAME, header.owner_of)
+        generation = self.cut.generation
+        if self._header.cut_of(generation) is None:
+            later = self._header.next_of(generation)
+            generation = self._header.cut.generation if later is None else later.generation
+        self._go_to(generation)
+
+    def _go_to(self, generation: int) -> None:
+        generations = [one.generation for one in self._header.cuts]
+        at = generations.index(generation)
+        known = {one.generation: one for one in (self.older, self.cut, self.later) if one is not None}
+        wanted = generations[max(0, at - 1) : at + 2]
+        opened: dict[int, Cut] = {}
+        try:
+            for one in wanted:
+                opened[one] = known.get(one) or self._store.open_cut(one, writable=True, header=self._header)
+        except OSError as error:
+            for one, cut in opened.items():
+                if one not in known:
+                    cut.let_go()
+            # Gone between the two looks, if there is a later list.
+            if isinstance(error, FileNotFoundError) and not self.is_present:
+                return
+            raise
+        self.cut = opened[generation]
+        self.older = opened[generations[at - 1]] if at else None
+        self.later = opened[generations[at + 1]] if at + 1 < len(generations) else None
+        for one, cut in known.items():
+            if one not in opened:
+                cut.let_go()
+
+    def close(self) -> None:
+        for cut in (self.older, self.cut, self.later):
+            if cut is not None:
+                cut.let_go()

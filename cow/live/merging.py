@@ -1,0 +1,82 @@
+"""Snapshots that are over: the oldest goes at once, any other is hidden, and merged into the one before it.
+
+A cut before it has in it what it does not have itself. So merging is: for each block that is settled in the hidden
+one and not in the one before, copy the index entry, then settle it there; the blocks stay where they are. Then the
+header names it no more, and its maps go. Stopped anywhere, it is begun again and changes nothing that was done.
+It takes time by what the hidden cut holds, in a thread of the live server, and nobody waits for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cow.disk.blocks import count_lost
+from cow.disk.cut import Cut
+from cow.disk.header import CutHeader
+from cow.disk.layout import Counter, CutCounter, State
+from cow.disk.store import Store
+
+_PIECE_BLOCKS = 1 << 16
+
+
+def without(cuts: tuple[CutHeader, ...], generation: int) -> tuple[CutHeader, ...]:
+    """The list when that cut is over: what nobody reads through any more is gone, but for the newest."""
+    left = [replace(one, is_hidden=one.is_hidden or one.generation == generation) for one in cuts]
+    while len(left) > 1 and left[0].is_hidden:
+        left.pop(0)
+    return tuple(left)
+
+
+def next_to_merge(store: Store) -> int | None:
+    """The hidden cut that can be merged now: not the newest, and nothing of it is in the ring any more."""
+    freed_seq = store.control[Counter.FREED_SEQ]
+    for cut, later in zip(store.cuts[1:], store.cuts[2:], strict=False):
+        facts = store.header.cut_of(cut.generation)
+        if facts is not None and facts.is_hidden and freed_seq >= later.numbers[CutCounter.FIRST_SEQ]:
+            return cut.generation
+    return None
+
+
+def merge_maps(store: Store, generation: int) -> None:
+    """Give the cut before that one all that it reads in it, durably. OSError: the disk refuses; nothing is wrong."""
+    cuts = store.hold_cuts()
+    try:
+        at = next(at for at, cut in enumerate(cuts) if cut.generation == generation)
+        older, cut = cuts[at - 1], cuts[at]
+        if cut.numbers.is_kept:
+            _merge(older, cut)
+        elif older.numbers.is_kept:
+            # What it had for the one before it, nobody can tell.
+            older.note_unreadable(store.files)
+            older.numbers[CutCounter.STATE] = State.DAMAGED
+            older.numbers[CutCounter.UNREADABLE] = 1
+        for file in older.maps:
+            store.files.sync(file.fd)
+    finally:
+        for one in cuts:
+            one.let_go()
+
+
+def _merge(older: Cut, cut: Cut) -> None:
+    for first, end in cut.settled.set_runs():
+        for low in range(first, end, _PIECE_BLOCKS):
+            for run in older.settled.clear_runs(low, min(low + _PIECE_BLOCKS, end)):
+                older.index.allocate(*run)
+                older.index.set_entries(run[0], cut.index.get_range(*run))
+                older.settled.set_range(*run)
+    for run in cut.changed.set_runs():
+        older.changed.set_range(*run)
+
+
+def count_merged(older: Cut, cut: Cut) -> None:
+    """The numbers of what was merged; once, when the header names `cut` no more."""
+    numbers = older.numbers
+    numbers[CutCounter.SETTLED_BLOCKS] = older.settled.count()
+    numbers[CutCounter.CHANGED_BLOCKS] = older.changed.count()
+    numbers[CutCounter.PRESERVED_BLOCKS] = older.index.count()
+    lost_blocks = count_lost(older, 0, older.settled.block_count)
+    numbers[CutCounter.LOST_BLOCKS] = (
+        lost_blocks + numbers[CutCounter.EXCUSED_BLOCKS] - numbers[CutCounter.SPOILT_BLOCKS]
+    )
+    for number in (CutCounter.STORED_BYTES, CutCounter.STORED_RAW_BYTES, CutCounter.RETURNED_BYTES):
+        numbers[number] += cut.numbers[number]

@@ -1,0 +1,249 @@
+"""Several snapshots at once: kept by a name, read through the later ones, deleted and merged in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from engine_rig import NEXT_BOOT, Rig, pattern
+
+from cow.disk.layout import Durability
+from cow.errors import SnapshotEnded
+from cow.snapshot import SnapshotReader
+
+BLOCK_BYTES = 512
+BLOCKS = 64
+OLD = pattern(BLOCKS * BLOCK_BYTES - 50)
+MakeRig = Callable[..., Rig]
+
+
+class Chain:
+    """A rig, and what each of its snapshots held, by name."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        self.expected: dict[str, bytes] = {}
+
+    def write(self, first: int, count: int, seed: int) -> None:
+        offset = first * BLOCK_BYTES
+        self.rig.write(offset, pattern(count * BLOCK_BYTES, seed)[: len(OLD) - offset])
+
+    def cut(self, name: str) -> None:
+        self.rig.make_cut(name)
+        self.expected[name] = self.rig.live()
+
+    def generation(self, name: str) -> int:
+        assert self.rig.store is not None
+        return next(one.generation for one in self.rig.store.header.cuts if one.name == name)
+
+    def delete(self, name: str) -> None:
+        for gone in self.rig.engine.forget_cut(self.generation(name)):
+            gone.let_go()
+        del self.expected[name]
+
+    def merge(self) -> int:
+        """How many could be merged."""
+        self.rig.compactor.drain()
+        count = 0
+        while (gone := self.rig.engine.merge_cut()) is not None:
+            gone.let_go()
+            count += 1
+        self.rig.rules.look()
+        return count
+
+    def read(self, name: str) -> bytes:
+        store = self.rig.store
+        assert store is not None
+        cut = store.open_cut(self.generation(name), writable=False)
+        reader = SnapshotReader(replace(store, cut=cut), self.rig.image)
+        try:
+            return reader.read(0, len(OLD))
+        finally:
+            reader.close()
+            cut.let_go()
+
+    def check(self) -> None:
+        self.rig.rules.look()
+        for name, content in self.expected.items():
+            assert self.read(name) == content, name
+
+
+@pytest.fixture(params=list(Durability))
+def chain(make_rig: MakeRig, request: pytest.FixtureRequest) -> Chain:
+    """Opened; the first cut has no name."""
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=request.param, staging_slots=32)
+    rig.open()
+    return Chain(rig)
+
+
+def test_each_snapshot_is_of_its_own_instant(chain: Chain) -> None:
+    for number, name in enumerate("abcd"):
+        chain.cut(name)
+        chain.write(number * 7, 20, number + 2)
+        chain.check()
+    chain.merge()
+    chain.check()
+
+
+def test_a_block_is_copied_once_however_many_there_are(chain: Chain) -> None:
+    for name in "abc":
+        chain.cut(name)
+    chain.write(0, 8, 2)
+    assert chain.rig.store is not None
+    assert [cut.index.count() for cut in chain.rig.store.cuts] == [0, 0, 8]
+    chain.check()
+
+
+@pytest.mark.parametrize("order", ["abcd", "dcba", "bdac", "cbda"])
+def test_deleted_in_any_order_the_others_stay_right(chain: Chain, order: str) -> None:
+    for number, name in enumerate("abcd"):
+        chain.cut(name)
+        chain.write(number * 7, 20, number + 2)
+    chain.cut("last")
+    for name in order:
+        chain.delete(name)
+        chain.check()
+        chain.merge()
+        chain.check()
+    assert chain.rig.store is not None
+    assert len(chain.rig.store.cuts) == 1
+    assert sorted(path.name for path in chain.rig.store_path.glob("cut-*")) == ["cut-00000006"]
+
+
+def test_a_deleted_one_ends_for_its_readers_alone(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 8, 2)
+    chain.cut("b")
+    reader = chain.rig.reader
+    chain.write(4, 8, 3)
+    chain.cut("c")
+    chain.delete("b")
+    with pytest.raises(SnapshotEnded):
+        reader.read(0, 1)
+    chain.check()
+
+
+def test_a_reader_goes_on_through_cuts_that_come_and_go(chain: Chain) -> None:
+    chain.cut("a")
+    reader, expected = chain.rig.reader, chain.expected["a"]
+    for number in range(6):
+        chain.write(number * 5, 12, number + 2)
+        assert reader.read(0, len(OLD)) == expected
+        chain.cut(f"later{number}")
+        assert reader.read(0, len(OLD)) == expected
+    for number in (3, 1, 5, 0):
+        chain.delete(f"later{number}")
+        chain.merge()
+        assert reader.read(0, len(OLD)) == expected
+
+
+def test_an_unnamed_one_is_replaced_by_the_next(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 8, 2)
+    chain.rig.make_cut()
+    chain.write(4, 8, 3)
+    chain.rig.make_cut()
+    chain.write(8, 8, 4)
+    chain.check()
+    assert chain.merge() == 1
+    chain.check()
+    assert chain.rig.store is not None
+    assert [one.name for one in chain.rig.store.header.cuts] == ["a", ""]
+
+
+def test_what_is_free_in_a_later_one_stays_whole_in_an_older_one(chain: Chain) -> None:
+    chain.cut("a")
+    chain.cut("b")
+    chain.rig.settle_free([(8, 24)])
+    chain.write(4, 16, 5)
+    b = chain.expected["b"]
+    chain.expected["b"] = b[: 8 * BLOCK_BYTES] + bytes(16 * BLOCK_BYTES) + b[24 * BLOCK_BYTES :]
+    chain.check()
+    chain.merge()
+    chain.check()
+    chain.delete("a")
+    chain.check()
+
+
+def test_what_is_free_in_all_of_them_costs_nothing(chain: Chain) -> None:
+    chain.rig.settle_free([(8, 24)])
+    chain.write(8, 16, 2)
+    assert chain.rig.cut.index.count() == 0
+    chain.cut("a")
+    chain.rig.settle_free([(8, 24)])
+    chain.write(8, 16, 3)
+    assert chain.rig.cut.index.count() == 0
+
+
+def test_what_is_released_is_kept_for_an_older_one(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 8, 2)
+    chain.cut("b")
+    chain.write(0, 16, 3)
+    chain.rig.engine.release(0, BLOCKS)
+    del chain.expected["b"]
+    chain.write(0, 32, 4)
+    chain.rig.compactor.drain()
+    chain.rig.give_back()
+    chain.check()
+
+
+def test_all_of_them_are_carried_on(chain: Chain) -> None:
+    for number, name in enumerate("abc"):
+        chain.cut(name)
+        chain.write(number * 7, 20, number + 2)
+    chain.rig.seal()
+    chain.rig.open()
+    chain.check()
+    chain.rig.abandon()
+    chain.rig.open()
+    chain.check()
+    chain.write(40, 10, 9)
+    chain.rig.abandon()
+    chain.rig.open()
+    chain.check()
+
+
+def test_all_of_them_survive_a_power_loss(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=Durability.POWER, staging_slots=32)
+    rig.open()
+    chain = Chain(rig)
+    for number, name in enumerate("abcd"):
+        chain.cut(name)
+        chain.write(number * 7, 20, number + 2)
+    chain.delete("b")
+    rig.abandon()
+    rig.open(NEXT_BOOT)
+    chain.check()
+    chain.merge()
+    chain.check()
+    rig.abandon()
+    rig.open()
+    chain.check()
+
+
+def test_an_overflow_ends_all_of_them(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 8, 2)
+    chain.cut("b")
+    chain.rig.engine.room.set_limit(1)
+    chain.rig.engine.write(0, pattern(BLOCK_BYTES, 5))
+    assert chain.rig.store is not None
+    assert not any(cut.numbers.is_kept for cut in chain.rig.store.cuts)
+
+
+def test_nothing_is_left_of_what_was_deleted(chain: Chain, tmp_path: Path) -> None:
+    for number, name in enumerate("abcde"):
+        chain.cut(name)
+        chain.write(number * 7, 20, number + 2)
+    for name in "acbd":
+        chain.delete(name)
+        chain.merge()
+    chain.cut("last")
+    chain.delete("e")
+    chain.rig.compactor.drain()
+    chain.rig.compactor.give_back()
+    assert chain.rig.cut.segments.numbers() == []
+    assert list((chain.rig.store_path / "segments").iterdir()) == []
