@@ -10,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -84,8 +85,11 @@ class Process:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fd, number)
 
+    def ends_in(self, timeout_s: float) -> bool:
+        return bool(readable([self._fd], timeout_s))
+
     def await_end(self, timeout_s: float = 20.0) -> None:
-        assert readable([self._fd], timeout_s), f"process {self.pid} did not end"
+        assert self.ends_in(timeout_s), f"process {self.pid} did not end"
 
     def cpu_ticks(self) -> int:
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
@@ -236,9 +240,7 @@ class Mounted:
         """End whatever is left; sentences about what should not have been."""
         wrong = []
         if self.is_running:
-            done = snapfs("umount", self.live, timeout_s=WATCHDOG_S)
-            if done.returncode:
-                wrong.append(f"the instance could not be ended: {done.stderr}")
+            wrong += self._end()
             self._end_all()
             for process in self.processes.values():
                 process.await_end()
@@ -255,6 +257,16 @@ class Mounted:
             os.close(fd)
         self._logs = []
         return wrong
+
+    def _end(self) -> list[str]:
+        """By system calls: the command costs ten times as much, and is asked only where a view is in use."""
+        for view in (self.live, self.snap):
+            if _libc.umount2(os.fsencode(view), 0) and ctypes.get_errno() == errno.EBUSY:
+                done = snapfs("umount", view, timeout_s=WATCHDOG_S)
+                if done.returncode:
+                    return [f"the instance could not be ended: {done.stderr}"]
+        running = [name for name, process in self.processes.items() if not process.ends_in(WATCHDOG_S)]
+        return [f"{running} did not end"] if running else []
 
     def _let_go(self) -> None:
         if self._watchdog is not None:
