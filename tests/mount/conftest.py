@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from mounted import Ground
+from mounted import Ground, new_ground
 
 
 @pytest.fixture
 def ground() -> Iterator[Ground]:
     """Where a test has its images, mount points and loop devices."""
-    ground = Ground(Path(tempfile.mkdtemp(prefix="snapfs-test-", dir="/var/tmp")).resolve())
-    try:
+    with new_ground(Ground, "snapfs-test-") as ground:
         yield ground
-    finally:
-        wrong = ground.close()
-    assert not wrong, "\n".join(wrong)

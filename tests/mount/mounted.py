@@ -17,12 +17,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from snapfs.commands.status import read_status
 from snapfs.system.processes import readable
@@ -34,6 +35,8 @@ WATCHDOG_S = 240.0
 SERVERS = ("supervisor", "live", "snapshot", "compactor")
 MNT_DETACH = 2
 _TROUBLE = re.compile(r" (WARNING|ERROR|CRITICAL) |Traceback|panicked")
+
+GroundT = TypeVar("GroundT", bound="Ground")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -336,6 +339,17 @@ class Ground:
             _libc.umount2(os.fsencode(point), MNT_DETACH)
         shutil.rmtree(self.path)
         return wrong
+
+
+@contextmanager
+def new_ground(kind: type[GroundT], prefix: str) -> Iterator[GroundT]:
+    """A ground in a directory of its own; AssertionError at the end says what should not have been."""
+    ground = kind(Path(tempfile.mkdtemp(prefix=prefix, dir="/var/tmp")).resolve())
+    try:
+        yield ground
+    finally:
+        wrong = ground.close()
+    assert not wrong, "\n".join(wrong)
 
 
 def mount_points_below(directory: Path) -> list[Path]:
