@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from command_line import Bench, mounts_below, processes_about, run, snapfs, wait_until
+from command_line import Bench, mount_points_below, processes_about, run, snapfs, wait_until
 
 BLOCK_BYTES = 4096
 FILES = [
@@ -100,7 +100,7 @@ def kept(kept_once: Kept) -> Iterator[Kept]:
     try:
         yield kept_once
     finally:
-        if mounts_below(kept_once.bench.path):
+        if mount_points_below(kept_once.bench.path):
             kept_once.bench.umount()
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from command_line import NOBODY, Bench, Done, Room, mounts_below, processes_about, snapfs
+from command_line import NOBODY, Bench, Done, Room, mount_points_below, processes_about, snapfs
 
 # Of Python, on a busy machine.
 START_S = 0.3
@@ -154,7 +154,7 @@ def test_a_stopped_instance_costs_every_command_seconds_and_hides_no_other(bench
         status, _ = ended.pop(("status",))
         assert str(bench.live) in status.out
         assert (status.code, status.err.count("does not answer"), status.err.count("\n")) == (4, 2, 2)
-        assert str(half.live) in mounts_below(bench.path)
+        assert half.live in mount_points_below(bench.path)
         ended.pop(("check", half.live))[0].ok()  # the snapshot view knows where the store is
         # Its new cut was made, and is shown as soon as it goes on.
         ended.pop(("snapshot", unseen.live))[0].refuses(1, str(unseen.default_store / "log"))

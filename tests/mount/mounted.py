@@ -9,18 +9,15 @@ Rules:
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,33 +25,16 @@ from typing import Any, TypeVar
 from snapfs.commands.status import read_status
 from snapfs.system.processes import readable
 from snapfs.system.stores import LINK_NAME
+from tests.machine import MNT_DETACH, SNAPFS, mount_points_below, run, unmount, wait_until
 
-SNAPFS = Path(sys.executable).with_name("snapfs")
+__all__ = ["SNAPFS", "mount_points_below", "run", "wait_until"]
+
 COMMAND_TIMEOUT_S = 40.0
 WATCHDOG_S = 240.0
 SERVERS = ("supervisor", "live", "snapshot", "compactor")
-MNT_DETACH = 2
 _TROUBLE = re.compile(r" (WARNING|ERROR|CRITICAL) |Traceback|panicked")
 
 GroundT = TypeVar("GroundT", bound="Ground")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 15.0, what: str = "the awaited condition") -> None:
-    """Look until `condition` holds; fails when it does not in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come in {timeout_s} s"
-        time.sleep(0.01)
-
-
-def run(*command: str | Path, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
-    """Standard output of a command that must succeed."""
-    words = [os.fspath(word) for word in command]
-    done = subprocess.run(words, capture_output=True, timeout=timeout_s, check=False)
-    assert done.returncode == 0, f"{words}: {done.stderr.decode(errors='replace')}"
-    return done.stdout.decode(errors="replace")
 
 
 def snapfs(
@@ -264,7 +244,7 @@ class Mounted:
     def _end(self) -> list[str]:
         """By system calls: the command costs ten times as much, and is asked only where a view is in use."""
         for view in (self.live, self.snap):
-            if _libc.umount2(os.fsencode(view), 0) and ctypes.get_errno() == errno.EBUSY:
+            if unmount(view) == errno.EBUSY:
                 done = snapfs("umount", view, timeout_s=WATCHDOG_S)
                 if done.returncode:
                     return [f"the instance could not be ended: {done.stderr}"]
@@ -330,13 +310,13 @@ class Ground:
         views = {str(point) for instance in self._instances for point in (instance.live, instance.snap)}
         for point in reversed(mount_points_below(self.path)):
             if str(point) not in views:
-                _libc.umount2(os.fsencode(point), MNT_DETACH)
+                unmount(point, MNT_DETACH)
         for device in self._loops:
             subprocess.run(["losetup", "-d", device], capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False)
         wrong = [sentence for instance in reversed(self._instances) for sentence in instance.close()]
         for point in reversed(mount_points_below(self.path)):
             wrong.append(f"{point} was still mounted")
-            _libc.umount2(os.fsencode(point), MNT_DETACH)
+            unmount(point, MNT_DETACH)
         shutil.rmtree(self.path)
         return wrong
 
@@ -350,13 +330,3 @@ def new_ground(kind: type[GroundT], prefix: str) -> Iterator[GroundT]:
     finally:
         wrong = ground.close()
     assert not wrong, "\n".join(wrong)
-
-
-def mount_points_below(directory: Path) -> list[Path]:
-    """In the order in which they were mounted."""
-    found = []
-    for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
-        raw = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), line.split()[4])
-        if os.fsdecode(raw).startswith(f"{directory}/"):
-            found.append(Path(os.fsdecode(raw)))
-    return found
