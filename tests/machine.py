@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from snapfs.commands.status import read_status
+from snapfs.system.stores import LINK_NAME
+
 SNAPFS = Path(sys.executable).with_name("snapfs")
 NOBODY = 65534
 # Of one command; a machine that has other things to do needs some of it.
@@ -72,3 +75,8 @@ def mount_points_below(directory: Path) -> list[Path]:
     escaped = [line.split()[4] for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]]
     points = [os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)) for name in escaped]
     return [Path(point) for point in points if point.startswith(f"{directory}/")]
+
+
+def status_of(live: Path) -> dict[str, Any]:
+    """What the live server of this view says, without the time that a command takes."""
+    return read_status(Path(os.readlink(live / os.fsdecode(LINK_NAME))))

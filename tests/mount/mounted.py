@@ -22,10 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from snapfs.commands.status import read_status
 from snapfs.system.processes import readable
-from snapfs.system.stores import LINK_NAME
-from tests.machine import MNT_DETACH, SNAPFS, mount_points_below, run, unmount, wait_until
+from tests.machine import MNT_DETACH, SNAPFS, mount_points_below, run, status_of, unmount, wait_until
 
 __all__ = ["SNAPFS", "mount_points_below", "run", "wait_until"]
 
@@ -162,7 +160,7 @@ class Mounted:
 
     def status(self) -> dict[str, Any]:
         """What the live server says, without the time that a command takes."""
-        return read_status(Path(os.readlink(self.live / os.fsdecode(LINK_NAME))))
+        return status_of(self.live)
 
     def umount(self, path: Path | None = None) -> None:
         """`snapfs umount`; must succeed and end every process."""
