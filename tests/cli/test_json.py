@@ -60,7 +60,7 @@ def test_what_is_browsed_and_its_end(bench: Bench) -> None:
     run("mkfs.ext4", "-q", part, "4M")
     bench.image.write_bytes(bytes(8 << 20))
     table = "label: gpt\nstart=2048, size=8192\nstart=10240, size=2048\n"
-    run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", bench.image, input=table)
+    run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", bench.image, input=table.encode())
     run("dd", f"if={part}", f"of={bench.image}", "bs=1M", "seek=1", "conv=notrunc", "status=none")
     with bench.mounted():
         found = printed("browse", bench.live, place)
