@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import io
 import os
 import resource
@@ -40,7 +41,11 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(1)
-    run()
+    try:
+        run()
+    finally:
+        # What is loaded is not looked through once more at the end: that would take a tenth of the command's time.
+        gc.freeze()
 
 
 def prepare() -> None:

@@ -54,18 +54,15 @@ class RecordWriter:
     def store(self, runs: list[Run], acceleration: int) -> set[int]:
         """Append a record for each run and point the index to it; the numbers of the segments they are in.
 
-        OSError: of the runs whose entries are as before, no record counts.
+        OSError: of the runs whose entries are as before, the records take room for nothing.
         """
         records = self._encoder.encode(runs, self._cut.segments, acceleration)
         places = self._writer.append(records)
-        for run, record, place in zip(runs, records, places, strict=True):
-            # Counted first: killed in between, the records of one step count twice and none is missed.
-            self._count(len(run.raw), payload_bytes(record))
-            try:
-                self._cut.index.replace(run.block_no, run.entries, pack_place(place))
-            except OSError:
-                self._count(-len(run.raw), -payload_bytes(record))
-                raise
+        # All that takes room, before any is used: killed in between, the records of one step count twice, and none is
+        # missed.
+        self._count(sum(len(run.raw) for run in runs), sum(map(payload_bytes, records)))
+        for run, place in zip(runs, places, strict=True):
+            self._cut.index.replace(run.block_no, run.entries, pack_place(place))
         return {place.segment_no for place in places}
 
     def discount(self, header: RecordHeader) -> None:

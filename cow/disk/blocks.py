@@ -77,6 +77,14 @@ def count_lost(cut: Cut, first: int, end: int, *, free_counts: bool = True) -> i
     return sum(high - low for kind, low, high, _ in runs if kind is _LOST or kind is _UNEXPLAINED)
 
 
+def is_missed(cut: Cut, block_no: int) -> bool:
+    """Whether somebody may ask for the block, of which nothing is left: it is settled, and not free or released. By
+    bits alone, for who holds a lock."""
+    if not cut.settled.get(block_no) or cut.released.get(block_no):
+        return False
+    return not (cut.numbers[_FREE_BLOCKS] and cut.free.get(block_no))
+
+
 def entry_runs(first: int, entries: list[int]) -> list[Run]:
     """What the index alone says of the blocks from `first` on; UNEXPLAINED, with entry 0, where it says nothing."""
     start, count = 0, len(entries)

@@ -18,8 +18,8 @@ _NAME = re.compile(r"(\d{8,})-(\d{8,})", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """The segments of one cut: those of its own `generation`, and of later ones before `until`, which were merged into
-    it or will be. With the store's seed."""
+    """The segments of one cut: those of its own `generation`, and of later ones before `until`, which were merged
+    into it or will be. With the store's seed."""
 
     directory: Path
     generation: int

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from cow.disk.blocks import count_lost
+from cow.disk.blocks import is_missed
 from cow.disk.cut import Cut
 from cow.disk.image import Image
 from cow.disk.layout import Counter, CutCounter, Durability
@@ -38,7 +38,7 @@ _COMPACTOR_IDLE: Final = Counter.COMPACTOR_IDLE.value
 
 
 class Claims:
-    """What is being preserved or settled right now (the engine's lock is held for every method)."""
+    """What of one cut is being preserved or settled right now (the engine's lock is held for every method)."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -132,9 +132,9 @@ class Claiming:
         """
         try:
             while True:
-                news = self._gate.news
+                news = self._room.news
                 try:
-                    if self._is_done(first, end, news):
+                    if self._is_done(first, end):
                         return
                 except StoreRefused as refused:
                     self._room.give_way(refused.errno, news)
@@ -186,6 +186,8 @@ class Claiming:
     def begin_cut(self, cut: Cut, preserver: Preserver) -> Preserver:
         """`cut` is the present one, no write is under way. Returns the preserver before, which is to be closed."""
         ended = self._preserver
+        # What still settles blocks of the cut before concerns nobody here.
+        self.claims = Claims(self._gate)
         self._cut, self._numbers, self._preserver = cut, cut.numbers, preserver
         return ended
 
@@ -204,18 +206,19 @@ class Claiming:
         self.claims.add(ticket)
         return ticket
 
-    def _is_done(self, first: int, end: int, news: int) -> bool:
+    def _is_done(self, first: int, end: int) -> bool:
         """Try once; False after having waited a little for what stood in the way. StoreRefused, WaitForCompactor:
         there is no room. OSError: the image's."""
         if not self._numbers.is_kept:
             return True
+        news = self._gate.news
         self._preserver.allocate(first, end, may_wait=True)
         with self._changed:
             if self._closed:
                 raise EngineClosed("the live view is being closed")
             ticket = self._begin(first, end)
             if ticket is None:
-                self._gate.wait_outside(news)
+                self._gate.wait_outside(lambda: self._gate.news != news)
                 return False
         return self._carry_out(ticket, self._preserver.fill)
 
@@ -234,11 +237,12 @@ class Claiming:
                 self._note(ticket)
                 is_noted = True
         finally:
-            self._end_claim(ticket, is_filled=is_filled, is_noted=is_noted)
-        if is_noted and ticket.runs:
-            if self._control[_COMPACTOR_IDLE]:
-                self._wake_compactor()
-            self._room.note_preserved(ticket)
+            self._end_claim(ticket, is_filled=is_filled)
+            # Also when the disk refused the rest: what is settled is.
+            if ticket.settled:
+                self._room.note_preserved(ticket)
+                if self._control[_COMPACTOR_IDLE]:
+                    self._wake_compactor()
         return is_noted
 
     def _note(self, ticket: Ticket) -> None:
@@ -253,34 +257,38 @@ class Claiming:
                 if self._is_power or ticket.lost:
                     has_all = all(cut.index.has_all(*run) for run in ticket.runs)
                     assert has_all or not self._store.is_whole, "a block would be settled without a copy"
-                for run in ticket.runs:
-                    cut.settled.set_allocated(*run)
-                if ticket.lost:
-                    ticket.missed = sum(count_lost(cut, *run) for run in ticket.lost)
-            ticket.unchanged = end - first - cut.changed.count_set(first, end)
-            if ticket.unchanged:
+                for low, high in ticket.runs:
+                    cut.settled.set_allocated(low, high)
+                    ticket.settled += high - low
+            unchanged = end - first - cut.changed.count_set(first, end)
+            if unchanged:
                 cut.changed.set_allocated(first, end)
+                ticket.unchanged = unchanged
         except OSError as error:
             raise StoreRefused(error.errno or errno.EIO) from error
 
-    def _end_claim(self, ticket: Ticket, *, is_filled: bool, is_noted: bool) -> None:
-        numbers = self._numbers
+    def _end_claim(self, ticket: Ticket, *, is_filled: bool) -> None:
+        numbers, missed = self._numbers, 0
         with self._lock:
             if ticket.runs:
                 if is_filled:
                     self._preserver.commit(ticket)
                 else:
                     self._preserver.abandon(ticket)
-            if is_noted:
-                if ticket.runs:
-                    numbers[_PRESERVED_BLOCKS] += ticket.count
-                    numbers[_SETTLED_BLOCKS] += ticket.count
-                if ticket.unchanged:
-                    numbers[_CHANGED_BLOCKS] += ticket.unchanged
-                if ticket.missed:
-                    numbers.put(_LOST_BLOCKS, numbers[_LOST_BLOCKS] + ticket.missed)
+            if ticket.settled:
+                numbers[_PRESERVED_BLOCKS] += ticket.settled
+                numbers[_SETTLED_BLOCKS] += ticket.settled
+                if self._is_power:
+                    # What was promised raw takes less now.
+                    self._room.news += 1
+            if ticket.unchanged:
+                numbers[_CHANGED_BLOCKS] += ticket.unchanged
+            if ticket.lost:
+                # Now, and not before: what becomes free or released from here on is excused by who says so.
+                missed = sum(is_missed(self._cut, block_no) for run in ticket.lost for block_no in range(*run))
+                numbers.put(_LOST_BLOCKS, numbers[_LOST_BLOCKS] + missed)
             self.claims.remove(ticket)
         if self._writes_numbers:
             self._control.keep()
-            if ticket.missed:
-                numbers.keep()
+        if missed:
+            numbers.keep()

@@ -75,7 +75,8 @@ class DurablePreserver:
 
     def allocate(self, first: int, end: int, *, may_wait: bool) -> bool:
         with store_errors():
-            return allocate_maps(self._cut, first, end, may_wait=may_wait)
+            owed = self._cut.settled.clear_runs(first, end)
+            return allocate_maps(self._cut, first, end, owed, may_wait=may_wait)
 
     def begin(self, ticket: Ticket) -> bool:
         ticket.count = ticket.count_owed()

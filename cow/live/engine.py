@@ -22,7 +22,6 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
 
 from cow.disk.cut import Cut
 from cow.disk.files import Data
@@ -44,8 +43,6 @@ from cow.live.room import Room
 from cow.live.size import BufferSize
 from cow.live.syncing import Syncer
 from cow.live.traffic import Gate
-
-_NEVER_LOOKED: Final = -1
 
 
 class LiveEngine:
@@ -76,6 +73,8 @@ class LiveEngine:
         self._gate, self.size = Gate(self._changed), BufferSize(store)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
         self._on_beat, self._missed_pages = on_beat, missing_pages[0]
+        # Whether a beat found the store cut short: the write that it is for, or the thread that takes it over, looks.
+        self._is_suspect = False
         self._syncer = Syncer(image)
         image.shortest_bytes = image.size_bytes - unpack_missing(store.cut.numbers[CutCounter.MISSING_BYTES])
         image.on_short = self._note_short
@@ -125,7 +124,7 @@ class LiveEngine:
             if self._owes(first, end) and not self._claiming.try_preserve(first, end):
                 return False
             self._heartbeat.beat(now_ns)
-            if missing_pages[0] != self._missed_pages:
+            if missing_pages[0] != self._missed_pages or self._is_suspect:
                 return False
             self._write_image(offset, data)
             self._pace.note(now_ns)
@@ -150,7 +149,7 @@ class LiveEngine:
                     self._claiming.preserve(first, end)
                 self._heartbeat.beat(time.monotonic_ns())
                 # After all that this write has looked at and stored, and before anything of the image changes.
-                if missing_pages[0] != self._missed_pages:
+                if missing_pages[0] != self._missed_pages or self._is_suspect:
                     self.look_at_store()
                 self._write_image(at, view[at - start : at - start + length])
             finally:
@@ -166,14 +165,14 @@ class LiveEngine:
         self._image.write(data, offset)
 
     def _beat(self) -> None:
-        if not self._store.is_whole:
-            # The write that this beat is for looks closer, or the thread that takes it over.
-            self._missed_pages = _NEVER_LOOKED
+        if not self.room.is_cut_short and not self._store.is_whole:
+            self._is_suspect = True
         self._on_beat()
 
     def look_at_store(self) -> None:
         """End the snapshot if files of the store were cut short: nothing in it can be proven right then."""
-        missed_pages = missing_pages[0]
+        # What is found meanwhile is looked at again.
+        missed_pages, self._is_suspect = missing_pages[0], False
         self.room.look_at_store()
         self._missed_pages = missed_pages
 
@@ -299,14 +298,18 @@ class LiveEngine:
     def note_damage(self, generation: int) -> None:
         """A reader found something of this cut in the store that is not what was written; nothing when it is over."""
         self.room.look_at_store()
-        with self._lock:
-            if generation != self._cut.generation:
+        cut = self._store.hold_cut()
+        try:
+            if generation != cut.generation:
                 return
-            numbers = self._cut.numbers
-            numbers.put(CutCounter.DAMAGED_READS, numbers[CutCounter.DAMAGED_READS] + 1)
-            if numbers.state is State.ACTIVE:
-                numbers.put(CutCounter.STATE, State.DAMAGED)
-        numbers.keep()
+            numbers = cut.numbers
+            with self._lock:
+                numbers.put(CutCounter.DAMAGED_READS, numbers[CutCounter.DAMAGED_READS] + 1)
+                if numbers.state is State.ACTIVE:
+                    numbers.put(CutCounter.STATE, State.DAMAGED)
+            numbers.keep()
+        finally:
+            cut.let_go()
 
     def sync(self) -> None:
         """Make all live writes durable, as fsync of the image does; waits for the disk."""

@@ -47,15 +47,14 @@ class Ticket(Claim):
 
     runs: Runs
     count: int = 0
-    # How many of its blocks had not changed since the cut.
+    # How many of its blocks are settled by now, and how many of them had not changed since the cut.
+    settled: int = 0
     unchanged: int = 0
     seq: int = 0
     entries: Sequence[tuple[int, int, int]] = ()
     # What of the runs the image could not give, and with which errno.
     lost: Sequence[tuple[int, int]] = ()
     lost_errno: int = 0
-    # How many of these are neither free nor released.
-    missed: int = 0
 
     def lose(self, lost: Runs, code: int) -> None:
         """These blocks cannot be preserved."""
@@ -115,9 +114,9 @@ def store_errors() -> Iterator[None]:
         raise StoreRefused(error.errno or errno.EIO) from error
 
 
-def allocate_maps(cut: Cut, first: int, end: int, *, may_wait: bool) -> bool:
-    """After this no store into the maps of these blocks can meet a full disk. OSError, False: see `Preserver`."""
-    owed = cut.settled.clear_runs(first, end)
+def allocate_maps(cut: Cut, first: int, end: int, owed: Runs, *, may_wait: bool) -> bool:
+    """After this no store into the maps of these blocks, of which those are `owed`, can meet a full disk. OSError,
+    False: see `Preserver`."""
     for run in owed:
         if not cut.index.allocate(*run, may_wait=may_wait):
             return False

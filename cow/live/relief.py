@@ -25,12 +25,30 @@ from cow.live.preserve import Claim
 _PIECE_BLOCKS = 1 << 18
 
 
+class _Claimed:
+    """Within this, the parts of a run that nobody else claims are claimed."""
+
+    def __init__(self, lock: threading.Lock, claims: Claims, first: int, end: int) -> None:
+        self._lock, self._claims, self._run = lock, claims, (first, end)
+
+    def __enter__(self) -> list[Claim]:
+        with self._lock:
+            self._taken = self._claims.take(*self._run)
+        return self._taken
+
+    def __exit__(self, *raised: object) -> None:
+        with self._lock:
+            self._claims.remove(*self._taken)
+
+
 class Relief:
     """For one cut of `store`; does nothing once that is over. `lock` is the engine's."""
 
     def __init__(self, store: Store, cut: Cut, lock: threading.Lock, claims: Claims) -> None:
         self._store, self.cut, self._lock, self._claims = store, cut, lock, claims
         self._numbers, self._releases = cut.numbers, store.releases
+        # One after the other: else each would leave out what the other is just at, and excuse a lost block twice.
+        self._turn = threading.Lock()
         self._is_power = store.header.durability is Durability.POWER
 
     def settle_free(self, free_runs: Iterable[tuple[int, int]]) -> int:
@@ -39,7 +57,7 @@ class Relief:
         A cut's map is made known once: the next call goes on with that one, whatever it brings.
         OSError(ENOSPC): the blocks not reached yet stay owed, which is safe. SnapshotEnded: there is a newer cut.
         """
-        with self.cut.held():
+        with self._turn, self.cut.held():
             return self._settle_free(free_runs)
 
     def _settle_free(self, free_runs: Iterable[tuple[int, int]]) -> int:
@@ -57,7 +75,7 @@ class Relief:
 
     def settle_again(self) -> None:
         """There is no cut before this one any more: what its own readers do not need is owed no more."""
-        with self.cut.held():
+        with self._turn, self.cut.held():
             reasons = [self.cut.released]
             if self._numbers[CutCounter.FREE_BLOCKS]:
                 reasons.append(self.cut.free)
@@ -71,18 +89,23 @@ class Relief:
         cut, numbers = self.cut, self._numbers
         if numbers[CutCounter.FREE_BLOCKS]:
             return
-        free_blocks, excused = cut.free.count(), 0
-        for first, end in self._pieces_of_free() if numbers.lost_blocks else ():
-            # What is lost at this very moment counts as lost, though nothing is in it.
-            claims = self._take(first, end)
-            excused += sum(self._count_lost(claim.first, claim.end, free_counts=False) for claim in claims)
+        free_blocks, is_known = cut.free.count(), False
+        while not is_known:
+            lost_blocks = numbers[CutCounter.LOST_BLOCKS]
+            excused = sum(self._count_lost_free(*piece) for piece in self._pieces_of_free()) if lost_blocks else 0
             with self._lock:
-                self._claims.remove(*claims)
-        with self._lock:
-            self._check()
-            numbers[CutCounter.FREE_BLOCKS] = free_blocks
-            numbers.put(CutCounter.EXCUSED_BLOCKS, numbers[CutCounter.EXCUSED_BLOCKS] + excused)
+                self._check()
+                # What was lost meanwhile may be free and was not looked at; what will be is not counted any more.
+                is_known = numbers[CutCounter.LOST_BLOCKS] == lost_blocks
+                if is_known:
+                    numbers[CutCounter.FREE_BLOCKS] = free_blocks
+                    numbers.put(CutCounter.EXCUSED_BLOCKS, numbers[CutCounter.EXCUSED_BLOCKS] + excused)
         numbers.keep()
+
+    def _count_lost_free(self, first: int, end: int) -> int:
+        """But for those that are being lost right now, and are not counted yet."""
+        with self._claimed(first, end) as claims:
+            return sum(self._count_lost(claim.first, claim.end, free_counts=False) for claim in claims)
 
     def _pieces_of_free(self) -> Iterator[tuple[int, int]]:
         return (piece for run in self.cut.free.set_runs() for piece in _pieces(*run))
@@ -90,9 +113,9 @@ class Relief:
     def release(self, first: int, end: int) -> int:
         """The imager has these blocks: nothing is owed for them, and their copies will be given back.
 
-        Returns how many were not released before. One call at a time. SnapshotEnded: there is a newer cut.
+        Returns how many were not released before. SnapshotEnded: there is a newer cut.
         """
-        with self.cut.held():
+        with self._turn, self.cut.held():
             try:
                 return self._release(first, end)
             finally:
@@ -116,26 +139,23 @@ class Relief:
     def _note_released(self, first: int, end: int, parts: Runs) -> int:
         """How many were not released before. `parts` gets the runs that now are."""
         released, numbers, count, excused = self.cut.released, self._numbers, 0, 0
-        claims = self._take(first, end)
-        try:
+        with self._claimed(first, end) as claims:
             for claim in claims:
                 part = claim.first, claim.end
                 lost, before = self._count_lost(*part), released.count_set(*part)
                 released.set_range(*part)
                 parts.append(part)
-                count, excused = count + claim.end - claim.first - before, excused + lost
-        finally:
-            with self._lock:
-                numbers[CutCounter.RELEASED_BLOCKS] += count
-                numbers.put(CutCounter.EXCUSED_BLOCKS, numbers[CutCounter.EXCUSED_BLOCKS] + excused)
-                self._claims.remove(*claims)
+                now = claim.end - claim.first - before
+                count, excused = count + now, excused + lost
+                with self._lock:
+                    numbers[CutCounter.RELEASED_BLOCKS] += now
+                    numbers.put(CutCounter.EXCUSED_BLOCKS, numbers[CutCounter.EXCUSED_BLOCKS] + lost)
         if excused:
             numbers.keep()
         return count
 
-    def _take(self, first: int, end: int) -> list[Claim]:
-        with self._lock:
-            return self._claims.take(first, end)
+    def _claimed(self, first: int, end: int) -> _Claimed:
+        return _Claimed(self._lock, self._claims, first, end)
 
     def _check(self) -> None:
         if self.cut.is_over:
@@ -165,16 +185,14 @@ class Relief:
         """How many were owed."""
         settled, count = self.cut.settled, 0
         assert reason.all_set(first, end), f"blocks {first} to {end - 1} would be settled for no reason"
-        claims = self._take(first, end)
-        try:
+        with self._claimed(first, end) as claims:
             for claim in claims:
                 before = settled.count_set(claim.first, claim.end)
                 settled.set_range(claim.first, claim.end)
-                count += claim.end - claim.first - before
-        finally:
-            with self._lock:
-                self._numbers[CutCounter.SETTLED_BLOCKS] += count
-                self._claims.remove(*claims)
+                now = claim.end - claim.first - before
+                count += now
+                with self._lock:
+                    self._numbers[CutCounter.SETTLED_BLOCKS] += now
         return count
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -51,7 +50,8 @@ class Room:
         # The cut that was found to be cut short.
         self._short_generation = _NO_CUT
         self.is_ending = False
-        self._untold: deque[Event] = deque()
+        # Counts what writes that wait for room may have waited for (lock held).
+        self.news = 0
         # The threads whose writes wait for room.
         self.pressing: set[int] = set()
 
@@ -60,7 +60,7 @@ class Room:
     def look_again(self) -> None:
         """The compactor freed slots: writes that wait try again."""
         with self._changed:
-            self._gate.tell()
+            self._tell_waiting()
 
     def set_limit(self, limit_bytes: int) -> None:
         """A new limit for the side buffer, 0 for none; writes that wait try again."""
@@ -68,7 +68,7 @@ class Room:
         with self._changed:
             self._warned_percent = 0
             self._told_waiting = False
-            self._gate.tell()
+            self._tell_waiting()
 
     def stop_waiting(self, *, compactor_is_gone: bool = False) -> None:
         """From here on a full side buffer ends the snapshot: live data must get out before the end.
@@ -78,13 +78,17 @@ class Room:
         with self._changed:
             self._policy = OverflowPolicy.BREAK_SNAPSHOT
             self._compactor_is_gone |= compactor_is_gone
-            self._gate.tell()
+            self._tell_waiting()
 
     def note_compactor(self, *, is_missing: bool) -> None:
         """While it is missing nobody makes room: a full ring is a full side buffer, and the policy decides."""
         with self._changed:
             self._compactor_is_missing = is_missing
-            self._gate.tell()
+            self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        self.news += 1
+        self._gate.tell()
 
     def may_lose(self) -> bool:
         """Whether an old block that the image cannot give is lost; else the write that wants to replace it fails."""
@@ -95,29 +99,33 @@ class Room:
     def begin_cut(self) -> None:
         """The side buffer is empty again (lock held)."""
         self._warned_percent, self._told_waiting = 0, False
+        self.news += 1
 
     def note_preserved(self, ticket: Ticket) -> None:
         """Its blocks are in the side buffer, but for those that the image could not give: tell the owner of these
         before the image is written, and when the next share of the limit has been reached."""
         for first, end in ticket.lost:
             where = self._store.geometry.extent(first, end)
-            self._untold.append(Event(EventKind.LOST, ticket.lost_errno, *where))
-        if self._control[_LIMIT_BYTES]:
-            self._look_at_limit()
-        self._tell()
+            self._on_event(Event(EventKind.LOST, ticket.lost_errno, *where))
+        limit_bytes = self._control[_LIMIT_BYTES]
+        if limit_bytes:
+            self._look_at_limit(limit_bytes)
 
-    def _look_at_limit(self) -> None:
-        percent = self._size.limit_percent()
+    def _look_at_limit(self, limit_bytes: int) -> None:
+        percent = self._size.percent_of(limit_bytes)
         reached = max((step for step in _WARN_PERCENT if percent >= step), default=0)
         if reached <= self._warned_percent:
             return
         with self._changed:
-            if reached > self._warned_percent:
+            is_new = reached > self._warned_percent and self._control[_LIMIT_BYTES] == limit_bytes
+            if is_new:
                 self._warned_percent = reached
-                self._untold.append(Event(EventKind.BUFFER_FILLING, reached))
+        if is_new:
+            self._on_event(Event(EventKind.BUFFER_FILLING, reached))
 
     def await_compactor(self, news: int) -> None:
-        """There is no room until the compactor has made some: wait a little. `news`: see `Gate.wait_outside`.
+        """There is no room until the compactor has made some: wait a little. `news`: what it was before the caller
+        looked; if there was any since, he looks again at once.
 
         EngineClosed: there is no compactor any more. BufferFull: it is missing, and the policy is `break-write`.
         """
@@ -132,28 +140,33 @@ class Room:
         """The side buffer takes no more: end the snapshot, fail the write (BufferFull), or wait a little."""
         if self.look_at_store():
             return
-        if self._policy is OverflowPolicy.BREAK_WRITE:
-            raise BufferFull(code)
-        if self._policy is OverflowPolicy.BREAK_SNAPSHOT:
-            self._break_snapshot(code)
-            return
         with self._changed:
-            if not self._told_waiting:
-                self._told_waiting = True
-                self._untold.append(Event(EventKind.WAITING, code))
-        self._tell()
+            if self.news != news:
+                return
+            policy = self._policy
+            is_untold = policy is OverflowPolicy.WAIT and not self._told_waiting
+            self._told_waiting |= is_untold
+        if policy is OverflowPolicy.BREAK_WRITE:
+            raise BufferFull(code)
+        if policy is OverflowPolicy.BREAK_SNAPSHOT:
+            self._break_snapshot(code, news)
+            return
+        if is_untold:
+            self._on_event(Event(EventKind.WAITING, code))
         self._wait(news)
 
     def _wait(self, news: int) -> None:
         """This thread waits for room; the compactor hurries and tells of each slot until nobody does."""
-        if self._compactor_is_gone:
-            raise EngineClosed("nobody makes room any more") from None
         with self._changed:
+            if self.news != news:
+                return
+            if self._compactor_is_gone:
+                raise EngineClosed("nobody makes room any more") from None
             self.pressing.add(threading.get_ident())
             self._control[Counter.PRESSED] = 1
         self._wake_compactor()
         with self._changed:
-            self._gate.wait_outside(news)
+            self._gate.wait_outside(lambda: self.news != news)
 
     def stop_pressing(self) -> None:
         """This thread waits no more."""
@@ -162,11 +175,6 @@ class Room:
                 self.pressing.remove(threading.get_ident())
                 if not self.pressing:
                     self._control[Counter.PRESSED] = 0
-
-    def _tell(self) -> None:
-        while self._untold:
-            with contextlib.suppress(IndexError):
-                self._on_event(self._untold.popleft())
 
     # --- the end of a snapshot -------------------------------------------------------------------------------
 
@@ -177,36 +185,37 @@ class Room:
         Before the image is written: readers look at this last. The numbers may be in memory of this process alone by
         now, so it is said where all look first of all.
         """
-        if self._is_cut_short or self._store.is_whole:
-            return self._is_cut_short
-        if self._begin_end():
-            try:
-                self._note_cut_short()
-            finally:
-                self._finish_end()
-        return True
-
-    @property
-    def _is_cut_short(self) -> bool:
-        return self._short_generation == self._store.cut.generation
-
-    def _note_cut_short(self) -> None:
         # The same throughout, also while another one is being made the present.
         with self._all_held() as cuts:
             if self._short_generation == cuts[-1].generation:
-                return
-            # Those before it read through it.
-            is_on_disk = self._end_all(cuts, Cut.note_unreadable)
-            self._on_event(Event(EventKind.CUT_SHORT, 0, is_on_disk=is_on_disk))
-            for cut in cuts:
-                numbers = cut.numbers
-                if numbers[CutCounter.STATE] != State.OVERFLOWED:
-                    numbers[CutCounter.STATE] = State.DAMAGED
-                numbers[CutCounter.UNREADABLE] = 1
-            self._short_generation = cuts[-1].generation
+                return True
+            if self._store.can_hold_a_cut and cuts[-1].is_whole:
+                return False
+            if self._begin_end():
+                try:
+                    self._note_cut_short(cuts)
+                finally:
+                    self._finish_end()
+        return True
 
-    def _break_snapshot(self, code: int) -> None:
-        if not self._begin_end():
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether that is known of the present cut."""
+        return self._short_generation == self._store.cut.generation
+
+    def _note_cut_short(self, cuts: Sequence[Cut]) -> None:
+        newest = cuts[-1]
+        if self._short_generation == newest.generation or newest.is_over:
+            return
+        is_on_disk = self._tell_end(cuts, Cut.note_unreadable)
+        try:
+            self._on_event(Event(EventKind.CUT_SHORT, 0, is_on_disk=is_on_disk))
+        finally:
+            self._end_with(cuts, State.DAMAGED)
+            self._short_generation = newest.generation
+
+    def _break_snapshot(self, code: int, news: int) -> None:
+        if not self._begin_end(news):
             return
         try:
             with self._all_held() as cuts:
@@ -215,31 +224,16 @@ class Room:
                 for cut in cuts:
                     cut.numbers[CutCounter.OVERFLOW_ERRNO] = code
                 # Before the first block is overwritten that nobody preserved: readers look at this last.
-                is_on_disk = self._end_all(cuts, Cut.note_overflow)
-                self._on_event(Event(EventKind.OVERFLOW, code, is_on_disk=is_on_disk))
-                # From here on such blocks are written.
-                for cut in cuts:
-                    cut.numbers[CutCounter.STATE] = State.OVERFLOWED
+                is_on_disk = self._tell_end(cuts, Cut.note_overflow)
+                try:
+                    self._on_event(Event(EventKind.OVERFLOW, code, is_on_disk=is_on_disk))
+                finally:
+                    self._end_with(cuts, State.OVERFLOWED)
             with contextlib.suppress(OSError):
                 self._discard()
         finally:
             self._finish_end()
         self._wake_compactor()
-
-    def _begin_end(self) -> bool:
-        """False: somebody else was ending it, and has done so."""
-        with self._changed:
-            if not self.is_ending:
-                self.is_ending = True
-                return True
-            while self.is_ending:
-                self._gate.wait()
-            return False
-
-    def _finish_end(self) -> None:
-        with self._changed:
-            self.is_ending = False
-            self._gate.tell()
 
     @contextlib.contextmanager
     def _all_held(self) -> Iterator[list[Cut]]:
@@ -251,7 +245,7 @@ class Room:
             for cut in cuts:
                 cut.let_go()
 
-    def _end_all(self, cuts: Sequence[Cut], note: Callable[[Cut, Files], None]) -> bool:
+    def _tell_end(self, cuts: Sequence[Cut], note: Callable[[Cut, Files], None]) -> bool:
         """Their readers fail from here on. Whether that could be told to the disk, too."""
         is_on_disk = True
         for cut in cuts:
@@ -261,3 +255,31 @@ class Room:
             except OSError:
                 is_on_disk = False
         return is_on_disk
+
+    def _end_with(self, cuts: Sequence[Cut], state: State) -> None:
+        """From here on blocks that are owed are written."""
+        for cut in cuts:
+            numbers = cut.numbers
+            with self._changed:
+                if numbers[CutCounter.STATE] != State.OVERFLOWED:
+                    numbers.put(CutCounter.STATE, state)
+                if state is State.DAMAGED:
+                    numbers.put(CutCounter.UNREADABLE, 1)
+            numbers.keep()
+
+    def _begin_end(self, news: int | None = None) -> bool:
+        """False: somebody else was ending it, and has done so; or there was `news` that may make it needless."""
+        with self._changed:
+            if news is not None and self.news != news:
+                return False
+            if not self.is_ending:
+                self.is_ending = True
+                return True
+            while self.is_ending:
+                self._gate.wait()
+            return False
+
+    def _finish_end(self) -> None:
+        with self._changed:
+            self.is_ending = False
+            self._tell_waiting()

@@ -71,13 +71,13 @@ class BufferSize:
         staged_bytes, stored_bytes = self._look()
         return stored_bytes + staged_bytes + self.promised_bytes + more_bytes > limit_bytes
 
-    def limit_percent(self) -> int:
-        """How much of the limit, which there is, is taken if what is staged compresses as all before it did."""
+    def percent_of(self, limit_bytes: int) -> int:
+        """How much of a limit is taken if what is staged compresses as all before it did."""
         staged_bytes, taken_bytes = self._look()
         numbers = self._store.cut.numbers
         payload_bytes, raw_bytes = numbers[_STORED_BYTES], numbers[_STORED_RAW_BYTES]
         taken_bytes += staged_bytes * payload_bytes // raw_bytes if raw_bytes else staged_bytes
-        return 100 * taken_bytes // self._control[_LIMIT_BYTES]
+        return 100 * taken_bytes // limit_bytes
 
     def staged_bytes(self) -> int:
         """Raw bytes that are in the ring and in no segment yet."""

@@ -36,10 +36,11 @@ class StagedPreserver:
         self._open: list[Ticket] = []
 
     def allocate(self, first: int, end: int, *, may_wait: bool) -> bool:
+        owed = self._cut.settled.clear_runs(first, end)
         try:
-            if not self._staging.is_allocated and may_wait:
+            if owed and may_wait and not self._staging.is_allocated:
                 self._staging.allocate()
-            return allocate_maps(self._cut, first, end, may_wait=may_wait)
+            return allocate_maps(self._cut, first, end, owed, may_wait=may_wait)
         except OSError as error:
             raise StoreRefused(error.errno or errno.EIO) from error
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 # Waiting writes look again this often even if nobody wakes them.
 _LOOK_AGAIN_S = 0.05
@@ -21,7 +22,7 @@ class Gate:
     def __init__(self, changed: threading.Condition) -> None:
         self._changed = changed
         self._closed, self._closers = False, 0
-        # Counts what writes that wait may have waited for, and the threads that wait for any of it.
+        # Counts what writes that wait for others may have waited for, and the threads that wait for anything.
         self.news = self._waiting = 0
         # The offsets of writes that have not returned yet. Appending and popping are whole steps for all
         # threads, which adding to a number is not.
@@ -61,15 +62,13 @@ class Gate:
         finally:
             self._waiting -= 1
 
-    def wait_outside(self, news: int) -> None:
-        """Wait a little (lock held) without keeping a cut waiting; there may be a new cut afterwards.
-
-        `news`: what it was before the caller looked; he does not wait if there was any since.
-        """
-        offset = self.under_way.pop()
+    def wait_outside(self, is_news: Callable[[], bool]) -> None:
+        """Wait until there `is_news`, a little at most (lock held), without keeping a cut waiting; there may be a new
+        cut afterwards."""
+        offset, until = self.under_way.pop(), time.monotonic() + _LOOK_AGAIN_S
         try:
-            if self.news == news:
-                self.wait(_LOOK_AGAIN_S)
+            while not is_news() and (left_s := until - time.monotonic()) > 0:
+                self.wait(left_s)
             while self._closed:
                 self.wait()
         finally:

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -236,6 +237,10 @@ def _run_behind(instance: Instance, signals: Signals) -> None:
             signals.check()
             # A line, not all there is: the servers have the pipe as well.
             answer = pipe.readline()
+    except BaseException:
+        # Else one that had reported already, and waits for nobody any more, would go on.
+        os.kill(pid, signal.SIGTERM)
+        raise
     finally:
         if answer != READY:
             with signals.deferred():

@@ -16,6 +16,7 @@ from pathlib import Path
 from snapfs.errors import BusyError, NotMountedError
 from snapfs.system import block_devices
 from snapfs.system.block_devices import BlockDevice, loop_devices, stacked_on, uses_of
+from snapfs.system.browses import browses_on
 from snapfs.system.discovery import believed_mounts
 from snapfs.system.image_lock import lock_holders
 from snapfs.system.mounts import (
@@ -49,7 +50,7 @@ def check_unused(view: ViewId | None) -> None:
         holders = holders_of_mount(mount)
         if holders:
             raise BusyError(
-                f"{mount.mount_point} is in use: {describe(holders)}; end that and try again "
+                f"{mount.mount_point} is in use: {describe(holders)}; end that{_how_to_end(mount)} and try again "
                 "(nothing was unmounted).",
                 path=mount.mount_point,
                 holders=[holder.description for holder in holders],
@@ -76,17 +77,23 @@ def unmount_unused(view: ViewId | None) -> None:
 
 def holders_of_mount(mount: Mount) -> list[Holder]:
     """Who keeps the filesystem of `mount` in use: loop devices on its files, bind mounts, processes."""
-    return [*_loops_on_mount(mount), *_other_mounts(mount), *processes_using(mount)]
+    return [*map(_loop_holder, _loops_on_mount(mount)), *_other_mounts(mount), *processes_using(mount)]
 
 
-def _loops_on_mount(mount: Mount) -> list[Holder]:
+def _how_to_end(view: Mount) -> str:
+    """For a view whose files somebody browses."""
+    found = browses_on(_loops_on_mount(view))
+    return f" ({', '.join(f'snapfs browse --end {browse.directory}' for browse in found)})" if found else ""
+
+
+def _loops_on_mount(mount: Mount) -> list[BlockDevice]:
     number = os.makedev(*mount.device)
     found = []
     for loop in loop_devices():
         lies_on = find_mount(loop.backing_path)
         by_path = lies_on is not None and lies_on.device == mount.device
         if loop.backing_device == number or by_path:
-            found.append(_loop_holder(loop.block_device))
+            found.append(loop.block_device)
     return found
 
 

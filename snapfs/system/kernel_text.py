@@ -17,17 +17,28 @@ from pathlib import Path
 from typing import Final
 
 _OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+# Most files fit, and are read by one call and another that finds their end.
+_PIECE_BYTES: Final = 1 << 16
 
 
 def kernel_lines(path: Path | str) -> list[bytes]:
     """The lines of a file of many lines, without their ends; OSError as open(2) and read(2) give it."""
-    lines = Path(path).read_bytes().split(b"\n")
+    lines = _content(path).split(b"\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def kernel_value(path: Path | str) -> bytes:
     """What a file of one value says: all but its final newline, whatever else is in it. OSError as above."""
-    return Path(path).read_bytes().removesuffix(b"\n")
+    return _content(path).removesuffix(b"\n")
+
+
+def _content(path: Path | str) -> bytes:
+    """Without a file object: thousands are read to find out who uses a mount, one for each open file there is."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return b"".join(iter(lambda: os.read(fd, _PIECE_BYTES), b""))
+    finally:
+        os.close(fd)
 
 
 def kernel_name(escaped: bytes) -> str:

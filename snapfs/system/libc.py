@@ -1,6 +1,6 @@
 """The system calls that Python does not offer, through the C library.
 
-Source: the manual pages umount(2), open_tree(2), rename(2), syncfs(2), mlockall(2), prctl(2), mallopt(3).
+Source: the manual pages mount(2), umount(2), open_tree(2), rename(2), syncfs(2), mlockall(2), prctl(2), mallopt(3).
 Every function here either works or raises `OSError` with the errno; what that means to a user is the business of
 its caller.
 """
@@ -12,6 +12,10 @@ import errno
 import os
 from typing import Final
 
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_REMOUNT: Final = 32
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 OPEN_TREE_CLONE: Final = 1
@@ -32,6 +36,7 @@ _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = (ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 _libc.umount2.argtypes = (ctypes.c_char_p, ctypes.c_int)
 _libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
@@ -42,6 +47,14 @@ def _checked(result: int, path: os.PathLike[str] | str | None = None) -> int:
         errno_ = ctypes.get_errno()
         raise OSError(errno_, os.strerror(errno_), None if path is None else os.fspath(path))
     return result
+
+
+def mount(
+    source: os.PathLike[str] | str, path: os.PathLike[str] | str, fstype: str, flags: int, options: str
+) -> None:
+    """Mount on `path`; no helper program of the filesystem is asked, and no file tells of it."""
+    result = _libc.mount(os.fsencode(source), os.fsencode(path), fstype.encode(), flags, options.encode())
+    _checked(result, path)
 
 
 def umount2(path: os.PathLike[str] | str, flags: int) -> None:

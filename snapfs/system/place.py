@@ -39,6 +39,14 @@ def check_mount_points(live: Path, snap: Path) -> None:
     _check_apart(live, snap)
     for name, path in (("LIVE", live), ("SNAP", snap)):
         _check_empty(name, path)
+        if not os.access(path, os.W_OK):
+            raise _not_permitted(name, path)
+
+
+def check_empty_directory(name: str, path: Path) -> None:
+    """`SnapfsError` unless root can mount on `path`, which is called `name`: an empty directory, and no mount."""
+    _check_directory(name, path)
+    _check_empty(name, path)
 
 
 def _check_directory(name: str, path: Path) -> None:
@@ -74,8 +82,6 @@ def _check_empty(name: str, path: Path) -> None:
         raise SnapfsError(
             f"{name} {path} is not empty, a mount would hide what is in it; give an empty directory.", path=path
         )
-    if not os.access(path, os.W_OK):
-        raise _not_permitted(name, path)
 
 
 def _not_permitted(name: str, path: Path) -> SnapfsError:

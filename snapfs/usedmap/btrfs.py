@@ -54,6 +54,11 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     return FreeMap(superblock["sector_bytes"], 0, free)
 
 
+def device_count(source: Source) -> int:
+    """On how many devices the filesystem lies; `MapError` when it does not say."""
+    return _superblock_fields(source.read(layout.SUPERBLOCK_OFFSETS[0], layout.SUPERBLOCK_BYTES))["num_devices"]
+
+
 def _read_superblock(source: Source) -> _Superblock:
     raw = source.read(layout.SUPERBLOCK_OFFSETS[0], layout.SUPERBLOCK_BYTES)
     if raw[layout.MAGIC_OFFSET :][: len(layout.MAGIC)] != layout.MAGIC:

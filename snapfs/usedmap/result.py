@@ -81,6 +81,11 @@ class Region:
         return cls(**{one.name: facts[one.name] for one in fields(cls) if one.name in facts})
 
 
+def partition_name(region: Region) -> str:
+    """As the kernel ends the name of its device: "p1"."""
+    return f"p{region.partition_number}"
+
+
 @dataclass
 class ImageMap:
     """`used`: one bit per block of the snapshot, little endian, 1 = used; a partial last block has one."""

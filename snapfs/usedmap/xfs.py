@@ -80,9 +80,7 @@ class _TreeBlock:
 def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     """The free blocks; `MapError` when they cannot be trusted. A freeze shows in the log, not in `frozen_by_us`."""
     shape = _read_shape(source)
-    log_offset = shape.log_first_block * shape.block_bytes
-    log = source.window(log_offset, shape.log_blocks * shape.block_bytes)
-    was_unmounted = check_log_clean(log, shape.uuid, may_be_old=shape.version == layout.VERSION_4)
+    was_unmounted = _check_log(source, shape)
     free = zeros(shape.data_blocks, "little")
     free_blocks = sum(_mark_free(source, shape, ag, free) for ag in range(shape.ag_count))
     # While it is mounted, blocks that its trees may come to need count as taken.
@@ -91,6 +89,20 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     if free.find(1, shape.log_first_block, shape.log_first_block + shape.log_blocks) >= 0:
         raise MapError("counts its own log as free")
     return FreeMap(shape.block_bytes, 0, free)
+
+
+def needs_log(source: Source) -> bool:
+    """Whether something may be missing that only the log has, when that is not replayed."""
+    try:
+        _check_log(source, _read_shape(source))
+    except MapError:
+        return True
+    return False
+
+
+def _check_log(source: Source, shape: _Shape) -> bool:
+    log = source.window(shape.log_first_block * shape.block_bytes, shape.log_blocks * shape.block_bytes)
+    return check_log_clean(log, shape.uuid, may_be_old=shape.version == layout.VERSION_4)
 
 
 def _read_shape(source: Source) -> _Shape:

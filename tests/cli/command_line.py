@@ -6,7 +6,6 @@ code, and a machine that looks as before.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -14,20 +13,29 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-COMMAND = Path(sys.executable).with_name("snapfs")
-NOBODY = 65534
-TIMEOUT_S = 90.0
-MNT_DETACH = 2
-_OCTAL = re.compile(rb"\\([0-7]{3})")
+from tests.machine import (
+    MNT_DETACH,
+    NOBODY,
+    SNAPFS,
+    TIMEOUT_S,
+    loop_device,
+    mount_points_below,
+    mounted,
+    run,
+    status_of,
+    unmount,
+    wait_until,
+)
+
+__all__ = ["NOBODY", "SNAPFS", "TIMEOUT_S", "loop_device", "mount_points_below", "mounted", "run", "wait_until"]
+
 _SENTENCE = re.compile(r"snapfs: [^\n;]+; [^\n;]+\.\n")
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -51,18 +59,11 @@ class Done:
         return self
 
 
-def run(*command: str | Path, **keywords: Any) -> str:
-    words = [os.fspath(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, **keywords)
-    assert done.returncode == 0, f"{words}: {done.returncode} {done.stderr}"
-    return done.stdout
-
-
 def snapfs(*words: str | bytes | Path | int, before: Sequence[str] = (), **keywords: Any) -> Done:
     """`snapfs WORDS`; `before` is a command that starts it, as nsenter does."""
     command = [
         *before,
-        os.fspath(COMMAND),
+        os.fspath(SNAPFS),
         *(os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in words),
     ]
     done = subprocess.run(
@@ -76,32 +77,6 @@ def snapfs(*words: str | bytes | Path | int, before: Sequence[str] = (), **keywo
     )
     assert "Traceback" not in done.stderr, done.stderr
     return Done(done.returncode, done.stdout, done.stderr)
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the awaited condition did not come"
-        time.sleep(0.01)
-
-
-@contextmanager
-def loop_device(backing: Path, *options: str) -> Iterator[Path]:
-    device = Path(run("losetup", "--find", "--show", *options, backing).strip())
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "-d", device], check=False, capture_output=True)
-
-
-@contextmanager
-def mounted(source: str | Path, target: Path, *options: str) -> Iterator[Path]:
-    target.mkdir(exist_ok=True)
-    run("mount", *options, source, target)
-    try:
-        yield target
-    finally:
-        _libc.umount2(os.fsencode(target), MNT_DETACH)
 
 
 @contextmanager
@@ -149,6 +124,9 @@ class Bench:
         return snapfs("mount", self.image, self.live, self.snap, *options, **keywords)
 
     def status(self, **keywords: Any) -> dict[str, Any]:
+        """What `snapfs status` prints; the command is run only where it matters who runs it."""
+        if not keywords:
+            return status_of(self.live)
         done = snapfs("status", self.live, "--json", **keywords)
         assert done.out, done.err
         status: dict[str, Any] = json.loads(done.out)
@@ -168,7 +146,7 @@ class Bench:
         """All that a command could leave behind: files, mounts, processes, loop devices, a changed image."""
         return {
             "files": [] if running else sorted(str(path) for path in _files_below(self.path)),
-            "mounts": mounts_below(self.path),
+            "mounts": mount_points_below(self.path),
             "processes": [] if running else sorted(processes_about(self.path)),
             "loops": loops_below(self.path),
             "image": _fingerprint(self.image),
@@ -188,13 +166,13 @@ class Bench:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for view in (self.snap, self.live):
-            _libc.umount2(os.fsencode(view), MNT_DETACH)
+            unmount(view, MNT_DETACH)
         wait_until(lambda: not processes_about(self.path))
 
     def clean_up(self) -> None:
         self.end_processes()
-        for point in reversed(mounts_below(self.path)):
-            _libc.umount2(os.fsencode(point), MNT_DETACH)
+        for point in reversed(mount_points_below(self.path)):
+            unmount(point, MNT_DETACH)
         for device in loops_below(self.path):
             subprocess.run(["losetup", "-d", device], check=False, capture_output=True)
         run("rm", "-rf", "--one-file-system", self.path)
@@ -202,17 +180,11 @@ class Bench:
 
 def _files_below(path: Path) -> Iterator[Path]:
     """Never looks into mounts: a view has no business in the answer, and may be dead."""
-    points = set(mounts_below(path))
+    points = set(mount_points_below(path))
     for entry in os.scandir(path):
         yield Path(entry.path)
-        if entry.path not in points and entry.is_dir(follow_symlinks=False):
+        if Path(entry.path) not in points and entry.is_dir(follow_symlinks=False):
             yield from _files_below(Path(entry.path))
-
-
-def mounts_below(path: Path) -> list[str]:
-    escaped = [line.split()[4] for line in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]]
-    points = [os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), name)) for name in escaped]
-    return [point for point in points if point.startswith(f"{path}/")]
 
 
 def processes_about(path: Path) -> list[int]:

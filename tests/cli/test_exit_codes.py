@@ -7,14 +7,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, Bench, Done, mounted, snapfs
+from command_line import SNAPFS, Bench, Done, mounted, snapfs
 
 
 def into(out: int | str, *words: str | Path) -> Done:
     """`snapfs WORDS` with its standard output there."""
     fd = os.open(out, os.O_WRONLY) if isinstance(out, str) else out
     try:
-        done = subprocess.run([COMMAND, *words], stdout=fd, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run([SNAPFS, *words], stdout=fd, stderr=subprocess.PIPE, text=True, timeout=60)
     finally:
         os.close(fd)
     return Done(done.returncode, "", done.stderr)

@@ -83,6 +83,19 @@ def test_a_mount_and_all_that_is_asked_of_it(hostile: Bench, writer: None) -> No
     assert status["snapshot"]["regions"][0]["label"] == LABEL
 
 
+def test_what_is_browsed(hostile: Bench) -> None:
+    place = hostile.path / f"{HOSTILE}.place"
+    place.mkdir()
+    with hostile.mounted():
+        done = snapfs("browse", hostile.live, place).ok()
+        assert_harmless(done)
+        assert "\\x1b[1m\\n[red]<&>" in done.out
+        done = hostile.umount()
+        assert_harmless(done)
+        done.refuses(1, "snapfs browse --end", ".place) and try again")
+        assert snapfs("browse", "--end", place).ok().err == ""
+
+
 def test_why_a_mount_failed_is_one_sentence_from_the_daemon_too(hostile: Bench) -> None:
     with hostile.untouched():
         done = hostile.mount("-o", "no_such_option")

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from command_line import Bench, snapfs
+from command_line import Bench, run, snapfs
 
 import snapfs as package
 
@@ -52,6 +52,24 @@ def test_what_a_mounted_image_prints(bench: Bench) -> None:
     check("manifest", json.loads((bench.path / "of-a-cut.json").read_text()))
     check("release", printed("release", bench.live, "--all"))
     bench.umount().ok()
+
+
+def test_what_is_browsed_and_its_end(bench: Bench) -> None:
+    part, place = bench.path / "part.img", bench.path / "place"
+    place.mkdir()
+    run("mkfs.ext4", "-q", part, "4M")
+    bench.image.write_bytes(bytes(8 << 20))
+    table = "label: gpt\nstart=2048, size=8192\nstart=10240, size=2048\n"
+    run("sfdisk", "-q", "--no-reread", "--no-tell-kernel", bench.image, input=table.encode())
+    run("dd", f"if={part}", f"of={bench.image}", "bs=1M", "seek=1", "conv=notrunc", "status=none")
+    with bench.mounted():
+        found = printed("browse", bench.live, place)
+        check("browse", found)
+        assert (len(found["mounted"]), len(found["not_mounted"])) == (1, 1)
+        check("browse_end", printed("browse", "--end", place))
+        for words in ((bench.live, place), ("--end", place)):
+            done = snapfs("browse", *words, "-q").ok()
+            assert (done.out, done.err) == ("", "")
 
 
 def test_what_backups_print(bench: Bench) -> None:

@@ -45,6 +45,22 @@ def test_status_without_a_path_lists_the_users_instances(
         assert str(user_bench.live) in snapfs("status", before=before).ok().out
 
 
+def test_only_root_browses(user_bench: Bench, room: Room, before: tuple[str, ...]) -> None:
+    with user_bench.mounted(before=before):
+        snapfs("browse", user_bench.live, user_bench.path, before=before).refuses(1, "Only root may mount")
+        snapfs("browse", "--end", user_bench.path, before=before).refuses(1, "Only root may unmount")
+
+
+def test_root_cannot_browse_what_only_its_user_may_see(
+    user_bench: Bench, room: Room, before: tuple[str, ...]
+) -> None:
+    place = user_bench.path / "place"
+    place.mkdir()
+    with user_bench.mounted(before=before):
+        done = snapfs("browse", user_bench.live, place, before=room.before())
+        done.refuses(1, "cannot be opened by root: Permission denied; ", "-o allow_other")
+
+
 def test_plain_fusermount_ends_the_instance(user_bench: Bench, room: Room, before: tuple[str, ...]) -> None:
     user_bench.mount(before=before).ok()
     room.run("fusermount3", "-u", user_bench.live, user=NOBODY)

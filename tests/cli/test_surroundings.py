@@ -9,14 +9,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from command_line import COMMAND, TIMEOUT_S, Bench, Done, mounts_below, processes_about, wait_until
+from command_line import SNAPFS, TIMEOUT_S, Bench, Done, mount_points_below, processes_about, wait_until
 
 SENTENCE = re.compile(r"snapfs: [^\n;]+; [^\n]+\.\n")
 
 
 def started(bench: Bench, way: str, *, directory: Path | None = None, words: str = "") -> Done:
     """`snapfs mount` as the end of the shell command `way`, which has $* for it."""
-    command = words or f"{COMMAND} mount {bench.image} {bench.live} {bench.snap}"
+    command = words or f"{SNAPFS} mount {bench.image} {bench.live} {bench.snap}"
     done = subprocess.run(
         ["bash", "-c", way.replace("$*", command)], capture_output=True, timeout=TIMEOUT_S, cwd=directory, check=False
     )
@@ -54,10 +54,10 @@ def test_mount_works_with_all_signals_blocked(bench: Bench) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
-    words = [COMMAND, "mount", bench.image, bench.live, bench.snap]
+    words = [SNAPFS, "mount", bench.image, bench.live, bench.snap]
     assert subprocess.run(words, preexec_fn=block, timeout=TIMEOUT_S, capture_output=True).returncode == 0
     os.kill(bench.status()["pid"], signal.SIGTERM)
-    wait_until(lambda: not bench.default_store.exists() and not mounts_below(bench.path))
+    wait_until(lambda: not bench.default_store.exists() and not mount_points_below(bench.path))
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,13 @@ def test_a_full_output_is_told_and_the_mount_is_there(bench: Bench) -> None:
 
 
 def test_errors_that_cannot_be_told_still_have_a_code(bench: Bench) -> None:
-    assert started(bench, "$* 2>/dev/full", words=f"{COMMAND} status {bench.live}").code == 1
+    assert started(bench, "$* 2>/dev/full", words=f"{SNAPFS} status {bench.live}").code == 1
 
 
 def test_a_vanished_working_directory(bench: Bench) -> None:
     (bench.path / "gone").mkdir()
     way = f"rmdir {bench.path}/gone; $*"
-    relative = started(bench, way, directory=bench.path / "gone", words=f"{COMMAND} status live")
+    relative = started(bench, way, directory=bench.path / "gone", words=f"{SNAPFS} status live")
     assert relative.code == 1
     assert "working directory" in relative.err
     (bench.path / "gone").mkdir()
@@ -102,10 +102,10 @@ def test_names_of_any_bytes_in_any_locale(bench: Bench, locale: str) -> None:
     image = Path(os.fsdecode(os.fsencode(bench.path) + b"/disk \xff \xc3\xa4.img"))
     bench.image.rename(image)
     bench.image = image
-    done = started(bench, f"{locale} $*", words=f"{COMMAND} mount '{image}' {bench.live} {bench.snap}")
+    done = started(bench, f"{locale} $*", words=f"{SNAPFS} mount '{image}' {bench.live} {bench.snap}")
     assert done.code == 0, done.err
     assert done.err == ""
     assert "live" in done.out
-    assert started(bench, f"{locale} $*", words=f"{COMMAND} status {bench.live}").code == 0
-    assert started(bench, f"{locale} $*", words=f"{COMMAND} umount '{image}'").code == 0
+    assert started(bench, f"{locale} $*", words=f"{SNAPFS} status {bench.live}").code == 0
+    assert started(bench, f"{locale} $*", words=f"{SNAPFS} umount '{image}'").code == 0
     assert not processes_about(bench.path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +11,11 @@ import pytest
 sys.path.insert(1, str(Path(__file__).parents[1] / "mount"))
 
 from cut_rig import CutGround
+from mounted import new_ground
 
 
 @pytest.fixture
 def ground() -> Iterator[CutGround]:
     """Where a test has its images, mount points and loop devices."""
-    ground = CutGround(Path(tempfile.mkdtemp(prefix="snapfs-cut-", dir="/var/tmp")).resolve())
-    try:
+    with new_ground(CutGround, "snapfs-cut-") as ground:
         yield ground
-    finally:
-        wrong = ground.close()
-    assert not wrong, "\n".join(wrong)

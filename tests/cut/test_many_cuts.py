@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cut_rig import MIB, CutGround, cut
-from mounted import Mounted, wait_until
+from mounted import SERVERS, Mounted, new_ground, wait_until
 
 CUTS = 12
 OLD = os.urandom(8 * MIB)
@@ -34,18 +36,38 @@ def store_bytes(view: Mounted) -> int:
     return sum(path.lstat().st_blocks * 512 for path in view.store.rglob("*"))
 
 
-@pytest.mark.parametrize("name", ["supervisor", "live", "snapshot", "compactor"])
-def test_nothing_is_held_of_cuts_that_have_ended(ground: CutGround, name: str) -> None:
-    view = ground.mounted(ground.image(OLD), "--protect", "all")
-    use(view)
-    cut(view.live)
-    use(view)
+def await_rest(view: Mounted) -> None:
     wait_until(lambda: view.status()["buffer"]["staged_bytes"] == 0, what="the compactor's rest")
-    first, first_bytes = held(view, name), store_bytes(view)
-    for _ in range(CUTS):
+
+
+@dataclass(frozen=True)
+class Served:
+    """An instance after many cuts, and what there was after the first: held by each process, and on disk."""
+
+    view: Mounted
+    first: dict[str, tuple[int, int]]
+    first_bytes: int
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with new_ground(CutGround, "snapfs-cut-") as ground:
+        view = ground.mounted(ground.image(OLD), "--protect", "all")
+        use(view)
         cut(view.live)
         use(view)
-    wait_until(lambda: view.status()["buffer"]["staged_bytes"] == 0, what="the compactor's rest")
+        await_rest(view)
+        first, first_bytes = {name: held(view, name) for name in SERVERS}, store_bytes(view)
+        for _ in range(CUTS):
+            cut(view.live)
+            use(view)
+        await_rest(view)
+        yield Served(view, first, first_bytes)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_nothing_is_held_of_cuts_that_have_ended(served: Served, name: str) -> None:
+    view = served.view
     wait_until(lambda: len(list(view.store.glob("cut-*"))) == 1, what="the end of the cuts before")
-    wait_until(lambda: held(view, name) <= first, what="what was held after the first cut")
-    assert store_bytes(view) <= first_bytes + MIB
+    wait_until(lambda: held(view, name) <= served.first[name], what="what was held after the first cut")
+    assert store_bytes(view) <= served.first_bytes + MIB

@@ -145,7 +145,7 @@ class Rig:
         self.image: Image = CopiedImage(self.image_fd, len(old), self.files)
         self.geometry = Geometry(len(old), block_bytes)
         self.events: list[Event] = []
-        self._read_cuts: list[Cut] = []
+        self._readers: list[tuple[SnapshotReader, Cut]] = []
         self.store: Store | None = None
         self.rules = Rules(lambda: self.store)
 
@@ -179,8 +179,9 @@ class Rig:
     def new_reader(self) -> SnapshotReader:
         """Of the present cut, with files of its own, as the snapshot server has them."""
         assert self.store is not None
-        self._read_cuts.append(self.store.open_cut(self.cut.generation, writable=False))
-        return SnapshotReader(replace(self.store, cut=self._read_cuts[-1]), self.image)
+        cut = self.store.open_cut(self.cut.generation, writable=False)
+        self._readers.append((SnapshotReader(replace(self.store, cut=cut), self.image), cut))
+        return self._readers[-1][0]
 
     def write(self, offset: int, data: bytes) -> None:
         """A live write that makes room itself where it must: nobody else compacts here."""
@@ -220,8 +221,10 @@ class Rig:
         if self.store is not None:
             self.rules.look()
             self.compactor.close()
-            while self._read_cuts:
-                self._read_cuts.pop().let_go()
+            while self._readers:
+                reader, cut = self._readers.pop()
+                reader.close()
+                cut.let_go()
             self.store.close()
             self.store = None
 

@@ -165,7 +165,13 @@ def _watch_all(patches: _Patches, change: Callable[[], None]) -> None:
     patches.set(os, "open", creating)
     for name in ("sync", "sync_data", "sync_directory", "punch"):
         patches.set(QuickFiles, name, before)
-    for owner, name in ((Page, "__setitem__"), (MappedFile, "clear"), (Staging, "fill"), (Staging, "void")):
+    for owner, name in (
+        (Page, "__setitem__"),
+        (Page, "put"),
+        (MappedFile, "clear"),
+        (Staging, "fill"),
+        (Staging, "void"),
+    ):
         patches.set(owner, name, before)
     _watch_ranges(patches, change)
 

@@ -228,6 +228,7 @@ def test_an_overflow_ends_all_of_them(chain: Chain) -> None:
     chain.cut("a")
     chain.write(0, 8, 2)
     chain.cut("b")
+    chain.rig.compactor.drain()
     chain.rig.engine.room.set_limit(1)
     chain.rig.engine.write(0, pattern(BLOCK_BYTES, 5))
     assert chain.rig.store is not None

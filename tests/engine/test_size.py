@@ -55,7 +55,7 @@ def test_what_is_promised_counts(rig: Rig, size: BufferSize) -> None:
 
 def test_the_share_of_the_limit_expects_of_staged_blocks_what_others_did(rig: Rig, size: BufferSize) -> None:
     rig.control[Counter.LIMIT_BYTES] = 7 * BLOCK_BYTES
-    assert size.limit_percent() == 50
+    assert size.percent_of(rig.control[Counter.LIMIT_BYTES]) == 50
 
 
 def test_slots_of_the_cut_before_do_not_count(rig: Rig, size: BufferSize) -> None:

@@ -21,6 +21,7 @@ import pytest
 import cow.disk.bitmaps
 import cow.disk.files
 import cow.live.engine
+import cow.live.relief
 from cow.live.traffic import Gate
 
 # Nobody waits for longer than a few steps of the others; this ends a test that hangs.
@@ -146,17 +147,19 @@ class TurnLock:
 def waiting(turns: Turns) -> Iterator[None]:
     """Within this, the locks that the engine makes are made of turns, and a write that waits lets others go on."""
 
-    def wait_outside(gate: Gate, news: int) -> None:
+    def wait_outside(gate: Gate, is_news: Callable[[], bool]) -> None:
         offset = gate.under_way.pop()
-        gate._changed.release()
-        turns.wait()
-        gate._changed.acquire()
+        while True:
+            gate._changed.release()
+            turns.wait()
+            gate._changed.acquire()
+            if not gate._closed:
+                break
         gate.under_way.append(offset)
 
+    made = SimpleNamespace(Lock=lambda: TurnLock(turns), Condition=threading.Condition, get_ident=threading.get_ident)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cow.live.engine, cow.disk.files, cow.disk.bitmaps):
-            patch.setattr(
-                module, "threading", SimpleNamespace(Lock=lambda: TurnLock(turns), Condition=threading.Condition)
-            )
+        for module in (cow.live.engine, cow.live.relief, cow.disk.files, cow.disk.bitmaps):
+            patch.setattr(module, "threading", made)
         patch.setattr(Gate, "wait_outside", wait_outside)
         yield

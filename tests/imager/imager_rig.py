@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.cli.command_line import COMMAND, TIMEOUT_S, Bench, Done, loop_device, mounted, run, snapfs, wait_until
+from tests.cli.command_line import SNAPFS, TIMEOUT_S, Bench, Done, loop_device, mounted, run, snapfs, wait_until
 
 __all__ = ["Bench", "Done", "loop_device", "mounted", "run", "snapfs", "wait_until"]
 
@@ -70,7 +70,7 @@ class Running:
     """A `snapfs backup` or `restore` under way; its progress lines as they come."""
 
     def __init__(self, *words: str | Path) -> None:
-        command = [os.fspath(COMMAND), *map(os.fspath, words), "--progress", "json"]
+        command = [os.fspath(SNAPFS), *map(os.fspath, words), "--progress", "json"]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )

@@ -23,7 +23,7 @@ from imager_rig import (
     wait_until,
 )
 
-from tests.cli.command_line import COMMAND, small_filesystem
+from tests.cli.command_line import SNAPFS, small_filesystem
 from tests.mount.mounted import find_processes
 
 # Slow enough to be stopped in the middle, fast enough for a test.
@@ -180,7 +180,7 @@ def test_a_killed_server_ends_the_backup_and_the_next_mount_resumes_it(bench: Be
 
 def test_a_pipe_that_is_closed_is_said(bench: Bench) -> None:
     process = subprocess.Popen(
-        [COMMAND, "backup", bench.image, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [SNAPFS, "backup", bench.image, "-"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     process.stdout.close()

@@ -23,7 +23,7 @@ from imager_rig import (
     snapfs,
 )
 
-from tests.cli.command_line import COMMAND
+from tests.cli.command_line import SNAPFS
 
 FORMATS = [("--format", "raw"), ("--format", "qcow2"), ("--format", "qcow2", "--compress")]
 
@@ -67,7 +67,7 @@ def test_the_stream_is_the_raw_image(bench: Bench) -> None:
     snapfs("backup", bench.image, bench.path / "backup").ok()
     with (bench.path / "stream").open("wb") as file:
         # Through a pipe, as to zstd or ssh.
-        writer = subprocess.Popen([COMMAND, "backup", bench.image, "-"], stdout=subprocess.PIPE)
+        writer = subprocess.Popen([SNAPFS, "backup", bench.image, "-"], stdout=subprocess.PIPE)
         assert writer.stdout is not None
         while piece := writer.stdout.read(MIB):
             file.write(piece)

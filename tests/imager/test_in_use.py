@@ -15,7 +15,7 @@ from imager_rig import MIB, Bench, loop_device, mounted, run, snapfs, wait_until
 
 from snapfs.destination.place import look_at
 from snapfs.errors import BusyError
-from tests.cli.command_line import COMMAND, own_room
+from tests.cli.command_line import SNAPFS, own_room
 
 
 def content(path: Path) -> str:
@@ -142,7 +142,7 @@ def test_what_others_have_is_no_destination(bench: Bench) -> None:
                 snapfs(*restore, device, "--force").refuses(1, "is in use", str(dest))
         finally:
             server.send_signal(signal.SIGTERM)
-    with own_room(f"cd '{bench.path}'; mkdir l s; '{COMMAND}' mount dest.img l s >&2"):
+    with own_room(f"cd '{bench.path}'; mkdir l s; '{SNAPFS}' mount dest.img l s >&2"):
         try:
             snapfs(*backup, dest, "--force").refuses(1, "is in use", "snapfs")
         finally:

@@ -10,7 +10,7 @@ import subprocess
 
 from imager_rig import MIB, Bench, names_in, running, snapfs
 
-from tests.cli.command_line import COMMAND
+from tests.cli.command_line import SNAPFS
 
 KEYS = {"phase", "done_bytes", "total_bytes", "bytes_per_s", "left_s", "buffer_bytes", "is_done"}
 
@@ -37,7 +37,7 @@ def test_nothing_is_said_to_who_wants_quiet(bench: Bench) -> None:
 def test_a_terminal_gets_a_bar(bench: Bench) -> None:
     ours, theirs = pty.openpty()
     try:
-        process = subprocess.Popen([COMMAND, "backup", bench.image, bench.path / "backup"], stderr=theirs)
+        process = subprocess.Popen([SNAPFS, "backup", bench.image, bench.path / "backup"], stderr=theirs)
         os.close(theirs)
         shown = b""
         try:

@@ -13,7 +13,7 @@ from bad_sectors import SECTOR_BYTES, bad_device, bad_image, with_zeros
 from imager_rig import MIB, Bench, Done, make_ext4, mounted, names_in, read_manifest, run, running, snapfs
 
 from snapfs.imager.unread import Ranges, Salvager, UnreadableError, pieces_with_zeros
-from tests.cli.command_line import COMMAND
+from tests.cli.command_line import SNAPFS
 
 SKIP = ("--on-read-error", "skip")
 # One alone, a run across the border of a piece that is read at once, one at the very end.
@@ -121,7 +121,7 @@ def test_an_image_file_on_a_bad_disk_is_narrowed_down_too(bench: Bench) -> None:
 
 def test_a_stream_has_zeros_and_may_have_a_manifest(bench: Bench, good: Path, bad: Path) -> None:
     manifest = bench.path / "stream.json"
-    command = [COMMAND, "backup", bad, "-", *SKIP, "--manifest", manifest]
+    command = [SNAPFS, "backup", bad, "-", *SKIP, "--manifest", manifest]
     done = subprocess.run(command, capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stdout == with_zeros(good, BAD)) == (4, True)
     assert (bench.path / "stream.json.map").exists()

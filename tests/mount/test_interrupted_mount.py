@@ -41,7 +41,10 @@ def interrupted(instance: Mounted, number: signal.Signals, stage: str, *options:
         while not stages[stage]() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
         process.send_signal(number)
-        return process.wait(20)
+        try:
+            return process.wait(20)
+        finally:
+            process.kill()  # one that hangs fails the test, and is not waited for
 
 
 @pytest.mark.parametrize("stage", ["store", "live"])

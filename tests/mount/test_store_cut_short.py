@@ -66,7 +66,7 @@ def test_the_live_view_goes_on(ground: Ground, name: str) -> None:
 def test_nothing_of_the_image_is_taken_for_the_snapshot(ground: Ground, kept_bytes: int) -> None:
     """What is left of a page reads as zeros, without a fault: as if nothing had been preserved there."""
     view = ground.mounted(ground.image(OLD), "--protect", "all")
-    view.expect_log("cut short|the store is damaged|slow to listen|could not be closed")
+    view.expect_log("cut short|the store is damaged|slow to listen|could not be (closed|told)")
     write(view, 0, len(NEW))
     cut_short(view, "settled", kept_bytes)
     assert check_snapshot(view) == len(OLD) // BLOCK_BYTES

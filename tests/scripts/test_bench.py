@@ -4,11 +4,6 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
-
-# What it measures others would spoil.
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 
 

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-# What it measures others would spoil.
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "scripts/demo")
 

@@ -5,34 +5,19 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-NOBODY = 65534
+from tests.machine import MNT_DETACH, NOBODY, loop_device, mounted, run, unmount, wait_until
+
+__all__ = ["NOBODY", "loop_device", "mounted", "run", "wait_until"]
+
 CLONE_NEWNS = 0x00020000
-MNT_DETACH = 2
 MS_REC_PRIVATE = 0x4000 | 0x40000
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def run(*command: str | Path, **keywords: Any) -> str:
-    words = [os.fspath(word) for word in command]
-    done: subprocess.CompletedProcess[str] = subprocess.run(
-        words, check=True, capture_output=True, text=True, **keywords
-    )
-    return done.stdout
-
-
-def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the awaited condition did not come"
-        time.sleep(0.005)
 
 
 def mount_call(source: str, target: Path, fstype: str, flags: int = 0, data: str = "") -> None:
@@ -51,27 +36,9 @@ def silent_fuse_mount(
         mount_call(source, target, "fuse.snapfs", data=options)
         yield fd
     finally:
-        _libc.umount2(os.fsencode(target), MNT_DETACH)
+        unmount(target, MNT_DETACH)
         with suppress(OSError):
             os.close(fd)
-
-
-@contextmanager
-def mounted(source: str | Path, target: Path, *options: str) -> Iterator[Path]:
-    run("mount", *options, source, target)
-    try:
-        yield target
-    finally:
-        _libc.umount2(os.fsencode(target), MNT_DETACH)
-
-
-@contextmanager
-def loop_device(backing: Path, *options: str) -> Iterator[Path]:
-    device = Path(run("losetup", "--find", "--show", *options, backing).strip())
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "-d", device], check=False, capture_output=True)
 
 
 def in_child(function: Callable[[], Any], user: int | None = None, own_mounts: bool = False) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +10,12 @@ import pytest
 
 sys.path.extend(str(Path(__file__).parents[1] / part) for part in ("mount", "cut", "usedmap"))
 
+from mounted import new_ground
 from used_rig import UsedGround
 
 
 @pytest.fixture
 def ground() -> Iterator[UsedGround]:
     """Where a test has its images, mount points and loop devices."""
-    ground = UsedGround(Path(tempfile.mkdtemp(prefix="snapfs-used-", dir="/var/tmp")).resolve())
-    try:
+    with new_ground(UsedGround, "snapfs-used-") as ground:
         yield ground
-    finally:
-        wrong = ground.close()
-    assert not wrong, "\n".join(wrong)

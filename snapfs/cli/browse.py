@@ -1,0 +1,96 @@
+"""`snapfs browse`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from snapfs.cli.output import note, output_options, show
+from snapfs.cli.types import PATH
+from snapfs.errors import ExitCode, UsageError
+from snapfs.usedmap.result import partition_name
+
+if TYPE_CHECKING:
+    from snapfs.commands.browse import Browsed, NotShown, ShownFiles
+
+
+@click.command("browse", short_help="Show the files of the snapshot in DIR, read-only.")
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=PATH, required=False)
+@click.argument("directory", metavar="DIR", type=PATH, required=False)
+@click.option("--end", type=PATH, metavar="DIR", help="Unmount what is shown in DIR.")
+@output_options
+def browse_command(path: Path | None, directory: Path | None, end: Path | None, as_json: bool, quiet: bool) -> int:
+    """Mount the filesystems of the snapshot, read-only, in the empty directory DIR: an image that is one filesystem
+    on DIR itself, the partitions of a disk on DIR/p1, DIR/p2 and so on. It takes root.
+
+    What holds no files (swap, LVM, what is encrypted) is named on stderr. End it with --end or with umount -R, before
+    the next cut: with that the snapshot is over, and reading its files fails (Input/output error).
+
+    Exit code 4: some are shown, but the kernel refuses a filesystem that should have files; stderr says why.
+    """
+    if end is not None and path is directory is None:
+        from snapfs.commands.browse_end import end_browse
+
+        unmounted = end_browse(end)
+        show({"unmounted": [str(point) for point in unmounted]}, as_json=as_json, quiet=True)
+        return ExitCode.DONE
+    if end is not None or path is None or directory is None:
+        raise UsageError("It takes LIVE and DIR, or --end and DIR alone; see snapfs browse --help.")
+    from snapfs.commands.browse import browse
+
+    browsed = browse(path, directory)
+    show(_object(browsed), *map(_line, browsed.shown), as_json=as_json, quiet=quiet)
+    for sentence in _notes(browsed, quiet):
+        note(sentence)
+    return ExitCode.PROBLEM if any(one.is_refused for one in browsed.not_shown) else ExitCode.DONE
+
+
+def _object(browsed: Browsed) -> dict[str, Any]:
+    snapshot = browsed.snapshot
+    return {
+        "image": snapshot.image,
+        "snapshot": {"id": snapshot.id, "taken_at": snapshot.taken_at},
+        "directory": str(browsed.directory),
+        "mounted": [
+            {
+                "mount_point": str(one.mount_point),
+                **_facts(one),
+                "options": one.mounted.options,
+                "is_behind": one.mounted.is_behind,
+            }
+            for one in browsed.shown
+        ],
+        "not_mounted": [{**_facts(one), "reason": one.reason} for one in browsed.not_shown],
+    }
+
+
+def _facts(one: ShownFiles | NotShown) -> dict[str, Any]:
+    region = one.region
+    return {
+        "partition_number": region.partition_number,
+        "offset": region.offset,
+        "kind": region.kind,
+        "label": region.label,
+        "uuid": region.uuid,
+    }
+
+
+def _line(one: ShownFiles) -> str:
+    label = f' "{one.region.label}"' if one.region.label else ""
+    return f"{one.mount_point}  {one.region.kind}{label} ({one.mounted.options})"
+
+
+def _notes(browsed: Browsed, quiet: bool) -> list[str]:
+    behind = [
+        f"{one.mount_point} is shown without what its {one.region.kind} had still to replay, so the last moments "
+        "before the cut may be missing; a cut that freezes it (snapfs snapshot) has them."
+        for one in browsed.shown
+        if one.mounted.is_behind and not quiet
+    ]
+    return behind + [
+        f"{partition_name(one.region)} is not mounted: {one.reason}."
+        for one in browsed.not_shown
+        if one.is_refused or not quiet
+    ]
