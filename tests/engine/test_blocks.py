@@ -54,13 +54,19 @@ def runs_of(cut: Cut, first: int = 0, end: int = BLOCKS) -> list[Run]:
     return list(classify(cut, first, end))
 
 
-def test_a_block_that_is_not_settled_is_owed_whatever_else_is_said_of_it(make_rig: MakeRig) -> None:
+def test_a_block_that_is_not_settled_is_owed_unless_its_readers_do_not_need_it(make_rig: MakeRig) -> None:
     cut = made_cut(make_rig(OLD))
     cut.index.set_stored(3, 4, RECORD)
     cut.released.set_range(5, 6)
-    cut.free.set_range(7, 8)
+    cut.free.set_range(6, 7)
     cut.numbers[CutCounter.FREE_BLOCKS] = 1
-    assert runs_of(cut) == [(Kind.OWED, 0, BLOCKS, 0)]
+    assert runs_of(cut) == [
+        (Kind.OWED, 0, 5, 0),
+        (Kind.RELEASED, 5, 6, 0),
+        (Kind.FREE, 6, 7, 0),
+        (Kind.OWED, 7, BLOCKS, 0),
+    ]
+    assert list(classify(cut, 0, BLOCKS, own=False)) == [(Kind.OWED, 0, BLOCKS, 0)]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +288,7 @@ def test_a_cut_has_a_generation_of_its_own(make_rig: MakeRig) -> None:
     rig = used_rig(make_rig)
     assert rig.store is not None
     with pytest.raises(AssertionError, match="never used again"):
-        enter_cut(rig.store, rig.cut, rig.store.header)
+        enter_cut(rig.store, rig.cut, rig.store.header.cut)
 
 
 def test_an_entry_is_replaced_by_a_place_in_a_segment_only(make_rig: MakeRig) -> None:

@@ -16,7 +16,7 @@ import cow.live.relief
 from cow.disk.cut import Cut
 from cow.disk.files import Files
 from cow.disk.filesystems import Storing
-from cow.disk.header import cut_header
+from cow.disk.header import Header, cut_header
 from cow.disk.layout import CutCounter, Durability, State
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded, SnapshotLost
@@ -32,7 +32,7 @@ def new_cut(rig: Rig) -> Cut:
     """The next cut, taken; whoever works on the one before goes on. The one before, to be let go."""
     assert rig.store is not None
     cut = prepare_cut(rig.store)
-    before = rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
+    (before,) = rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
     rig.cut, rig.numbers = cut, cut.numbers
     rig.reader = rig.new_reader()
     return before
@@ -364,12 +364,12 @@ def test_who_finds_a_cut_gone_opens_the_next_one(make_rig: MakeRig, monkeypatch:
     open_cut = Store.open_cut
     late = [True]
 
-    def cut_between(store: Store, generation: int, *, writable: bool) -> Cut:
+    def cut_between(store: Store, generation: int, *, writable: bool, header: Header | None = None) -> Cut:
         if late and late.pop():
             # The one that was asked for is over, and its directory gone, before it is open.
             new_cut(rig).let_go()
             raise FileNotFoundError
-        return open_cut(store, generation, writable=writable)
+        return open_cut(store, generation, writable=writable, header=header)
 
     monkeypatch.setattr(Store, "open_cut", cut_between)
     rig.compactor.step()

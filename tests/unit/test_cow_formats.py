@@ -10,6 +10,7 @@ import pytest
 from cow.disk.codec import (
     STORE_RAW,
     RecordHeader,
+    checksum,
     decode,
     encode,
     parse_header,
@@ -22,6 +23,7 @@ from cow.disk.layout import (
     HEADER,
     HEADER_CUT,
     LOST_ENTRY,
+    MAX_NAME_BYTES,
     RECORD,
     RECORD_ALIGN,
     SEGMENT_BYTES,
@@ -142,13 +144,14 @@ HEADERS = [
             boot_id=b"b" * 16,
             image_path="/ä",
             device_id="WD-1",
-            cuts=(CutHeader(8, 7, 5, 6, 0o644, 3, 4, b"n" * 16),),
+            cuts=(CutHeader(8, 7, 5, 6, 0o644, 3, 4, b"n" * 16, "daily", is_hidden=True),),
         ),
-        "736e617066735354 03000000 00100000 0000000000010000 0100000000000000 0200000000000000 1000000000000000"
+        "736e617066735354 04000000 00100000 0000000000010000 0100000000000000 0200000000000000 1000000000000000"
         "01 01 01 04 03000000 01000000" + "73" * 16 + "62" * 16 + "2fc3a4" + "57442d31"
-        "0800000000000000 0700000000000000 0500000000000000 0600000000000000 a4010000 03000000 04000000 00000000"
+        "0800000000000000 0700000000000000 0500000000000000 0600000000000000 a4010000 03000000 04000000 01050000"
         + "6e" * 16
-        + "80ce098670bcbf1e",
+        + "6461696c79"
+        + "d0d19058008d219c",
     )
 ]
 
@@ -176,16 +179,27 @@ def test_every_shorter_header_is_damage() -> None:
             decode_header(data[:length], "s")
 
 
-def test_more_cuts_than_are_known_are_refused() -> None:
-    header = replace(HEADERS[0][0], cuts=HEADERS[0][0].cuts * 2)
-    with pytest.raises(StoreError, match="newer snapfs \\(2 cuts, this one knows one\\)"):
-        decode_header(encode_header(header), "s")
+def test_several_cuts_with_names_survive() -> None:
+    cut = HEADERS[0][0].cut
+    names = ("a", "", "\udcff" * MAX_NAME_BYTES, "ä")
+    cuts = tuple(replace(cut, generation=at, name=name, is_hidden=at == 2) for at, name in enumerate(names, 1))
+    header = replace(HEADERS[0][0], cuts=cuts)
+    assert decode_header(encode_header(header), "s") == header
+
+
+@pytest.mark.parametrize("count", [0, 2, 1 << 31])
+def test_a_list_of_another_length_is_damage(count: int) -> None:
+    data = bytearray(encode_header(HEADERS[0][0]))[:-8]
+    data[56:60] = count.to_bytes(4, "little")
+    data += checksum(bytes(data)).to_bytes(8, "little")
+    with pytest.raises(StoreError, match="damaged header"):
+        decode_header(bytes(data), "s")
 
 
 def test_a_newer_format_is_named() -> None:
     data = bytearray(encode_header(HEADERS[0][0]))
     data[8] = 9
-    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 3\\)"):
+    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 4\\)"):
         decode_header(bytes(data), "s")
 
 

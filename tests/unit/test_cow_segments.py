@@ -11,10 +11,11 @@ import pytest
 
 from cow.disk import segments as module
 from cow.disk.codec import encode
+from cow.disk.directory import SEGMENTS_NAME, remove_segments
 from cow.disk.files import Files
 from cow.disk.layout import LOST_ENTRY, RECORD, Counter, Place, pack_place
 from cow.disk.numbers import Control
-from cow.disk.segment_files import Segments, first_unused
+from cow.disk.segment_files import Segments, first_unused, present_segments, remove_segments_of_none
 from cow.disk.segments import ScanProblem, SegmentReader, SegmentWriter, scan_segment
 from cow.errors import Damaged
 
@@ -25,7 +26,8 @@ RECORDS = [encode(10 * number, 1, 1, raw, seed=SEED) for number, raw in enumerat
 
 
 def segments_in(directory: Path, generation: int = 1) -> Segments:
-    return Segments(directory, generation, SEED)
+    """Those of one cut, into which none was merged."""
+    return Segments(directory, generation, SEED, generation + 1)
 
 
 def control_in(directory: Path) -> Control:
@@ -84,18 +86,27 @@ def test_a_cut_knows_its_own_segments_only(tmp_path: Path) -> None:
     assert first_unused(tmp_path) == 5
 
 
-def test_those_of_earlier_cuts_go_and_later_ones_stay(tmp_path: Path) -> None:
-    for generation in (1, 2, 3):
+def test_those_of_cuts_that_nobody_owns_go(tmp_path: Path) -> None:
+    for generation in (1, 2, 3, 4):
         append(tmp_path, RECORDS[:1], generation)
-    segments_in(tmp_path, 2).remove_older()
-    assert [segments_in(tmp_path, generation).numbers() for generation in (1, 2, 3)] == [[], [2], [3]]
+    remove_segments_of_none(tmp_path, {1: None, 2: 2, 3: 2, 4: None}.get)
+    assert [segments_in(tmp_path, generation).numbers() for generation in (1, 2, 3, 4)] == [[], [2], [3], []]
 
 
-def test_before_anybody_works_on_a_cut_all_others_go(tmp_path: Path) -> None:
-    for generation in (1, 2, 3):
-        append(tmp_path, RECORDS[:1], generation)
-    segments_in(tmp_path, 2).remove_others()
-    assert [segments_in(tmp_path, generation).numbers() for generation in (1, 2, 3)] == [[], [2], []]
+def test_before_anybody_works_on_the_cuts_all_others_go(tmp_path: Path) -> None:
+    directory = tmp_path / SEGMENTS_NAME
+    directory.mkdir()
+    for generation in (1, 2, 3, 4, 5):
+        append(directory, RECORDS[:1], generation)
+    remove_segments(tmp_path, [2, 4])
+    assert sorted(number for number, _, _ in present_segments(directory)) == [2, 3, 4]
+
+
+def test_a_merged_record_is_found_where_it_is(tmp_path: Path) -> None:
+    (place,) = append(tmp_path, RECORDS[:1], generation=3)
+    reader = SegmentReader(Segments(tmp_path, 1, SEED), FILES)
+    assert reader.read(pack_place(place), 0)[0].block_no == 0
+    reader.close()
 
 
 def test_a_full_segment_is_followed_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
