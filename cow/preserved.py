@@ -35,7 +35,8 @@ class PreservedReader:
         self.cut, self._own, self.may_wait = cut, own, True
         self.generation, self.numbers, self.settled = cut.generation, cut.numbers, cut.settled.file
         self.geometry, self._staging = store.geometry, store.staging
-        self._segments = SegmentReader(cut.segments, store.files)
+        # Of one cut few are of use at once; of many that are looked through, not even those.
+        self._segments = SegmentReader(cut.segments, store.files, *(() if own else (1,)))
         self._records: OrderedDict[int, tuple[int, int, memoryview]] = OrderedDict()
         self._scratch = memoryview(bytearray(0))
 

@@ -22,6 +22,7 @@ is repeated a few times at most.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from cow.disk.blocks import Kind, classify
@@ -92,7 +93,8 @@ class SnapshotReader:
         for one in header.cuts:
             # A later one than the numbers tell of may still be taken back.
             if self._links[-1].generation < one.generation <= generation:
-                cut = self._store.open_cut(one.generation, writable=False, header=header)
+                opening = partial(self._store.open_cut, one.generation, writable=False, header=header)
+                cut = self._store.looked_through.hold(one.generation, opening)
                 self._links.append(PreservedReader(self._store, cut, own=False))
         self._headers = headers
 

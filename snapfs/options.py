@@ -35,6 +35,9 @@ _UNIT_BYTES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 <<
 _SIZE: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGT]?)(?P<iec>IB)?", re.IGNORECASE)
 _DECIMAL_UNIT: Final = re.compile(r"[0-9.]+\s*[KMGT]B", re.IGNORECASE)
 
+MAX_NAME_CHARS: Final = 100
+_NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+
 _STDOUT: Final = Path("-")
 
 # snapfs gives these to FUSE itself; a second word about them would contradict it.
@@ -65,6 +68,15 @@ def _why_no_size(text: str) -> str:
         clear = text[:-1].rstrip()
         return f"{text!r} may mean powers of 1000 or of 1024; write {clear} for powers of 1024."
     return f"{text!r} is no size; give a number with K, M, G or T (powers of 1024), such as 4K, 512M or 1.5G."
+
+
+def check_name(name: str) -> None:
+    """UsageError unless a snapshot may be called `name`: it is a name of a directory, and of a word in a shell."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"A snapshot cannot be called {name!r}; give a name of letters, digits, and . _ - between them, of at "
+            f"most {MAX_NAME_CHARS}."
+        )
 
 
 def format_size(size_bytes: int) -> str:
@@ -125,6 +137,8 @@ class SnapshotOptions:
     hook_timeout_s: float = 30.0
     freeze_timeout_s: float = 10.0
     quiesce: str | None = None
+    # One with a name stays when there is a newer one.
+    name: str = ""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@
     cut          snapfs snapshot: the step itself                CutTaken       Timed
     resume       snapfs snapshot of several: they go on          Done
     cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
+    delete       snapfs delete                                   Done           Timed
 
 Rules:
 - A connection bears one request after the other.
@@ -217,11 +218,12 @@ class StopMap(Timed, Request[Done]):
     op, answer = "stop-map", Done
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrepareCut(Timed, Request[CutPrepared]):
-    """Waits while somebody else takes a cut."""
+    """Waits while somebody else takes a cut. One with a `name` stays when there is a newer one."""
 
     op, answer = "prepare-cut", CutPrepared
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +246,14 @@ class TakeCut(Timed, Request[CutTaken]):
 
     op, answer = "cut", CutTaken
     generation: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteSnapshot(Timed, Request[Done]):
+    """The snapshot `id` is over; it is not the newest."""
+
+    op, answer = "delete", Done
+    id: str
 
 
 @dataclass(frozen=True)
@@ -323,5 +333,6 @@ REQUESTS: Final[dict[str, type[Request[Any]]]] = {
         TakeCut,
         ResumeWrites,
         NoteFacts,
+        DeleteSnapshot,
     )
 }

@@ -117,6 +117,7 @@ class Supervisor:
             self._is_running = True
             self._tell("")
             # Whoever is started from here on opens the cut that is present then.
+            self._instance.store.let_go_older()
             self._instance.store.cut.let_go()
 
     def _bury(self, server: Server) -> None:

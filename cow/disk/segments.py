@@ -151,8 +151,8 @@ class SegmentWriter:
 class SegmentReader:
     """Reads single records by index entry, checked; used by one thread at a time."""
 
-    def __init__(self, segments: Segments, files: Files) -> None:
-        self._segments, self._files = segments, files
+    def __init__(self, segments: Segments, files: Files, max_open: int = _OPEN_SEGMENTS) -> None:
+        self._segments, self._files, self._max_open = segments, files, max_open
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def read(self, entry: int, block_no: int, *, may_wait: bool = True) -> tuple[RecordHeader, Data]:
@@ -199,7 +199,7 @@ class SegmentReader:
         for old_no in [old_no for old_no, old_fd in self._open.items() if not os.fstat(old_fd).st_nlink]:
             os.close(self._open.pop(old_no))
         self._open[segment_no] = fd
-        if len(self._open) > _OPEN_SEGMENTS:
+        if len(self._open) > self._max_open:
             os.close(self._open.popitem(last=False)[1])
         return fd
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
@@ -25,10 +27,29 @@ from cow.disk.layout import ENTRY_BYTES, PAGE_OF_NUMBERS_BYTES, Counter, CutCoun
 from cow.disk.numbers import Control, Page, SharedPages
 from cow.disk.releases import ReleaseQueue
 from cow.disk.staging import Staging, file_bytes
-from cow.errors import StoreDamaged, StoreError
+from cow.errors import SnapshotEnded, StoreDamaged, StoreError
 from cow.geometry import Geometry
 
 _NEVER: Final = memoryview(bytes(8)).cast("Q")
+
+
+class OpenCuts:
+    """The cuts that readers of one process look through, each opened once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cuts: dict[int, Cut] = {}
+
+    def hold(self, generation: int, open_it: Callable[[], Cut]) -> Cut:
+        """To be let go; `open_it` when nobody holds it yet."""
+        with self._lock:
+            cut = self._cuts.get(generation)
+            if cut is not None:
+                with contextlib.suppress(SnapshotEnded):
+                    return cut.hold()
+            self._cuts = {number: one for number, one in self._cuts.items() if one.is_open}
+            cut = self._cuts[generation] = open_it()
+            return cut
 
 
 @dataclass(slots=True)
@@ -45,6 +66,7 @@ class Store:
     lock_fd: int = -1
     pages: SharedPages | None = None
     older: tuple[Cut, ...] = ()
+    looked_through: OpenCuts = field(default_factory=OpenCuts)
     _last_generation: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -104,6 +126,13 @@ class Store:
         cuts = self.cuts
         return [replace(self, cut=cut, older=cuts[:at], _lock=threading.Lock()) for at, cut in enumerate(cuts)]
 
+    def let_go_older(self) -> None:
+        """Whoever follows the list of cuts himself opens them when he needs them."""
+        while self.older:
+            *self_older, last = self.older
+            self.older = tuple(self_older)
+            last.let_go()
+
     def hold_cuts(self) -> list[Cut]:
         """All that are open here, oldest first, to be let go."""
         with self._lock:
@@ -129,6 +158,7 @@ class Store:
             if header is None:
                 raise StoreDamaged(str(self.path), "has lost its header")
             if header.cut.generation == self.cut.generation and self.cut.is_open:
+                self.header = header
                 return self
             try:
                 cut = self.open_cut(header.cut.generation, writable=writable, header=header)
@@ -138,7 +168,7 @@ class Store:
                 if later is None or later.cut.generation == header.cut.generation:
                     raise
             else:
-                return replace(self, header=header, cut=cut, _lock=threading.Lock())
+                return replace(self, header=header, cut=cut, older=(), _lock=threading.Lock())
 
     @property
     def geometry(self) -> Geometry:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from snapfs.commands.snapshot import Taken, TakenTogether
 
 
-@click.command("snapshot", short_help="Take a new cut; the previous snapshot ends.")
+@click.command("snapshot", short_help="Take a new cut, of one image or of several.")
 @click.argument("paths", metavar="LIVE|SNAP|IMAGE...", type=click.Path(path_type=Path), nargs=-1, required=True)
 @output_options
 @click.option("--no-freeze", is_flag=True, help="Freeze nothing: the snapshot is as after a power failure.")
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     metavar="S",
     help="Thaw after this time, whatever happens.",
 )
+@click.option("--name", default="", metavar="NAME", help="Keep it under this name; else the next cut replaces it.")
 @click.option("--quiesce", metavar="qga:SOCKET", help="Have the QEMU guest agent freeze the guest's filesystems.")
 def snapshot_command(
     paths: tuple[Path, ...],
@@ -49,12 +50,14 @@ def snapshot_command(
     hooks: Path | None,
     hook_timeout: float,
     freeze_timeout: float,
+    name: str,
     quiesce: str | None,
 ) -> int:
     """Have the snapshot view show this instant from now on, while everything stays mounted and in use.
 
     The filesystems that are mounted from the live view are synced, and frozen for some milliseconds. Files that
-    are open on the previous snapshot fail with ESTALE.
+    are open on the previous snapshot fail with ESTALE, unless that has a name: then it is in
+    SNAP/.snapshots/NAME/ until it is deleted.
 
     Of several images, such as the disks of one machine, all snapshots are of one instant: everything is frozen, all
     are cut, everything is thawed.
@@ -65,7 +68,7 @@ def snapshot_command(
     """
     from snapfs.commands.snapshot import snapshot_together
 
-    options = SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce)
+    options = SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce, name)
     together = snapshot_together(paths, options)
     problems = together.cuts[-1].problems
     show(_object(together), *_lines(together), as_json=as_json, quiet=quiet)

@@ -33,7 +33,7 @@ from snapfs.system.image_lock import lock_image
 from snapfs.system.image_probe import check_image_unused, check_is_image, open_image
 from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmount
 from snapfs.system.place import check_mount_points, check_store_place
-from snapfs.system.processes import detach_streams
+from snapfs.system.processes import allow_open_files, detach_streams
 from snapfs.system.signals import Signals
 from snapfs.system.store_files import remove_held
 
@@ -63,6 +63,8 @@ def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
     """
     # What the store holds is nobody else's, whatever this user's own files are like.
     os.umask(0o077)
+    # The servers inherit it, and each snapshot has its files open.
+    allow_open_files()
     options = _resolved(options)
     check_fuse_access(options.fuse_options)
     check_is_image(options.image)

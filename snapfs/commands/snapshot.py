@@ -34,7 +34,7 @@ from snapfs.freezing.guest_agent import connect_agent
 from snapfs.freezing.hooks import Hooks, find_hooks
 from snapfs.freezing.plan import NotFrozen, Plan, planned
 from snapfs.freezing.window import Frozen, cut_frozen
-from snapfs.options import SnapshotOptions
+from snapfs.options import SnapshotOptions, check_name
 from snapfs.protocol import (
     CutTaken,
     Facts,
@@ -93,6 +93,8 @@ def snapshot(path: Path, options: SnapshotOptions) -> Taken:
 def snapshot_together(paths: Sequence[Path], options: SnapshotOptions) -> TakenTogether:
     """The same of the instances behind `paths`, in one instant; the cuts are in their order. SnapfsError: nothing
     changed, or the sentence says what did."""
+    if options.name:
+        check_name(options.name)
     with Signals.handled() as signals, ExitStack() as stack:
         instances = [_Instance(find_store(path)) for path in paths]
         _check_apart(instances)
@@ -168,8 +170,9 @@ class _Instance:
             )
         check_answers(self.live_file)
 
-    def prepare(self) -> None:
-        self.generation = self.server.ask(PrepareCut(deadline_s=deadline_in(_PREPARE_TIMEOUT_S))).generation
+    def prepare(self, name: str) -> None:
+        message = PrepareCut(name=name, deadline_s=deadline_in(_PREPARE_TIMEOUT_S))
+        self.generation = self.server.ask(message).generation
 
     def hold(self, until: float) -> None:
         self.server.ask(HoldWrites(generation=self.generation, deadline_s=until))
@@ -273,7 +276,7 @@ class _Cutting:
 
     def _cut(self, plans: Sequence[Plan]) -> list[Frozen]:
         for instance in sorted(self._instances, key=lambda instance: instance.key):
-            instance.prepare()
+            instance.prepare(self._options.name)
         names = dict.fromkeys(target.name for plan in plans for target in plan.targets)
         self._hooks.facts["SNAPFS_MOUNT_POINTS"] = "\n".join(names)
         try:

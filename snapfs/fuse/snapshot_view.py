@@ -1,4 +1,7 @@
-"""The snapshot view: the image as it was at the cut, read-only.
+"""The snapshot view: the image as it was at the cut, read-only, and those of its older cuts that have a name.
+
+    disk.img                      the newest
+    .snapshots/NAME/disk.img      each that has a name; the directory is not listed, as it would be copied with all
 
 Each cut has an inode of its own, so the kernel cannot mix what it cached of two cuts.
 """
@@ -6,15 +9,22 @@ Each cut has an inode of its own, so the kernel cannot mix what it cached of two
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable
+from typing import Final
 
 import pyfuse3
 
-from cow import Image, Store
-from snapfs.fuse.access import wants_write
+from cow import CowError, Image, Store
+from snapfs.fuse.access import allows, wanted_by, wants_write
 from snapfs.fuse.view import IMAGE_INODE, View
+from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permissions
 from snapfs.serving.snapshot import UNCOUNTED, SnapshotImage
+
+SNAPSHOTS_NAME: Final = b".snapshots"
+# The directory of all, and from there on that of each; no generation is as high.
+_SNAPSHOTS_INODE: Final = 1 << 48
 
 
 class SnapshotView(SnapshotImage, View):
@@ -43,6 +53,56 @@ class SnapshotView(SnapshotImage, View):
         super().show(store)
         self.image_inode = _inode_of(store)
 
+    # --- those with a name -----------------------------------------------------------------------------------
+
+    def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        if inode == _SNAPSHOTS_INODE:
+            return self._folder_attributes(inode)
+        if inode > _SNAPSHOTS_INODE:
+            self._facts_of(inode - _SNAPSHOTS_INODE)
+            return self._folder_attributes(inode)
+        if inode > IMAGE_INODE and inode != self.image_inode:
+            return self._older_attributes(inode - IMAGE_INODE)
+        return super()._attributes(inode)
+
+    def _folder_attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        entry = self._directory_attributes()
+        entry.st_ino = pyfuse3.InodeT(inode)
+        # They come and go.
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
+
+    def _older_attributes(self, generation: int) -> pyfuse3.EntryAttributes:
+        inode = pyfuse3.InodeT(IMAGE_INODE + generation)
+        entry = self._file_attributes(self.attributes(generation), inode)
+        entry.entry_timeout = 0
+        return entry
+
+    async def lookup(
+        self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if parent_inode == pyfuse3.ROOT_INODE and name == SNAPSHOTS_NAME:
+            return self._attributes(_SNAPSHOTS_INODE)
+        if parent_inode == _SNAPSHOTS_INODE:
+            generation = self.names.get(os.fsdecode(name))
+            if generation is not None:
+                return self._attributes(_SNAPSHOTS_INODE + generation)
+        elif parent_inode > _SNAPSHOTS_INODE and name == self._name:
+            return self._older_attributes(parent_inode - _SNAPSHOTS_INODE)
+        return await super().lookup(parent_inode, name, ctx)
+
+    async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        if fh == _SNAPSHOTS_INODE:
+            for number, (name, generation) in enumerate(sorted(self.names.items()), 1):
+                entry = self._attributes(_SNAPSHOTS_INODE + generation)
+                if number > start_id and not pyfuse3.readdir_reply(token, os.fsencode(name), entry, number):
+                    return
+        elif fh > _SNAPSHOTS_INODE:
+            if start_id == 0:
+                pyfuse3.readdir_reply(token, self._name, self._older_attributes(fh - _SNAPSHOTS_INODE), 1)
+        else:
+            await super().readdir(fh, start_id, token)
+
     async def setattr(
         self,
         inode: pyfuse3.InodeT,
@@ -56,14 +116,25 @@ class SnapshotView(SnapshotImage, View):
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if wants_write(flags):
             raise self._refused()
-        self._check_open(flags, ctx)
         handle = inode - IMAGE_INODE
+        if inode == self.image_inode:
+            self._check_open(flags, ctx)
+        else:
+            self._open_older(handle, flags, ctx)
         if self.is_ours is None:
             return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
         if self.is_ours(ctx.pid):
             # Past the cache: what it holds is not asked for again, and would seem never to have been read.
             return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle | UNCOUNTED), direct_io=True)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle))
+
+    def _open_older(self, generation: int, flags: int, ctx: pyfuse3.RequestContext) -> None:
+        if not allows(self.permission(generation), ctx, wanted_by(flags)):
+            raise pyfuse3.FUSEError(errno.EACCES)
+        try:
+            self.show_older(generation)
+        except (CowError, OSError) as error:
+            raise pyfuse3.FUSEError(errno_of(error)) from error
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         raise self._refused()

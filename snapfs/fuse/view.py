@@ -15,7 +15,7 @@ import pyfuse3
 
 from snapfs.fuse.access import allows, wanted_by
 from snapfs.serving.permissions import Permission
-from snapfs.serving.served import Served
+from snapfs.serving.served import Attributes, Served
 from snapfs.system.stores import LINK_NAME
 
 _LINK_INODE: Final = pyfuse3.InodeT(2)
@@ -51,9 +51,13 @@ class View(Served, pyfuse3.Operations):
     def _told_attributes(self) -> pyfuse3.EntryAttributes:
         """The attributes of the view's file, for an answer to the kernel."""
         attributes = self.attributes()
-        self._told = permission = attributes.permission
+        self._told = attributes.permission
+        return self._file_attributes(attributes, self.image_inode)
+
+    def _file_attributes(self, attributes: Attributes, inode: pyfuse3.InodeT) -> pyfuse3.EntryAttributes:
+        permission = attributes.permission
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = self.image_inode
+        entry.st_ino = inode
         entry.st_mode = stat.S_IFREG | permission.mode
         entry.st_nlink = 1
         entry.st_uid, entry.st_gid = permission.uid, permission.gid

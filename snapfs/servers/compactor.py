@@ -43,6 +43,7 @@ class _Loop:
         store = instance.store.present(writable=True)
         self._compactor = Compactor(store)
         # It follows from cut to cut, and holds none but the present one.
+        store.let_go_older()
         store.cut.let_go()
         self._control = instance.store.control
         # The one before may have been killed while it waited.

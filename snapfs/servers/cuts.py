@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -27,15 +28,18 @@ from cow import (
     Cut,
     CutHeader,
     LiveEngine,
+    SnapshotEnded,
     cut_header,
     discard_cut,
     flush_header,
     prepare_cut,
 )
 from snapfs.errors import SnapfsError
+from snapfs.options import check_name
 from snapfs.protocol import (
     CutPrepared,
     CutTaken,
+    DeleteSnapshot,
     FactsNoted,
     HoldWrites,
     NoteFacts,
@@ -53,7 +57,9 @@ from snapfs.stamps import id_text, utc_text
 _LOG = logging.getLogger(__name__)
 _SHOW_TIMEOUT_S = 5.0
 _LOOK_S = 0.002
-_PIECE_BYTES = 1 << 20
+_MERGE_LOOK_S, _MERGE_AGAIN_S = 0.2, 5.0
+# Fewer than the pages that the processes share for them.
+MAX_CUTS: Final = 200
 
 
 class Cuts:
@@ -67,6 +73,10 @@ class Cuts:
         # What nobody needs any more, until nobody is frozen any more: to remove it takes time.
         self._gone: list[Cut] = []
         self._hold: Hold | None = None
+        self._name = ""
+        # Also at the start: what was over before is merged by who comes after.
+        self._may_merge = trio.Event()
+        self._may_merge.set()
         self._turns = Turns()
 
     @property
@@ -77,6 +87,7 @@ class Cuts:
 
     async def prepare(self, request: PrepareCut, client: Client) -> CutPrepared:
         await self._turns.take(client, request.left_s)
+        self._check_name(request.name)
         self._check_image()
         self._check_store()
         await self._drop_prepared()
@@ -85,8 +96,18 @@ class Cuts:
             self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
         except OSError as error:
             raise self._refusal(error) from error
+        self._name = request.name
         _LOG.debug("cut %d is prepared", self._prepared.generation)
         return CutPrepared(self._prepared.generation)
+
+    def _check_name(self, name: str) -> None:
+        cuts = self._instance.store.header.cuts
+        if name:
+            check_name(name)
+            if any(one.name == name and not one.is_hidden for one in cuts):
+                raise SnapfsError(f"There is a snapshot {name} already; delete it, or give another name.")
+        if len(cuts) >= MAX_CUTS:
+            raise SnapfsError(f"There are {len(cuts)} snapshots, and there can be no more; delete some.")
 
     def _check_image(self) -> None:
         try:
@@ -158,6 +179,7 @@ class Cuts:
         open_for_writing = self._count_writers()
         _LOG.debug("cut %d is taken, in %.1f ms; %d have it open", cut.generation, cut_ms, open_for_writing)
         self._instance.new_cut.ring()
+        self._may_merge.set()
         return CutTaken(
             id=id_text(facts.snapshot_id),
             taken_at=utc_text(facts.taken_at_ns),
@@ -167,7 +189,7 @@ class Cuts:
 
     def _facts_of(self, cut: Cut) -> CutHeader:
         mode, uid, gid = self._instance.permissions.now
-        facts = cut_header(self._instance.image, cut.generation)
+        facts = cut_header(self._instance.image, cut.generation, self._name)
         return replace(facts, image_mode=mode, image_uid=uid, image_gid=gid)
 
     async def note_facts(self, request: NoteFacts, client: Client) -> FactsNoted:
@@ -186,6 +208,50 @@ class Cuts:
         if shown:
             self._maps.begin(request.facts)
         return FactsNoted(shown)
+
+    # --- snapshots that are over -----------------------------------------------------------------------------
+
+    async def delete(self, request: DeleteSnapshot) -> None:
+        store = self._instance.store
+        facts = next((one for one in store.header.cuts if id_text(one.snapshot_id) == request.id), None)
+        if facts is None or facts.is_hidden:
+            raise SnapfsError("The snapshot that was meant is gone already; see snapfs list.")
+        if facts.generation == store.cut.generation:
+            raise SnapfsError(
+                "The newest snapshot is the one that is shown, so it cannot be deleted; take another one first."
+            )
+        try:
+            gone = await trio.to_thread.run_sync(self._engine.forget_cut, facts.generation)
+        except SnapshotEnded:
+            return
+        except OSError as error:
+            raise self._refusal(error) from error
+        self._instance.new_cut.ring()
+        self._may_merge.set()
+        for cut in gone:
+            await trio.to_thread.run_sync(cut.let_go)
+
+    async def merge_always(self) -> None:
+        """Merge what is over and hidden, whenever that can be done: when the compactor has moved all of it."""
+        while True:
+            await self._may_merge.wait()
+            self._may_merge = trio.Event()
+            while self._is_hidden_before_the_newest():
+                try:
+                    gone = await trio.to_thread.run_sync(self._engine.merge_cut)
+                except OSError as error:
+                    _LOG.warning("a snapshot that is over keeps its space: %s", error.strerror)
+                    await trio.sleep(_MERGE_AGAIN_S)
+                    continue
+                if gone is None:
+                    await trio.sleep(_MERGE_LOOK_S)
+                    continue
+                _LOG.debug("cut %d is merged", gone.generation)
+                self._instance.new_cut.ring()
+                await trio.to_thread.run_sync(gone.let_go)
+
+    def _is_hidden_before_the_newest(self) -> bool:
+        return any(one.is_hidden for one in self._instance.store.header.cuts[:-1])
 
     async def on_left(self, client: Client) -> None:
         """The client has closed its connection."""

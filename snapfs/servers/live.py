@@ -14,6 +14,7 @@ from snapfs.fuse import session
 from snapfs.fuse.live_view import LiveView
 from snapfs.protocol import (
     BeginMap,
+    DeleteSnapshot,
     Done,
     ExpectEnd,
     GetMap,
@@ -117,6 +118,7 @@ class LiveServer:
                 self._releases = Releases(instance, self.engine, self._maps)
                 self._cuts = Cuts(instance, self.engine, self._maps, self._count_writers)
                 serving.start_soon(serve, listen(instance.store.path), self._answer, self._cuts.on_left)
+                serving.start_soon(self._cuts.merge_always)
                 serving.start_soon(self._watch_room)
                 serving.start_soon(self._watch_writing)
                 serving.start_soon(self._serve_view)
@@ -238,6 +240,9 @@ class LiveServer:
                 return await self._cuts.cut(request, client)
             case NoteFacts():
                 return await self._cuts.note_facts(request, client)
+            case DeleteSnapshot():
+                await self._cuts.delete(request)
+                return Done()
             case Release():
                 return await self._releases.release(request)
             case _:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cow import Counter, CutCounter, LiveEngine, Protect, State
+from cow import Counter, Cut, CutCounter, CutHeader, LiveEngine, Protect, State
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
+from snapfs.servers.notes import read_facts
 from snapfs.stamps import id_text, utc_text
 
 STATUS_VERSION = 1
@@ -33,6 +34,7 @@ def status_of(
         "store": str(instance.store_path),
         "pid": instance.supervisor_pid,
         "snapshot": _snapshot(instance) | cut_facts,
+        "snapshots": _snapshots(instance),
         "buffer": _buffer(instance, engine),
         "error": error,
     }
@@ -51,6 +53,7 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
     settled, preserved = numbers[CutCounter.SETTLED_BLOCKS], numbers[CutCounter.PRESERVED_BLOCKS]
     state = numbers.state
     return {
+        "name": header.cut.name,
         "id": id_text(header.cut.snapshot_id),
         "state": state.name.lower(),
         "taken_at": utc_text(header.cut.taken_at_ns),
@@ -62,6 +65,29 @@ def _snapshot(instance: Instance) -> dict[str, Any]:
         "lost_blocks": numbers.lost_blocks,
         "released_blocks": numbers[CutCounter.RELEASED_BLOCKS],
         "changed_blocks": numbers[CutCounter.CHANGED_BLOCKS],
+    }
+
+
+def _snapshots(instance: Instance) -> list[dict[str, Any]]:
+    """All that are shown, oldest first."""
+    store = instance.store
+    facts = {one.generation: one for one in store.header.cuts if not one.is_hidden}
+    return [_listed(cut, facts[cut.generation]) for cut in store.cuts if cut.generation in facts]
+
+
+def _listed(cut: Cut, facts: CutHeader) -> dict[str, Any]:
+    noted = read_facts(cut.path)
+    group = None if noted is None or noted.group is None else noted.group.id
+    numbers = cut.numbers
+    return {
+        "name": facts.name,
+        "id": id_text(facts.snapshot_id),
+        "taken_at": utc_text(facts.taken_at_ns),
+        "state": numbers.state.name.lower(),
+        "freeze_ms": None if noted is None else noted.freeze_ms,
+        "changed_blocks": numbers[CutCounter.CHANGED_BLOCKS],
+        "stored_bytes": max(0, numbers[CutCounter.STORED_BYTES] - numbers[CutCounter.RETURNED_BYTES]),
+        "group": group,
     }
 
 

@@ -46,6 +46,7 @@ class SnapshotServer:
     async def run(self) -> int:
         instance = self._instance
         # Not the first of this instance, perhaps: there may have been cuts meanwhile.
+        instance.store.let_go_older()
         store = self._present_store()
         view = SnapshotView(
             store,
@@ -124,6 +125,8 @@ class SnapshotServer:
             store = self._present_store()
             old_inode, generation = view.image_inode, store.header.cut.generation
             view.show(store)
+            if view.image_inode == old_inode:
+                continue  # another one is over
             # In a thread: the kernel may ask for something before it lets go.
             await trio.to_thread.run_sync(session.forget, os.fsencode(instance.view_name), old_inode)
             store.control[Counter.SHOWN_GENERATION] = generation

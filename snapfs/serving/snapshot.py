@@ -1,17 +1,20 @@
-"""The image as it was at the cut, read-only whatever is asked of it.
+"""The image as it was at each of its cuts, read-only whatever is asked of it.
 
-Whoever opens it gets a handle, which is of the cut that is shown then: it fails with ESTALE once another one is.
+Whoever opens one gets a handle, which is the generation of the cut: it fails with ESTALE once that is not shown any
+more. The newest is the one that the view shows as the image; the others are shown by their names.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, cast
 
 import trio
 
-from cow import Damaged, Header, Image, SnapshotEnded, SnapshotReader, Store
+from cow import CutHeader, Damaged, Header, Image, SnapshotReader, Store
 from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permission, Permissions
 from snapfs.serving.served import MAX_REQUEST_BYTES, Attributes, Served
@@ -26,9 +29,9 @@ UNCOUNTED: Final = 1 << 62
 class _Shown:
     """One cut as the view shows it. A reader serves one thread: one for the event loop, one for each that waits."""
 
-    def __init__(self, store: Store, image: Image) -> None:
-        self.store, self._image = store, image
-        self.generation = store.header.cut.generation
+    def __init__(self, store: Store, facts: CutHeader, image: Image) -> None:
+        self.store, self.facts, self._image = store, facts, image
+        self.generation = facts.generation
         self.reader = SnapshotReader(store, image)
         self._idle: list[SnapshotReader] = []
         self._is_closed = False
@@ -72,46 +75,79 @@ class SnapshotImage(Served):
         self.on_read: Callable[[int, int], None] = lambda offset, length: None
         self.on_close: Callable[[], None] = lambda: None
         self._readers = trio.CapacityLimiter(_READERS)
-        self._shown = _Shown(store, image)
+        self._store = store
+        self._shown = {store.cut.generation: _Shown(store, store.header.cut, image)}
 
     def show(self, store: Store) -> None:
-        """Show the cut that `store` is open on from now on, and let go of the one before."""
-        before, self._shown = self._shown, _Shown(store, self._image)
-        before.close()
+        """Show the cuts that the header of `store` lists from now on, and let go of the others."""
+        newest = store.cut.generation
+        self._store = store
+        if newest in self._shown:
+            # Opened once more, to be let go.
+            if self._shown[newest].store.cut is not store.cut:
+                store.cut.let_go()
+        else:
+            self._shown[newest] = _Shown(store, store.header.cut, self._image)
+        listed = {one.generation for one in store.header.cuts if not one.is_hidden}
+        for generation in self._shown.keys() - listed:
+            self._shown.pop(generation).close()
 
     def trim(self) -> None:
         """Give back the resident memory of the mappings."""
-        self._shown.reader.trim()
+        for shown in self._shown.values():
+            shown.reader.trim()
 
     @property
     def header(self) -> Header:
-        """The header of the cut that is shown."""
-        return self._shown.store.header
+        """The header of the store, with the newest cut."""
+        return self._store.header
 
-    def permission(self) -> Permission:
-        cut = self.header.cut
+    @property
+    def names(self) -> dict[str, int]:
+        """The generations of the cuts that are shown by their names."""
+        return {one.name: one.generation for one in self.header.cuts if one.name and not one.is_hidden}
+
+    def _facts_of(self, generation: int) -> CutHeader:
+        facts = self.header.cut_of(generation)
+        if facts is None or facts.is_hidden:
+            raise self.failure(errno.ESTALE)
+        return facts
+
+    def permission(self, generation: int | None = None) -> Permission:
+        """Of a cut, the newest without a `generation`."""
+        cut = self.header.cut if generation is None else self._facts_of(generation)
         return self._permissions.of_snapshot(Permission(cut.image_mode, cut.image_uid, cut.image_gid))
 
-    def attributes(self) -> Attributes:
+    def attributes(self, generation: int | None = None) -> Attributes:
+        """The same."""
         header = self.header
+        cut = header.cut if generation is None else self._facts_of(generation)
         return Attributes(
-            self.permission(),
+            self.permission(generation),
             -(-header.image_bytes // 512),
-            header.cut.image_atime_ns,
-            header.cut.image_mtime_ns,
-            header.cut.taken_at_ns,
+            cut.image_atime_ns,
+            cut.image_mtime_ns,
+            cut.taken_at_ns,
         )
+
+    def show_older(self, generation: int) -> None:
+        """Somebody opens that cut. OSError, SnapshotEnded: it cannot be."""
+        if generation in self._shown:
+            return
+        facts, store = self._facts_of(generation), self._store
+        cut = store.open_cut(generation, writable=False)
+        self._shown[generation] = _Shown(replace(store, cut=cut), facts, self._image)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         size = min(size, self.image_bytes - off)
         if size <= 0:
             return b""
-        shown = self._shown
+        shown = self._shown.get(fh & ~UNCOUNTED)
+        if shown is None:
+            raise self.failure(errno.ESTALE)
         try:
-            if fh & ~UNCOUNTED != shown.generation:
-                raise SnapshotEnded("the file was opened before the present cut")
             view = await self._read(shown, off, size)
-            if not fh & UNCOUNTED:
+            if not fh & UNCOUNTED and shown.generation == self.header.cut.generation:
                 self.on_read(off, size)
             return cast(bytes, view)
         except Exception as error:
@@ -129,5 +165,5 @@ class SnapshotImage(Served):
 
     async def release(self, fh: int) -> None:
         """A handle is closed."""
-        if fh == self._shown.generation:
+        if fh == self.header.cut.generation:
             self.on_close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import select
 import signal
 from collections.abc import Iterable
@@ -27,6 +28,16 @@ _MAX_STATM_BYTES: Final = 256
 _HEAP_THRESHOLD_BYTES: Final = 32 << 20
 # Freed memory up to this stays in the heap: it bounds what a server keeps after a burst.
 _KEEP_BYTES: Final = 64 << 20
+
+
+def allow_open_files() -> bool:
+    """As many open files as this user may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def set_oom_score(adjustment: int) -> bool:

@@ -1,0 +1,31 @@
+"""`snapfs list`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from snapfs.cli.output import output_options, show
+from snapfs.options import format_size
+
+
+@click.command("list", short_help="The snapshots of an image.")
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@output_options
+def list_command(path: Path, as_json: bool, quiet: bool) -> None:
+    """Say which snapshots there are, oldest first; the last is the one that SNAP shows.
+
+    The others are in SNAP/.snapshots/NAME/. The size is what has been preserved since each was taken and before the
+    next one: the older ones need it too.
+    """
+    from snapfs.commands.snapshots import listed
+
+    snapshots = listed(path)
+    show({"snapshots": snapshots}, *map(_line, snapshots), as_json=as_json, quiet=quiet)
+
+
+def _line(one: dict[str, Any]) -> str:
+    name = one["name"] or "-"
+    return f"{name:<24} {one['taken_at']}  {one['state']:<10} {format_size(one['stored_bytes']):>10}  {one['id']}"
