@@ -67,6 +67,17 @@ def _live_slots(store: Store, start: int, until: int) -> dict[int, int]:
     return found
 
 
+def find_first_slot(store: Store, staged: dict[int, int]) -> None:
+    """Which slots may be the cut's own: behind those of the cuts before it, and not behind its own. A damaged number
+    must not have slots freed that somebody needs."""
+    numbers, reserved = store.cut.numbers, store.control[Counter.RESERVED_SEQ]
+    first = min([*staged.values(), numbers[CutCounter.FIRST_SEQ], reserved])
+    for older in store.of_each_cut()[:-1]:
+        live = _live_slots(older, store.control[Counter.FREED_SEQ], reserved)
+        first = max([*(seq + 1 for seq in live.values()), first])
+    numbers[CutCounter.FIRST_SEQ] = first if store.older else 0
+
+
 def forget_staging(store: Store) -> dict[int, int]:
     """Nothing in the ring counts: after a power loss, or a clean end that emptied it."""
     control = store.control

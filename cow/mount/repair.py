@@ -48,6 +48,7 @@ from cow.mount.rebuild import (
     adopt_staging,
     assume_changed,
     drop_doubtful,
+    find_first_slot,
     forget_staging,
     mark_unreadable,
     mend_index,
@@ -114,6 +115,7 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
         mark_unreadable(store)
         return ["the snapshot cannot be read any more: the store lost its numbers"]
     staged = adopt_staging(store) if end is End.KILLED else forget_staging(store)
+    find_first_slot(store, staged)
     broken -= pages
     notes = _mend(store, end, broken, staged) if end is not End.SEALED or broken else []
     lost_blocks = numbers.lost_blocks

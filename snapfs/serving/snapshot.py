@@ -75,13 +75,13 @@ class SnapshotImage(Served):
         self.on_read: Callable[[int, int], None] = lambda offset, length: None
         self.on_close: Callable[[], None] = lambda: None
         self._readers = trio.CapacityLimiter(_READERS)
-        self._store = store
+        self._present = store
         self._shown = {store.cut.generation: _Shown(store, store.header.cut, image)}
 
     def show(self, store: Store) -> None:
         """Show the cuts that the header of `store` lists from now on, and let go of the others."""
         newest = store.cut.generation
-        self._store = store
+        self._present = store
         if newest in self._shown:
             # Opened once more, to be let go.
             if self._shown[newest].store.cut is not store.cut:
@@ -100,7 +100,7 @@ class SnapshotImage(Served):
     @property
     def header(self) -> Header:
         """The header of the store, with the newest cut."""
-        return self._store.header
+        return self._present.header
 
     @property
     def names(self) -> dict[str, int]:
@@ -134,7 +134,7 @@ class SnapshotImage(Served):
         """Somebody opens that cut. OSError, SnapshotEnded: it cannot be."""
         if generation in self._shown:
             return
-        facts, store = self._facts_of(generation), self._store
+        facts, store = self._facts_of(generation), self._present
         cut = store.open_cut(generation, writable=False)
         self._shown[generation] = _Shown(replace(store, cut=cut), facts, self._image)
 

@@ -130,8 +130,9 @@ class FakeReader:
 
 
 def store(generation: int) -> Any:
-    header = SimpleNamespace(image_bytes=IMAGE_BYTES, block_bytes=4096, cut=SimpleNamespace(generation=generation))
-    return SimpleNamespace(header=header, cut=SimpleNamespace(let_go=lambda: None))
+    facts = SimpleNamespace(generation=generation, name="", is_hidden=False)
+    header = SimpleNamespace(image_bytes=IMAGE_BYTES, block_bytes=4096, cut=facts, cuts=[facts])
+    return SimpleNamespace(header=header, cut=SimpleNamespace(generation=generation, let_go=lambda: None))
 
 
 @pytest.fixture
