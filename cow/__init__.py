@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from cow.disk.directory import foreign_names as foreign_names
     from cow.disk.directory import remove_store as remove_store
     from cow.disk.files import Files as Files
-    from cow.disk.files import open_plain as open_plain
     from cow.disk.header import HEADER_NAME as HEADER_NAME
     from cow.disk.header import CutHeader as CutHeader
     from cow.disk.header import Header as Header
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from cow.disk.layout import Durability as Durability
     from cow.disk.layout import Protect as Protect
     from cow.disk.layout import State as State
+    from cow.disk.plain import open_plain as open_plain
     from cow.disk.store import Store as Store
     from cow.disk.store import open_reader as open_reader
     from cow.errors import BlockReleased as BlockReleased
@@ -66,10 +66,11 @@ _OWNERS = {
     "cow.compact.compactor": "Compactor",
     "cow.disk.cut": "Cut",
     "cow.disk.directory": "CONTROL_NAME LOCK_NAME LOG_NAME foreign_names remove_store",
-    "cow.disk.files": "Files open_plain",
+    "cow.disk.files": "Files",
     "cow.disk.header": "CutHeader HEADER_NAME Header cut_header flush_header",
     "cow.disk.image": "Image",
     "cow.disk.layout": "CONTROL_MAGIC Counter CutCounter Durability HEADER_MAGIC MAX_DEVICE_ID_BYTES Protect State",
+    "cow.disk.plain": "open_plain",
     "cow.disk.store": "Store open_reader",
     "cow.errors": "BlockReleased BufferFull CowError Damaged EngineClosed NotAStore OutOfRange SnapshotEnded "
     "SnapshotLost StoreBusy StoreDamaged StoreError",

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from cow.compact.needs import Needs
 from cow.disk.codec import RecordHeader, parse_header
 from cow.disk.cut import Cut
-from cow.disk.files import PAGE_BYTES, open_plain
+from cow.disk.files import PAGE_BYTES
 from cow.disk.layout import (
     ENTRY_BYTES,
     KIND_MASK,
@@ -26,6 +26,7 @@ from cow.disk.layout import (
     Place,
     unpack_place,
 )
+from cow.disk.plain import open_plain
 from cow.disk.segments import ScanProblem, scan_segment
 from cow.disk.store import Store
 from cow.errors import Damaged

@@ -16,8 +16,8 @@ from cow.compact.records import RecordWriter
 from cow.compact.runs import Piece, join
 from cow.disk.codec import COMPRESS_WELL, RecordHeader, decode
 from cow.disk.cut import Cut
-from cow.disk.files import open_plain
 from cow.disk.layout import RECORD_RAW_BYTES, Counter, CutCounter, Place, blocks_in_record, pack_place
+from cow.disk.plain import open_plain
 from cow.disk.segments import ScanProblem, scan_segment
 from cow.disk.store import Store
 from cow.errors import Damaged

@@ -20,8 +20,8 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cow.disk.files import open_plain
 from cow.disk.header import HEADER_NAME
+from cow.disk.plain import open_plain
 from cow.disk.segment_files import present_segments
 from cow.errors import StoreBusy
 

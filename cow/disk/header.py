@@ -15,7 +15,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from cow.disk.codec import checksum
-from cow.disk.files import Files, open_plain, read_plain
+from cow.disk.files import Files
 from cow.disk.image import Image
 from cow.disk.layout import (
     FORMAT_VERSION,
@@ -28,6 +28,7 @@ from cow.disk.layout import (
     Durability,
     Protect,
 )
+from cow.disk.plain import open_plain, read_plain
 from cow.errors import StoreDamaged, StoreError
 from cow.geometry import Geometry
 

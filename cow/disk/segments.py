@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from cow.disk.codec import RecordHeader, decode, parse_header
 from cow.disk.direct import ALIGN_BYTES, DirectWriter
-from cow.disk.files import Data, Files, open_plain
+from cow.disk.files import Data, Files
 from cow.disk.layout import (
     LOST_ENTRY,
     MAX_SEGMENT_NO,
@@ -30,6 +30,7 @@ from cow.disk.layout import (
     unpack_place,
 )
 from cow.disk.numbers import Control
+from cow.disk.plain import open_plain
 from cow.disk.segment_files import Segments
 from cow.errors import CowError, Damaged, WouldWait
 

@@ -21,10 +21,11 @@ from cow.disk.directory import (
     STAGING_NAME,
     cut_path,
 )
-from cow.disk.files import Files, check_directory
+from cow.disk.files import Files
 from cow.disk.header import Header, read_header
 from cow.disk.layout import ENTRY_BYTES, PAGE_OF_NUMBERS_BYTES, Counter, CutCounter
 from cow.disk.numbers import Control, Page, SharedPages
+from cow.disk.plain import check_directory
 from cow.disk.releases import ReleaseQueue
 from cow.disk.staging import Staging, file_bytes
 from cow.errors import SnapshotEnded, StoreDamaged, StoreError

@@ -20,7 +20,7 @@ from cow.disk.directory import (
     foreign_names,
     holds_preserved,
 )
-from cow.disk.files import Files, check_directory
+from cow.disk.files import Files
 from cow.disk.header import CutHeader, Header, read_header
 from cow.disk.layout import (
     SEQ_MASK,
@@ -30,6 +30,7 @@ from cow.disk.layout import (
     State,
     unpack_place,
 )
+from cow.disk.plain import check_directory
 from cow.disk.rules import check_store
 from cow.disk.seal import broken_maps, free_is_noted, free_is_proven, read_seal
 from cow.disk.segments import ScanProblem, SegmentReader, scan_segment

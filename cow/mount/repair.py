@@ -27,7 +27,7 @@ from cow.disk.directory import (
     STAGING_NAME,
     cut_path,
 )
-from cow.disk.files import Files, MappedFile, check_directory, is_plain
+from cow.disk.files import Files, MappedFile
 from cow.disk.header import Header
 from cow.disk.layout import (
     KEPT_STATES,
@@ -40,6 +40,7 @@ from cow.disk.layout import (
     numbers_with,
 )
 from cow.disk.numbers import Control, CutNumbers, Page
+from cow.disk.plain import check_directory, is_plain
 from cow.disk.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
 from cow.disk.segment_files import first_unused
 from cow.disk.store import Store, expected_files
