@@ -69,5 +69,12 @@ def served() -> Iterator[Served]:
 def test_nothing_is_held_of_cuts_that_have_ended(served: Served, name: str) -> None:
     view = served.view
     wait_until(lambda: len(list(view.store.glob("cut-*"))) == 1, what="the end of the cuts before")
-    wait_until(lambda: held(view, name) <= served.first[name], what="what was held after the first cut")
+
+    def is_as_after_the_first() -> bool:
+        descriptors, mappings = held(view, name)
+        first_descriptors, first_mappings = served.first[name]
+        # Of the present cut there may be a few more readers at once than there were of the first.
+        return descriptors <= first_descriptors + CUTS // 2 and mappings <= first_mappings
+
+    wait_until(is_as_after_the_first, what="what was held after the first cut")
     assert store_bytes(view) <= served.first_bytes + MIB

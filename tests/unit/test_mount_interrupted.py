@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from types import SimpleNamespace
@@ -29,11 +30,19 @@ def test_a_daemon_that_has_reported_is_ended(monkeypatch: pytest.MonkeyPatch) ->
             os.read(there, 1)
             raise KeyboardInterrupt
 
+    fork, daemons = os.fork, list[int]()
+
+    def noted_fork() -> int:
+        pid = fork()
+        daemons.append(pid)
+        return pid
+
+    monkeypatch.setattr(os, "fork", noted_fork)
     monkeypatch.setattr(mount, "_become_daemon", reported)
-    monkeypatch.setattr(mount.gc, "freeze", lambda: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
     with Interrupted.handled() as signals, pytest.raises(KeyboardInterrupt):
         mount._run_behind(SimpleNamespace(), signals)  # type: ignore[arg-type]
     with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+        os.waitpid(daemons[0], os.WNOHANG)
     os.close(there)
     os.close(told)
