@@ -82,7 +82,8 @@ class Compactor:
         control[Counter.FREED_SEQ] = seq
         count = min(committed_seq - seq, self._step_slots)
         if count <= 0:
-            return 0
+            # Those of cuts that are gone were passed by: perhaps it is a later one's turn.
+            return self.step() if seq >= self._followed.end_seq else 0
         if numbers.is_kept:
             try:
                 self._move(seq, count)

@@ -173,10 +173,13 @@ def settle_preserved(store: Store) -> None:
         for _, low, high, entry in entry_runs(first, entries):
             if entry and not cut.settled.all_set(low, high):
                 cut.settled.set_range(low, high)
+    # What the cut before has in this one stays owed, whatever this one's readers need.
+    older = store.older[-1].settled if store.older else None
     for given in (cut.free, cut.released):
         for first, end in given.set_runs():
-            if not cut.settled.all_set(first, end):
-                cut.settled.set_range(first, end)
+            for is_set, low, high in older.runs(first, end) if older is not None else ((True, first, end),):
+                if is_set and not cut.settled.all_set(low, high):
+                    cut.settled.set_range(low, high)
 
 
 def assume_changed(store: Store) -> None:

@@ -176,10 +176,11 @@ class Rig:
         self.rules.look()
         return opened
 
-    def new_reader(self) -> SnapshotReader:
-        """Of the present cut, with files of its own, as the snapshot server has them."""
+    def new_reader(self, generation: int | None = None) -> SnapshotReader:
+        """Of a cut, the present one without a `generation`, with files of its own, as the snapshot server has them;
+        closed with the store."""
         assert self.store is not None
-        cut = self.store.open_cut(self.cut.generation, writable=False)
+        cut = self.store.open_cut(generation or self.cut.generation, writable=False)
         self._readers.append((SnapshotReader(replace(self.store, cut=cut), self.image), cut))
         return self._readers[-1][0]
 
