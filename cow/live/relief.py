@@ -170,6 +170,8 @@ class Relief:
     def _settle_unneeded(self, first: int, end: int, reason: Bitmap) -> int:
         """Settle what the cut before does not need; how many were owed. What is not settled there, that one has in
         this one: it is owed whatever this one's readers need."""
+        if not self._store.older and self._store.cut is self.cut:
+            return self._settle(first, end, reason)
         cuts = self._store.hold_cuts()
         try:
             if cuts[-1] is not self.cut:
