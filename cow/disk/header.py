@@ -84,8 +84,13 @@ class Header:
 
     @property
     def cut(self) -> CutHeader:
-        """The present cut: the newest."""
+        """The present cut: the newest, which live writes preserve into, also when it is hidden."""
         return self.cuts[-1]
+
+    @property
+    def shown(self) -> tuple[CutHeader, ...]:
+        """The snapshots that there are for users, oldest first."""
+        return tuple(cut for cut in self.cuts if not cut.is_hidden)
 
     def cut_of(self, generation: int) -> CutHeader | None:
         """The facts of a cut that is listed."""
