@@ -99,8 +99,10 @@ class Compactor:
         return count
 
     def tidy(self) -> None:
-        """Give the space of a snapshot that nobody can read any more back to the disk that it filled."""
-        if not self._cut.numbers.is_kept:
+        """Give the space of snapshots that nobody can read any more back to the disk that they filled: when the
+        newest is lost, or was deleted as the last, there is no other."""
+        self._follow_cut()
+        if self._followed.later is None and not self._cut.numbers.is_kept:
             self._records.remove_all()
 
     def _committed_seq(self) -> int:

@@ -9,7 +9,7 @@ from cow.disk.codec import STORE_RAW, RecordHeader, encode, payload_bytes
 from cow.disk.cut import Cut
 from cow.disk.direct import DirectWriter
 from cow.disk.layout import CutCounter, pack_place
-from cow.disk.segment_files import Segments
+from cow.disk.segment_files import Segments, remove_segments_of_none
 from cow.disk.segments import SegmentWriter
 from cow.disk.store import Store
 
@@ -84,9 +84,11 @@ class RecordWriter:
         self._writer.begin_segment()
 
     def remove_all(self) -> None:
-        """Give the space of all records back; nobody may be reading them."""
+        """Give the space of all records of this cut and of those before it back; nobody may be reading them. A later
+        one may have some already."""
         self._writer.close()
-        self._cut.segments.remove()
+        last = self._cut.generation
+        remove_segments_of_none(self._cut.segments.directory, lambda one: one if one > last else None)
         self._writer = self._new_writer()
 
     def close(self) -> None:

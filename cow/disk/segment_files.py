@@ -49,12 +49,6 @@ class Segments:
         it belongs to it."""
         return self.generation <= generation
 
-    def remove(self) -> None:
-        """Give the space of all records back, as far as the disk takes it."""
-        for _, _, path in self._present():
-            with contextlib.suppress(OSError):
-                path.unlink()
-
     def _present(self) -> Iterator[tuple[int, int, Path]]:
         return (found for found in present_segments(self.directory) if self.generation <= found[1] < self.until)
 

@@ -243,13 +243,16 @@ class LiveEngine:
         return gone
 
     def forget_cut(self, generation: int) -> list[Cut]:
-        """A snapshot is over, and not the only one: its readers fail from here on. What nobody needs any more is
-        returned, for the caller to let go. OSError: nothing changed. SnapshotEnded: it is over already."""
+        """A snapshot is over: its readers fail from here on. What nobody needs any more is returned, for the caller
+        to let go. When it was the last, nothing is owed until the next cut. OSError: nothing changed. SnapshotEnded:
+        it is over already."""
         with self._listing:
-            cuts = self._store.header.cuts
-            if not any(one.generation == generation and not one.is_hidden for one in cuts):
+            header = self._store.header
+            if not any(one.generation == generation for one in header.shown):
                 raise SnapshotEnded(f"cut {generation} has ended")
-            gone = change_cuts(self._store, without(cuts, generation))
+            gone = change_cuts(self._store, without(header.cuts, generation))
+            if not self._store.header.shown:
+                self.room.end_unneeded()
         self._after_change()
         return gone
 
@@ -273,7 +276,7 @@ class LiveEngine:
 
     def _after_change(self) -> None:
         self._wake_compactor()
-        if not self._store.older:
+        if not self._store.older and self._numbers.is_kept:
             # What is not settled for want of room is owed, which is right.
             with contextlib.suppress(OSError, SnapshotEnded):
                 self._relief.settle_again()

@@ -40,7 +40,7 @@ from cow.disk.files import Files
 from cow.disk.filesystems import forbid_copying
 from cow.disk.header import Header, cut_header, read_header, write_header
 from cow.disk.image import Image
-from cow.disk.layout import STAGING_BYTES, Counter, Durability, Protect
+from cow.disk.layout import STAGING_BYTES, Counter, CutCounter, Durability, Protect, State
 from cow.disk.numbers import Control, SharedPages
 from cow.disk.seal import break_seal, read_seal
 from cow.disk.staging import Staging, slot_count
@@ -69,6 +69,8 @@ class Request:
     device_id_lasts: bool = False
     # When this boot began, in ns since 1970; 0 when nobody knows.
     booted_ns: int = 0
+    # Whether a store that has no snapshot begins with one.
+    takes_snapshot: bool = True
     # Whether the snapshot with this id is known to be lost though its store, whose disk had failed, cannot tell.
     is_lost: Callable[[bytes], bool] = lambda snapshot_id: False
 
@@ -104,7 +106,7 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
             if holds_preserved(path):
                 raise StoreDamaged(str(path), "has lost its header")
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
-        if _is_unseen(path, header, request, files):
+        if not header.shown or _is_unseen(path, header, request, files):
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
         return _carry_on(path, header, image, request, files, lock_fd)
     except BaseException:
@@ -144,7 +146,10 @@ def _make_directory(path: Path, files: Files) -> bool:
 
 
 def _begin(path: Path, image: Image, request: Request, files: Files, lock_fd: int) -> Store:
-    """The header is written last: without it, everything else is debris of a store never finished."""
+    """The header is written last: without it, everything else is debris of a store never finished.
+
+    A store without a snapshot has one cut all the same, which is hidden, and which nothing is owed to.
+    """
     for name in (CONTROL_NAME, STAGING_NAME):
         (path / name).unlink(missing_ok=True)
     remove_cuts(path)
@@ -157,6 +162,8 @@ def _begin(path: Path, image: Image, request: Request, files: Files, lock_fd: in
         path / STAGING_NAME, header.block_bytes, header.staging_slots, files, writable=True, create=True
     )
     cut = open_cut(path, header.cut.generation, header, files, writable=True, create=True, pages=pages)
+    if not header.shown:
+        cut.numbers[CutCounter.STATE] = State.NONE
     store = Store(path, header, control, staging, cut, files, lock_fd, pages)
     # What the image holds now must not be undone by a power loss: it is what the snapshot shows.
     image.sync()
@@ -167,7 +174,7 @@ def _begin(path: Path, image: Image, request: Request, files: Files, lock_fd: in
     return store
 
 
-def _new_header(image: Image, request: Request, generation: int = 1) -> Header:
+def _new_header(image: Image, request: Request) -> Header:
     identity, geometry = image.identity(), Geometry(image.size_bytes, request.block_bytes)
     return Header(
         block_bytes=geometry.block_bytes,
@@ -182,7 +189,7 @@ def _new_header(image: Image, request: Request, generation: int = 1) -> Header:
         boot_id=request.boot_id,
         image_path=request.image_path,
         device_id=request.device_id,
-        cuts=(cut_header(image, generation),),
+        cuts=(replace(cut_header(image, 1), is_hidden=not request.takes_snapshot),),
     )
 
 

@@ -136,7 +136,7 @@ class Rig:
         files: Files | None = None,
     ) -> None:
         self.old, self.block_bytes, self.durability, self.policy = old, block_bytes, durability, policy
-        self.staging_slots = staging_slots
+        self.staging_slots, self.takes_snapshot = staging_slots, True
         self.files = files or QuickFiles()
         self.image_path, self.store_path = directory / "image", directory / "store"
         if not self.image_path.exists():
@@ -158,7 +158,14 @@ class Rig:
     def request(self, boot_id: bytes = BOOT) -> Request:
         staging_bytes = self.staging_slots * self.block_bytes
         path = str(self.image_path)
-        return Request(path, self.block_bytes, boot_id, self.durability, staging_bytes=staging_bytes)
+        return Request(
+            path,
+            self.block_bytes,
+            boot_id,
+            self.durability,
+            staging_bytes=staging_bytes,
+            takes_snapshot=self.takes_snapshot,
+        )
 
     def open(self, boot_id: bytes = BOOT) -> Opened:
         opened = open_store(self.store_path, self.image, self.request(boot_id), self.files)
