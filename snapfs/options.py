@@ -113,6 +113,7 @@ class MountOptions:
     fuse_options: tuple[str, ...] = ()
     foreground: bool = False
     single_pass: bool = False
+    takes_snapshot: bool = True
     skip_swap: bool = False
     log_level: LogLevel = "info"
 

@@ -122,6 +122,12 @@ class Store:
         """All that are open here, oldest first."""
         return *self.older, self.cut
 
+    @property
+    def newest_shown(self) -> Cut | None:
+        """The newest snapshot that there is for users, of those that are open here."""
+        shown = self.header.shown
+        return next((cut for cut in reversed(self.cuts) if shown and cut.generation == shown[-1].generation), None)
+
     def of_each_cut(self) -> list[Store]:
         """The store as it was when each of its cuts was the newest, oldest first; not to be closed."""
         cuts = self.cuts

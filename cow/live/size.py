@@ -29,8 +29,11 @@ class Shown:
 
 
 def stored_in(cut: Cut) -> int:
-    """Bytes that the segments of the cut hold for it."""
+    """Bytes that the segments of the cut hold for it; none of one that is lost or deleted, which only wait to be
+    removed."""
     numbers = cut.numbers
+    if not numbers.is_kept:
+        return 0
     stored_bytes = numbers[_STORED_BYTES] - numbers[_RETURNED_BYTES]
     # Two processes count, and one may be a step ahead of the other.
     return stored_bytes if stored_bytes > 0 else 0

@@ -43,6 +43,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Blocks to protect.",
 )
+@click.option(
+    "--no-snapshot",
+    "takes_snapshot",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Begin without one: nothing is preserved before the first snapfs snapshot.",
+)
 @click.option("--skip-swap", is_flag=True, help="With --protect used: count swap space as free, but for its header.")
 @click.option("--buffer-limit", type=SIZE, default=None, help="The most the side buffer may take on disk.")
 @click.option(
@@ -119,9 +127,10 @@ def _object(mounted: Mounted) -> dict[str, Any]:
 
 def _lines(mounted: Mounted) -> list[str]:
     state = "" if mounted.state == "active" else f", {mounted.state}"
+    taken = "none yet" if mounted.taken_at is None else f"taken {mounted.taken_at}{state}"
     rows = [
         f"live      {mounted.live_file}",
-        f"snapshot  {mounted.snap_file}  (taken {mounted.taken_at}{state})",
+        f"snapshot  {mounted.snap_file}  ({taken})",
         f"store     {mounted.store}",
     ]
     if mounted.outcome is Outcome.CARRIED_ON:

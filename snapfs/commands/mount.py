@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cow import LOG_NAME, Counter, Files, Image, Opened, Outcome
+from cow import LOG_NAME, Counter, Files, Image, Opened, Outcome, State
 from snapfs.client import request as control_request
 from snapfs.commands.opening import LET_GO_S, LOOK_S, opened_store
 from snapfs.errors import BusyError, DoneWithProblem, ExitCode, SnapfsError, shortage
@@ -45,12 +45,13 @@ _MAGIC_BYTES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """What became of a mount: where things are, and sentences for the user about what was found."""
+    """What became of a mount: where things are, and sentences for the user about what was found. `taken_at` is None
+    when there is no snapshot."""
 
     live_file: Path
     snap_file: Path
     store: Path
-    taken_at: str
+    taken_at: str | None
     state: str
     outcome: Outcome
     notes: tuple[str, ...]
@@ -186,13 +187,14 @@ def _is_let_go(image: Path) -> bool:
 
 
 def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:
-    header = instance.store.header
+    store = instance.store
+    shown, cut = store.header.shown, store.newest_shown
     return Mounted(
         live_file=instance.live / instance.view_name,
         snap_file=instance.snap / instance.view_name,
         store=instance.store_path,
-        taken_at=utc_text(header.cut.taken_at_ns),
-        state=instance.store.cut.numbers.state.name.lower(),
+        taken_at=utc_text(shown[-1].taken_at_ns) if shown else None,
+        state=(State.NONE if cut is None else cut.numbers.state).name.lower(),
         outcome=opened.outcome,
         notes=(*notes, *(f"{note[0].upper()}{note[1:]}." for note in opened.notes)),
     )
@@ -285,6 +287,6 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
 
 
 def _await_views(instance: Instance) -> None:
-    for view in (LIVE, SNAPSHOT):
-        os.stat(instance.view_file(view))
+    os.stat(instance.view_file(LIVE))
+    os.stat(instance.view_file(SNAPSHOT) if instance.store.header.shown else instance.point(SNAPSHOT))
     control_request(instance.store.path, BeginMap())

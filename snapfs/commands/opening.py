@@ -73,6 +73,7 @@ def _open_store(
         device_id_lasts=device_id is not None,
         booted_ns=time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME),
         is_lost=is_noted_lost,
+        takes_snapshot=options.takes_snapshot,
     )
     until = time.monotonic() + LET_GO_S
     while True:

@@ -1,6 +1,6 @@
 """The snapshot view: the image as it was at the cut, read-only, and those of its older cuts that have a name.
 
-    disk.img                      the newest
+    disk.img                      the newest; not there while there is no snapshot
     .snapshots/NAME/disk.img      each that has a name; the directory is not listed, as it would be copied with all
 
 Each cut has an inode of its own, so the kernel cannot mix what it cached of two cuts.
@@ -17,7 +17,7 @@ import pyfuse3
 
 from cow import CowError, Image, Store
 from snapfs.fuse.access import allows, wanted_by, wants_write
-from snapfs.fuse.view import IMAGE_INODE, View
+from snapfs.fuse.view import IMAGE_INODE, NO_INODE, View
 from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permissions
 from snapfs.serving.snapshot import UNCOUNTED, SnapshotImage
@@ -47,11 +47,15 @@ class SnapshotView(SnapshotImage, View):
         View.__init__(self, name, store_name)
         # None: nobody counts who reads what. Else it says whether a process is one of ours, whose reads do not count.
         self.is_ours: Callable[[int], bool] | None = None
-        self.image_inode = _inode_of(store)
+        self._look()
 
     def show(self, store: Store) -> None:
         super().show(store)
-        self.image_inode = _inode_of(store)
+        self._look()
+
+    def _look(self) -> None:
+        newest = self.newest
+        self.image_inode = NO_INODE if newest is None else pyfuse3.InodeT(IMAGE_INODE + newest.generation)
 
     # --- those with a name -----------------------------------------------------------------------------------
 
@@ -119,8 +123,12 @@ class SnapshotView(SnapshotImage, View):
         handle = inode - IMAGE_INODE
         if inode == self.image_inode:
             self._check_open(flags, ctx)
-        else:
-            self._open_older(handle, flags, ctx)
+        elif not allows(self.permission(handle), ctx, wanted_by(flags)):
+            raise pyfuse3.FUSEError(errno.EACCES)
+        try:
+            self.begin_reading(handle)
+        except (CowError, OSError) as error:
+            raise pyfuse3.FUSEError(errno_of(error)) from error
         if self.is_ours is None:
             return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle), keep_cache=True)
         if self.is_ours(ctx.pid):
@@ -128,20 +136,8 @@ class SnapshotView(SnapshotImage, View):
             return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle | UNCOUNTED), direct_io=True)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle))
 
-    def _open_older(self, generation: int, flags: int, ctx: pyfuse3.RequestContext) -> None:
-        if not allows(self.permission(generation), ctx, wanted_by(flags)):
-            raise pyfuse3.FUSEError(errno.EACCES)
-        try:
-            self.show_older(generation)
-        except (CowError, OSError) as error:
-            raise pyfuse3.FUSEError(errno_of(error)) from error
-
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         raise self._refused()
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """There is never anything to write."""
-
-
-def _inode_of(store: Store) -> pyfuse3.InodeT:
-    return pyfuse3.InodeT(IMAGE_INODE + store.header.cut.generation)

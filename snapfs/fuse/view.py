@@ -21,6 +21,8 @@ from snapfs.system.stores import LINK_NAME
 _LINK_INODE: Final = pyfuse3.InodeT(2)
 # The inode of the image in the live view; the snapshot view has another one for each cut, from here on.
 IMAGE_INODE: Final = pyfuse3.InodeT(3)
+# Where there is no file: no inode that the kernel asks for.
+NO_INODE: Final = pyfuse3.InodeT(0)
 # The directory never changes; the file's attributes are told to the kernel when they do.
 LASTING_S: Final = 3600.0
 
@@ -119,7 +121,7 @@ class View(Served, pyfuse3.Operations):
         self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         if parent_inode == pyfuse3.ROOT_INODE:
-            if name == self._name:
+            if name == self._name and self.image_inode != NO_INODE:
                 return self._told_attributes()
             if name == LINK_NAME:
                 return self._link_attributes()
@@ -139,7 +141,7 @@ class View(Served, pyfuse3.Operations):
         return pyfuse3.FileHandleT(inode)
 
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        if start_id == 0:
+        if start_id == 0 and self.image_inode != NO_INODE:
             pyfuse3.readdir_reply(token, self._name, self._told_attributes(), 1)
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:

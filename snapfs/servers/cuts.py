@@ -216,18 +216,18 @@ class Cuts:
         facts = next((one for one in store.header.cuts if id_text(one.snapshot_id) == request.id), None)
         if facts is None or facts.is_hidden:
             raise SnapfsError("The snapshot that was meant is gone already; see snapfs list.")
-        if facts.generation == store.cut.generation:
-            raise SnapfsError(
-                "The newest snapshot is the one that is shown, so it cannot be deleted; take another one first."
-            )
         try:
             gone = await trio.to_thread.run_sync(self._engine.forget_cut, facts.generation)
         except SnapshotEnded:
             return
         except OSError as error:
             raise self._refusal(error) from error
+        if facts.generation == store.cut.generation:
+            self._maps.forget()
         self._instance.new_cut.ring()
         self._may_merge.set()
+        shown = store.header.shown
+        await self._until_shown(shown[-1].generation if shown else 0)
         for cut in gone:
             await trio.to_thread.run_sync(cut.let_go)
 
@@ -265,7 +265,7 @@ class Cuts:
             self._turns.give_back(client)
 
     async def _until_shown(self, generation: int) -> bool:
-        """Whether the snapshot view shows the cut in time. One whose server is dead shows it when that is back."""
+        """Whether the view shows the cut in time, 0 for none. One whose server is dead shows it when that is back."""
         with trio.move_on_after(_SHOW_TIMEOUT_S):
             while self._instance.store.control[Counter.SHOWN_GENERATION] != generation:
                 await trio.sleep(_LOOK_S)

@@ -74,7 +74,7 @@ class Maps:
         if store.header.protect is not Protect.USED:
             self._facts = read_facts(self._path) or NOTHING_FROZEN
             return
-        if self._state in ("ready", "computing"):
+        if self._state in ("ready", "computing") or store.header.cut.is_hidden:
             return
         # Nothing can have been mounted from a view that did not exist.
         facts: Facts | None = NOTHING_FROZEN if store.header.cut.generation == 1 else read_facts(self._path)

@@ -58,7 +58,7 @@ class SnapshotServer:
         )
         self._watch_reads(view)
         mount_view(instance, SNAPSHOT, view, (*instance.options.fuse_options, "ro"))
-        store.control[Counter.SHOWN_GENERATION] = store.header.cut.generation
+        self._note_shown(view)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_view)
@@ -80,7 +80,7 @@ class SnapshotServer:
         if not self._instance.options.single_pass:
             view.on_read = lambda offset, length: memory.tick()
             return
-        passes = {view.image_inode: self._new_pass(view)}
+        passes: dict[int, SinglePass] = {}
 
         def present() -> SinglePass:
             if view.image_inode not in passes:
@@ -97,13 +97,14 @@ class SnapshotServer:
         view.is_ours = lambda pid: descends_from(pid, self._instance.supervisor_pid)
 
     def _new_pass(self, view: SnapshotView) -> SinglePass:
-        header = view.header
-        snapshot_id = id_text(header.cut.snapshot_id)
+        newest = view.newest
+        assert newest is not None, "it is read"
+        snapshot_id, generation = id_text(newest.snapshot_id), newest.generation
 
         def release(offset: int, length: int) -> None:
             self._tell(
                 Release(
-                    generation=header.cut.generation,
+                    generation=generation,
                     id=snapshot_id,
                     offset=offset,
                     length=length,
@@ -111,7 +112,7 @@ class SnapshotServer:
                 )
             )
 
-        return SinglePass(header.image_bytes, release)
+        return SinglePass(view.image_bytes, release)
 
     async def _serve_view(self) -> None:
         await serve_view(self._instance, SNAPSHOT, self._pipe_fd)
@@ -123,14 +124,19 @@ class SnapshotServer:
             await trio.lowlevel.wait_readable(instance.new_cut.fd)
             instance.new_cut.hush()
             store = self._present_store()
-            old_inode, generation = view.image_inode, store.header.cut.generation
+            old_inode = view.image_inode
             view.show(store)
             if view.image_inode == old_inode:
                 continue  # another one is over
             # In a thread: the kernel may ask for something before it lets go.
             await trio.to_thread.run_sync(session.forget, os.fsencode(instance.view_name), old_inode)
-            store.control[Counter.SHOWN_GENERATION] = generation
-            _LOG.debug("showing cut %d", generation)
+            self._note_shown(view)
+
+    def _note_shown(self, view: SnapshotView) -> None:
+        """Whoever waits for it sees it now."""
+        generation = 0 if view.newest is None else view.newest.generation
+        self._instance.store.control[Counter.SHOWN_GENERATION] = generation
+        _LOG.debug("showing cut %d", generation)
 
     async def _follow_releases(self, view: SnapshotView) -> None:
         """Have the kernel drop its pages: what was released is to read ENODATA, cached or not."""

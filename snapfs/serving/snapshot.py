@@ -1,7 +1,7 @@
 """The image as it was at each of its cuts, read-only whatever is asked of it.
 
 Whoever opens one gets a handle, which is the generation of the cut: it fails with ESTALE once that is not shown any
-more. The newest is the one that the view shows as the image; the others are shown by their names.
+more. The newest is the one that the view shows as the image; the others are shown by their names. There may be none.
 """
 
 from __future__ import annotations
@@ -76,19 +76,15 @@ class SnapshotImage(Served):
         self.on_close: Callable[[], None] = lambda: None
         self._readers = trio.CapacityLimiter(_READERS)
         self._present = store
-        self._shown = {store.cut.generation: _Shown(store, store.header.cut, image)}
+        # Those that somebody has opened.
+        self._shown: dict[int, _Shown] = {}
 
     def show(self, store: Store) -> None:
         """Show the cuts that the header of `store` lists from now on, and let go of the others."""
-        newest = store.cut.generation
-        self._present = store
-        if newest in self._shown:
-            # Opened once more, to be let go.
-            if self._shown[newest].store.cut is not store.cut:
-                store.cut.let_go()
-        else:
-            self._shown[newest] = _Shown(store, store.header.cut, self._image)
-        listed = {one.generation for one in store.header.cuts if not one.is_hidden}
+        before, self._present = self._present, store
+        if before.cut is not store.cut:
+            before.cut.let_go()
+        listed = {one.generation for one in store.header.shown}
         for generation in self._shown.keys() - listed:
             self._shown.pop(generation).close()
 
@@ -103,9 +99,15 @@ class SnapshotImage(Served):
         return self._present.header
 
     @property
+    def newest(self) -> CutHeader | None:
+        """The one that the view shows as the image; None when there is no snapshot."""
+        shown = self.header.shown
+        return shown[-1] if shown else None
+
+    @property
     def names(self) -> dict[str, int]:
         """The generations of the cuts that are shown by their names."""
-        return {one.name: one.generation for one in self.header.cuts if one.name and not one.is_hidden}
+        return {one.name: one.generation for one in self.header.shown if one.name}
 
     def _facts_of(self, generation: int) -> CutHeader:
         facts = self.header.cut_of(generation)
@@ -113,29 +115,34 @@ class SnapshotImage(Served):
             raise self.failure(errno.ESTALE)
         return facts
 
+    def _facts_or_newest(self, generation: int | None) -> CutHeader:
+        if generation is not None:
+            return self._facts_of(generation)
+        return self.newest or self.header.cut
+
     def permission(self, generation: int | None = None) -> Permission:
-        """Of a cut, the newest without a `generation`."""
-        cut = self.header.cut if generation is None else self._facts_of(generation)
+        """Of a cut, the newest without a `generation`; for the directory also when none is shown."""
+        cut = self._facts_or_newest(generation)
         return self._permissions.of_snapshot(Permission(cut.image_mode, cut.image_uid, cut.image_gid))
 
     def attributes(self, generation: int | None = None) -> Attributes:
         """The same."""
-        header = self.header
-        cut = header.cut if generation is None else self._facts_of(generation)
+        cut = self._facts_or_newest(generation)
         return Attributes(
             self.permission(generation),
-            -(-header.image_bytes // 512),
+            -(-self.image_bytes // 512),
             cut.image_atime_ns,
             cut.image_mtime_ns,
             cut.taken_at_ns,
         )
 
-    def show_older(self, generation: int) -> None:
+    def begin_reading(self, generation: int) -> None:
         """Somebody opens that cut. OSError, SnapshotEnded: it cannot be."""
         if generation in self._shown:
             return
         facts, store = self._facts_of(generation), self._present
-        cut = store.open_cut(generation, writable=False)
+        is_present = generation == store.cut.generation
+        cut = store.cut.hold() if is_present else store.open_cut(generation, writable=False)
         self._shown[generation] = _Shown(replace(store, cut=cut), facts, self._image)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -147,7 +154,7 @@ class SnapshotImage(Served):
             raise self.failure(errno.ESTALE)
         try:
             view = await self._read(shown, off, size)
-            if not fh & UNCOUNTED and shown.generation == self.header.cut.generation:
+            if not fh & UNCOUNTED and self._is_newest(shown.generation):
                 self.on_read(off, size)
             return cast(bytes, view)
         except Exception as error:
@@ -165,5 +172,9 @@ class SnapshotImage(Served):
 
     async def release(self, fh: int) -> None:
         """A handle is closed."""
-        if fh == self.header.cut.generation:
+        if self._is_newest(fh):
             self.on_close()
+
+    def _is_newest(self, generation: int) -> bool:
+        newest = self.newest
+        return newest is not None and newest.generation == generation

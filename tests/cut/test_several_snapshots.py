@@ -159,7 +159,6 @@ def _reads(path: Path) -> bytes:
         (("snapshot", "--name", "../a"), 2, "cannot be called '../a'"),
         (("snapshot", "--name", "."), 2, "cannot be called '.'"),
         (("delete", "none"), 1, "has no snapshot none"),
-        (("delete", "newest"), 1, "The newest snapshot is the one that is shown"),
     ],
 )
 def test_what_cannot_be_is_refused(instance: Mounted, words: tuple[str, ...], code: int, what: str) -> None:

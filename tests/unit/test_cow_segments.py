@@ -68,7 +68,7 @@ def test_a_new_writer_begins_a_new_segment(tmp_path: Path) -> None:
 
 def test_a_number_is_not_used_again_when_its_segment_is_gone(tmp_path: Path) -> None:
     append(tmp_path)
-    segments_in(tmp_path).remove()
+    segments_in(tmp_path).path(1).unlink()
     assert [place.segment_no for place in append(tmp_path, generation=2)] == [2] * len(RECORDS)
 
 

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,10 +130,24 @@ class FakeReader:
         """Nothing is open."""
 
 
+@dataclass
+class FakeStore:
+    header: Any
+    cut: Any
+
+
 def store(generation: int) -> Any:
     facts = SimpleNamespace(generation=generation, name="", is_hidden=False)
-    header = SimpleNamespace(image_bytes=IMAGE_BYTES, block_bytes=4096, cut=facts, cuts=[facts])
-    return SimpleNamespace(header=header, cut=SimpleNamespace(generation=generation, let_go=lambda: None))
+    header = SimpleNamespace(
+        image_bytes=IMAGE_BYTES,
+        block_bytes=4096,
+        cut=facts,
+        shown=[facts],
+        cut_of=lambda wanted: facts if wanted == generation else None,
+    )
+    cut = SimpleNamespace(generation=generation, let_go=lambda: None)
+    cut.hold = lambda: cut
+    return FakeStore(header, cut)
 
 
 @pytest.fixture
@@ -144,9 +159,11 @@ def told() -> list[tuple[int, str]]:
 def shown(image_fd: int, told: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> snapshot.SnapshotImage:
     monkeypatch.setattr(snapshot, "SnapshotReader", FakeReader)
     image: Any = SimpleNamespace(fd=image_fd)
-    return snapshot.SnapshotImage(
+    served = snapshot.SnapshotImage(
         store(7), image, Permissions(image_fd), lambda generation, what: told.append((generation, what))
     )
+    served.begin_reading(7)
+    return served
 
 
 def test_a_handle_is_of_the_cut_that_was_shown(shown: snapshot.SnapshotImage) -> None:
@@ -155,6 +172,7 @@ def test_a_handle_is_of_the_cut_that_was_shown(shown: snapshot.SnapshotImage) ->
     with pytest.raises(RequestError) as failed:
         trio.run(shown.read, 7, 0, 512)
     assert failed.value.errno == errno.ESTALE
+    shown.begin_reading(8)
     assert bytes(trio.run(shown.read, 8, 0, 3)) == b"sss"
 
 
