@@ -202,6 +202,11 @@ class SnapshotReader:
         for link in self._links:
             link.cut.trim()
 
+    def forget(self) -> None:
+        """Hold no file of a segment open; a read opens what it needs."""
+        for link in self._links:
+            link.close()
+
     def close(self) -> None:
         for link in self._links:
             link.close()

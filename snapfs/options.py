@@ -19,7 +19,7 @@ from typing import Final, Literal, get_args
 from snapfs.errors import UsageError
 
 Protect = Literal["used", "all"]
-OnOverflow = Literal["break-snapshot", "break-write", "wait"]
+OnOverflow = Literal["break-snapshot", "break-oldest", "break-write", "wait"]
 Durability = Literal["process", "power"]
 Cache = Literal["writeback", "writethrough"]
 Format = Literal["raw", "qcow2"]

@@ -133,7 +133,7 @@ class Compactor:
     @property
     def _older_settled(self) -> Bitmap | None:
         older = self._followed.older
-        return None if older is None else older.settled
+        return None if older is None or not older.numbers.is_kept else older.settled
 
     def _new_records(self) -> RecordWriter:
         return RecordWriter(self._store, self._cut, self._encoder, self._direct)

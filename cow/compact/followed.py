@@ -57,17 +57,30 @@ class Followed:
     def _look(self) -> None:
         """At the header, which has changed."""
         self._headers = self._control[Counter.HEADERS]
+        # Before the header: see `_needing`.
+        ended = self._store.ended()
         header = read_header(self._store.path)
         # One that names another cut than the numbers do may still be taken back; else it is looked at again.
         if header is not None and header.cut.generation == self._control[Counter.GENERATION]:
             self._header = header
             with contextlib.suppress(OSError):
-                remove_segments_of_none(self._store.path / SEGMENTS_NAME, header.owner_of)
+                remove_segments_of_none(
+                    self._store.path / SEGMENTS_NAME, lambda generation: self._needing(generation, ended)
+                )
+            self._control[Counter.FOLLOWED_HEADERS] = self._headers
         generation = self.cut.generation
         if self._header.cut_of(generation) is None:
             later = self._header.next_of(generation)
             generation = self._header.cut.generation if later is None else later.generation
         self._go_to(generation)
+
+    def _needing(self, generation: int, ended: frozenset[int]) -> int | None:
+        """The cut that may need records of `generation`; None: there is none, or it is `ended` by itself. What was
+        deleted, and is still read through, is hidden in the header before it is told that it has ended."""
+        owner = self._header.owner_of(generation)
+        if owner in ended and any(one.generation == owner for one in self._header.shown):
+            return None
+        return owner
 
     def _go_to(self, generation: int) -> None:
         generations = [one.generation for one in self._header.cuts]

@@ -95,9 +95,10 @@ class Counter(Number):
     WRITING = 8, Owner.LIVE  # 1 when IMAGE_MTIME_NS may be behind
     PRESSED = 9, Owner.LIVE, Trait.PASSING  # 1 while writes wait for room
     COMPACTOR_IDLE = 10, Owner.COMPACTOR, Trait.PASSING  # 1 while it waits to be woken
-    SHOWN_GENERATION = 11, Owner.SNAPSHOT, Trait.PASSING  # the cut that its view shows
+    SHOWN_HEADERS = 11, Owner.SNAPSHOT, Trait.PASSING  # the HEADERS whose list its view shows
     NEXT_SEGMENT = 13, Owner.APPENDER, Trait.SEALED  # segments below have been used, and never are again
-    HEADERS = 14, Owner.LIVE, Trait.PASSING  # counts the changes of the header's list of cuts
+    HEADERS = 14, Owner.LIVE, Trait.PASSING  # counts the changes of the list of cuts, and of which are over
+    FOLLOWED_HEADERS = 15, Owner.COMPACTOR, Trait.PASSING  # the HEADERS whose list it has done what follows from
     UNSEEN = 12, Owner.MOUNT  # its mark until both views have answered; killed before, nobody has seen the snapshot
 
 

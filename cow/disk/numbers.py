@@ -70,6 +70,10 @@ class SharedPages:
         reaches the others whatever becomes of the store's disk."""
         self._ended[generation % _SHARED_PAGES] = generation
 
+    def ended(self) -> frozenset[int]:
+        """All that ended, as far as no later one has its place."""
+        return frozenset(self._ended)
+
     def end_of(self, generation: int) -> memoryview:
         """One number, which is that of the cut once it has ended: to look at it costs less than a call."""
         at = generation % _SHARED_PAGES

@@ -80,6 +80,10 @@ class Store:
         """See `SharedPages.end_of`. A reader from outside the instance is never told."""
         return _NEVER if self.pages is None else self.pages.end_of(generation)
 
+    def ended(self) -> frozenset[int]:
+        """The generations of which `end_cut` was told lately, by whichever process of the instance."""
+        return frozenset() if self.pages is None else self.pages.ended()
+
     @property
     def releases(self) -> ReleaseQueue:
         """What the compactor has to give back; of an instance's own, else nobody would ever take it."""

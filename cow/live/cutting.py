@@ -77,8 +77,14 @@ def _follow_header(store: Store, cut: Cut, header: Header) -> list[Cut]:
     for one in store.header.cuts:
         if one.generation not in shown:
             store.end_cut(one.generation)
+    gone = store.enter(cut, header)
+    tell_of_change(store)
+    return gone
+
+
+def tell_of_change(store: Store) -> None:
+    """Of the list of cuts, or which of them are over: everybody looks again. One at a time."""
     store.control[Counter.HEADERS] += 1
-    return store.enter(cut, header)
 
 
 def _take_back(store: Store, cut: Cut) -> None:

@@ -32,10 +32,9 @@ from cow.disk.seal import write_seal
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.faults import missing_pages
+from cow.live.chain import Chain
 from cow.live.claiming import Claiming
-from cow.live.cutting import change_cuts, enter_cut
 from cow.live.heartbeat import Heartbeat
-from cow.live.merging import count_merged, merge_maps, next_to_merge, without
 from cow.live.overflow import Event, OverflowPolicy
 from cow.live.pace import Pace
 from cow.live.relief import Relief
@@ -68,8 +67,7 @@ class LiveEngine:
         self._cut, self._numbers = store.cut, store.cut.numbers
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        # A turn at the header, for those who would wait for it anyway.
-        self._listing = threading.Lock()
+        self._chain = Chain(store)
         self._gate, self.size = Gate(self._changed), BufferSize(store)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
         self._on_beat, self._missed_pages = on_beat, missing_pages[0]
@@ -79,7 +77,17 @@ class LiveEngine:
         image.shortest_bytes = image.size_bytes - unpack_missing(store.cut.numbers[CutCounter.MISSING_BYTES])
         image.on_short = self._note_short
         self._is_power = store.header.durability is Durability.POWER
-        self.room = Room(store, policy, self.size, self._changed, self._gate, self._discard, wake_compactor, on_event)
+        self.room = Room(
+            store,
+            policy,
+            self.size,
+            self._changed,
+            self._gate,
+            self._discard,
+            wake_compactor,
+            on_event,
+            self._chain.tell_of_change,
+        )
         self._claiming = Claiming(
             store, image, self._lock, self._changed, self._gate, self.room, self.size, wake_compactor
         )
@@ -229,8 +237,7 @@ class LiveEngine:
             check_wanted()
             # Whatever may fail comes before the one step that cannot be taken back.
             preserver = self._claiming.new_preserver(cut)
-            with self._listing:
-                gone = enter_cut(self._store, cut, facts)
+            gone = self._chain.enter(cut, facts)
             with self._lock:
                 self._cut, self._numbers = cut, cut.numbers
                 ended = self._claiming.begin_cut(cut, preserver)
@@ -246,37 +253,24 @@ class LiveEngine:
         """A snapshot is over: its readers fail from here on. What nobody needs any more is returned, for the caller
         to let go. When it was the last, nothing is owed until the next cut. OSError: nothing changed. SnapshotEnded:
         it is over already."""
-        with self._listing:
-            header = self._store.header
-            if not any(one.generation == generation for one in header.shown):
-                raise SnapshotEnded(f"cut {generation} has ended")
-            gone = change_cuts(self._store, without(header.cuts, generation))
-            if not self._store.header.shown:
-                self.room.end_unneeded()
+        gone = self._chain.forget(generation, self.room.end_unneeded)
         self._after_change()
         return gone
 
     def merge_cut(self) -> Cut | None:
-        """Merge a hidden cut into the one before it, for the caller to let go; None when there is none that can be
-        merged now. One at a time. OSError: the disk refuses; it can be tried again."""
-        store = self._store
-        generation = next_to_merge(store)
-        if generation is None:
-            return None
-        merge_maps(store, generation)
-        with self._listing:
-            cuts = store.cuts
-            at = next((at for at, cut in enumerate(cuts) if cut.generation == generation), 0)
-            if not at:
-                return None  # the ones before it are gone, and it with them
-            change_cuts(store, [one for one in store.header.cuts if one.generation != generation])
-            count_merged(cuts[at - 1], cuts[at])
-        self._after_change()
-        return cuts[at]
+        """See `Chain.merge`; for the caller to let go."""
+        merged = self._chain.merge()
+        if merged is not None:
+            self._after_change()
+        return merged
 
     def _after_change(self) -> None:
         self._wake_compactor()
-        if not self._store.older and self._numbers.is_kept:
+        self.settle_again()
+
+    def settle_again(self) -> None:
+        """Older snapshots are over, perhaps all of them: what only they needed is owed no more."""
+        if not any(cut.numbers.is_kept for cut in self._store.older) and self._numbers.is_kept:
             # What is not settled for want of room is owed, which is right.
             with contextlib.suppress(OSError, SnapshotEnded):
                 self._relief.settle_again()

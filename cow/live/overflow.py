@@ -7,9 +7,10 @@ from enum import Enum
 
 
 class OverflowPolicy(Enum):
-    """Who gives way when the side buffer is full."""
+    """Who gives way when the side buffer is full: all snapshots, the oldest, the write, or time."""
 
     BREAK_SNAPSHOT = "break-snapshot"
+    BREAK_OLDEST = "break-oldest"
     BREAK_WRITE = "break-write"
     WAIT = "wait"
 
@@ -19,6 +20,7 @@ class EventKind(Enum):
 
     BUFFER_FILLING = "buffer-filling"
     OVERFLOW = "overflow"
+    GAVE_WAY = "gave-way"
     WAITING = "waiting"
     LOST = "lost"
     CUT_SHORT = "cut-short"
@@ -28,7 +30,9 @@ class EventKind(Enum):
 class Event:
     """`value`: percent of the limit in use, or the errno of an overflow or of the image; 0 of CUT_SHORT.
 
-    `is_on_disk`: of OVERFLOW and CUT_SHORT, whether the store says so too.
+    `generation` of GAVE_WAY: the cut that did; OVERFLOW and CUT_SHORT are of all.
+
+    `is_on_disk`: of these three, whether the store says so too.
 
     `offset` and `length` in bytes of the image: what it could not give, of LOST.
     """
@@ -38,3 +42,4 @@ class Event:
     offset: int = 0
     length: int = 0
     is_on_disk: bool = True
+    generation: int = 0

@@ -176,7 +176,8 @@ class Relief:
         try:
             if cuts[-1] is not self.cut:
                 return 0  # what an older cut owed, the later ones owe
-            if len(cuts) == 1 or (older := cuts[-2].settled).all_set(first, end):
+            # One that is lost needs nothing, and neither do those before it.
+            if len(cuts) == 1 or not cuts[-2].numbers.is_kept or (older := cuts[-2].settled).all_set(first, end):
                 return self._settle(first, end, reason)
             return sum(self._settle(low, high, reason) for is_set, low, high in older.runs(first, end) if is_set)
         finally:

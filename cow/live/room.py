@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -20,6 +21,8 @@ from cow.live.traffic import Gate
 
 _WARN_PERCENT = (80, 90, 95)
 _NO_CUT: Final = -1
+# Who is told that a snapshot is over has let go of its files by then, if he is there at all.
+_GIVE_BACK_S = 5.0
 # To look a member of an enumeration up takes longer than to use it.
 _LIMIT_BYTES: Final = Counter.LIMIT_BYTES.value
 
@@ -41,10 +44,14 @@ class Room:
         discard: Callable[[], None],
         wake_compactor: Callable[[], None],
         on_event: Callable[[Event], None],
+        tell_of_change: Callable[[], None],
     ) -> None:
         self._store, self._control, self._policy, self._size = store, store.control, policy, size
         self._changed, self._gate = changed, gate
         self._discard, self._wake_compactor, self._on_event = discard, wake_compactor, on_event
+        self._tell_of_change = tell_of_change
+        # What the oldest snapshot had is given back, or nobody does it: then the next one may give way.
+        self._given_back_headers, self._given_back_until = 0, 0.0
         self._warned_percent = 0
         self._told_waiting = self._compactor_is_gone = self._compactor_is_missing = False
         # The cut that was found to be cut short.
@@ -71,12 +78,13 @@ class Room:
             self._tell_waiting()
 
     def stop_waiting(self, *, compactor_is_gone: bool = False) -> None:
-        """From here on a full side buffer ends the snapshot: live data must get out before the end.
+        """From here on a full side buffer ends snapshots: live data must get out before the end.
 
         `compactor_is_gone`: a write that only it could make room for fails with EngineClosed.
         """
         with self._changed:
-            self._policy = OverflowPolicy.BREAK_SNAPSHOT
+            if self._policy is not OverflowPolicy.BREAK_OLDEST:
+                self._policy = OverflowPolicy.BREAK_SNAPSHOT
             self._compactor_is_gone |= compactor_is_gone
             self._tell_waiting()
 
@@ -150,6 +158,9 @@ class Room:
             raise BufferFull(code)
         if policy is OverflowPolicy.BREAK_SNAPSHOT:
             self._break_snapshot(code, news)
+            return
+        if policy is OverflowPolicy.BREAK_OLDEST:
+            self._break_oldest(code, news)
             return
         if is_untold:
             self._on_event(Event(EventKind.WAITING, code))
@@ -234,6 +245,40 @@ class Room:
         finally:
             self._finish_end()
         self._wake_compactor()
+
+    def _break_oldest(self, code: int, news: int) -> None:
+        """The oldest snapshot ends, and the newest only when it is that; what the one before had comes back first."""
+        if self._is_coming_back:
+            self._wait(news)
+            return
+        if not self._begin_end(news):
+            return
+        with self._all_held() as cuts:
+            kept = [cut for cut in cuts if cut.numbers.is_kept]
+            try:
+                if len(kept) > 1:
+                    self._end_oldest(kept[0], code)
+            finally:
+                self._finish_end()
+        if len(kept) < 2:
+            self._break_snapshot(code, self.news)
+
+    def _end_oldest(self, cut: Cut, code: int) -> None:
+        cut.numbers[CutCounter.OVERFLOW_ERRNO] = code
+        is_on_disk = self._tell_end([cut], Cut.note_overflow)
+        self._end_with([cut], State.OVERFLOWED)
+        self._tell_of_change()
+        self._given_back_headers = self._control[Counter.HEADERS]
+        self._given_back_until = time.monotonic() + _GIVE_BACK_S
+        self._on_event(Event(EventKind.GAVE_WAY, code, is_on_disk=is_on_disk, generation=cut.generation))
+
+    @property
+    def _is_coming_back(self) -> bool:
+        """Whether the room that the last one had is still to come: its files may be open here and there."""
+        if self._compactor_is_gone or self._compactor_is_missing:
+            return False
+        done = min(self._control[Counter.FOLLOWED_HEADERS], self._control[Counter.SHOWN_HEADERS])
+        return done < self._given_back_headers and time.monotonic() < self._given_back_until
 
     def end_unneeded(self) -> None:
         """Nobody reads the present cut, nor an older one any more: nothing is owed from here on."""

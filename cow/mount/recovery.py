@@ -231,6 +231,9 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
             # One that was sealed with the others, and whose seal is gone, is looked at as if it had not been.
             its_end = End.KILLED if end is End.SEALED and its_seal is None else end
             notes += repair(one, its_end, its_seal, missing | common)
+        for facts, cut in zip(header.cuts, store.cuts, strict=True):
+            if request.is_lost(facts.snapshot_id):
+                cut.numbers[CutCounter.STATE] = State.OVERFLOWED
         notes += _not_followed(header, request)
         store.header = replace(
             header,

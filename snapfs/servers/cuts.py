@@ -195,7 +195,7 @@ class Cuts:
     async def note_facts(self, request: NoteFacts, client: Client) -> FactsNoted:
         if not self._turns.is_of(client):
             raise SnapfsError("Only whoever took the cut knows what was frozen for it; take another one.")
-        shown = await self._until_shown(request.generation)
+        shown = await self._until_shown()
         await self._let_go()
         self._maps.note(request.facts)
         store = self._instance.store
@@ -226,16 +226,20 @@ class Cuts:
             self._maps.forget()
         self._instance.new_cut.ring()
         self._may_merge.set()
-        shown = store.header.shown
-        await self._until_shown(shown[-1].generation if shown else 0)
+        await self._until_shown()
         for cut in gone:
             await trio.to_thread.run_sync(cut.let_go)
+
+    def look_again(self) -> None:
+        """One is over that nobody has deleted."""
+        self._may_merge.set()
 
     async def merge_always(self) -> None:
         """Merge what is over and hidden, whenever that can be done: when the compactor has moved all of it."""
         while True:
             await self._may_merge.wait()
             self._may_merge = trio.Event()
+            await trio.to_thread.run_sync(self._engine.settle_again)
             while self._is_hidden_before_the_newest():
                 try:
                     gone = await trio.to_thread.run_sync(self._engine.merge_cut)
@@ -264,10 +268,11 @@ class Cuts:
         finally:
             self._turns.give_back(client)
 
-    async def _until_shown(self, generation: int) -> bool:
-        """Whether the view shows the cut in time, 0 for none. One whose server is dead shows it when that is back."""
+    async def _until_shown(self) -> bool:
+        """Whether the view shows the list of cuts in time. One whose server is dead shows it when that is back."""
+        control = self._instance.store.control
         with trio.move_on_after(_SHOW_TIMEOUT_S):
-            while self._instance.store.control[Counter.SHOWN_GENERATION] != generation:
+            while control[Counter.SHOWN_HEADERS] < control[Counter.HEADERS]:
                 await trio.sleep(_LOOK_S)
             return True
         return False

@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from cow import LiveEngine, OverflowPolicy
+from cow import Event, EventKind, LiveEngine, OverflowPolicy
 from snapfs.fuse import session
 from snapfs.fuse.live_view import LiveView
 from snapfs.protocol import (
@@ -77,7 +77,7 @@ class LiveServer:
             instance.store,
             instance.image,
             policy,
-            self._trouble.on_event,
+            self._on_event,
             instance.work.ring,
             self._on_writing,
             self._on_beat,
@@ -87,6 +87,7 @@ class LiveServer:
         self._image_watch = ImageWatch(instance)
 
     async def run(self) -> int:
+        self._loop = trio.lowlevel.current_trio_token()
         instance, options = self._instance, self._instance.options
         self._view = view = LiveView(
             self.engine,
@@ -189,6 +190,13 @@ class LiveServer:
             await trio.lowlevel.wait_readable(room.fd)
             room.hush()
             self.engine.room.look_again()
+
+    def _on_event(self, event: Event) -> None:
+        self._trouble.on_event(event)
+        if event.kind is EventKind.GAVE_WAY:
+            # Else its files take room as long as the view has them open.
+            self._instance.new_cut.ring()
+            self._loop.run_sync_soon(self._cuts.look_again)
 
     def _on_writing(self) -> None:
         os.eventfd_write(self._writing, 1)

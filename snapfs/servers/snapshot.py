@@ -47,6 +47,7 @@ class SnapshotServer:
         instance = self._instance
         # Not the first of this instance, perhaps: there may have been cuts meanwhile.
         instance.store.let_go_older()
+        headers = instance.store.control[Counter.HEADERS]
         store = self._present_store()
         view = SnapshotView(
             store,
@@ -58,7 +59,7 @@ class SnapshotServer:
         )
         self._watch_reads(view)
         mount_view(instance, SNAPSHOT, view, (*instance.options.fuse_options, "ro"))
-        self._note_shown(view)
+        self._note_shown(view, headers)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._serve_view)
@@ -123,20 +124,18 @@ class SnapshotServer:
         while True:
             await trio.lowlevel.wait_readable(instance.new_cut.fd)
             instance.new_cut.hush()
-            store = self._present_store()
-            old_inode = view.image_inode
+            headers = instance.store.control[Counter.HEADERS]
+            store, old_inode = self._present_store(), view.image_inode
             view.show(store)
-            if view.image_inode == old_inode:
-                continue  # another one is over
-            # In a thread: the kernel may ask for something before it lets go.
-            await trio.to_thread.run_sync(session.forget, os.fsencode(instance.view_name), old_inode)
-            self._note_shown(view)
+            if view.image_inode != old_inode:
+                # In a thread: the kernel may ask for something before it lets go.
+                await trio.to_thread.run_sync(session.forget, os.fsencode(instance.view_name), old_inode)
+            self._note_shown(view, headers)
 
-    def _note_shown(self, view: SnapshotView) -> None:
-        """Whoever waits for it sees it now."""
-        generation = 0 if view.newest is None else view.newest.generation
-        self._instance.store.control[Counter.SHOWN_GENERATION] = generation
-        _LOG.debug("showing cut %d", generation)
+    def _note_shown(self, view: SnapshotView, headers: int) -> None:
+        """Whoever waits for that list to be shown sees it now."""
+        self._instance.store.control[Counter.SHOWN_HEADERS] = headers
+        _LOG.debug("showing cut %s", None if view.newest is None else view.newest.generation)
 
     async def _follow_releases(self, view: SnapshotView) -> None:
         """Have the kernel drop its pages: what was released is to read ENODATA, cached or not."""

@@ -10,6 +10,7 @@ import os
 
 from cow import Counter, Event, EventKind, Store
 from snapfs.protocol import NoteServer, TellDamage
+from snapfs.stamps import utc_text
 from snapfs.system.lost_snapshots import note_lost
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class Trouble:
         """What the engine tells, in whatever thread."""
         if not event.is_on_disk:
             # Before the write that takes something from the snapshot goes on.
-            note_lost(self._store.header.cut.snapshot_id)
+            self._note_lost_id(event.generation)
         if event.kind is EventKind.BUFFER_FILLING:
             _LOG.warning("the side buffer has reached %d %% of its limit", event.value)
         elif event.kind is EventKind.WAITING:
@@ -53,10 +54,22 @@ class Trouble:
             _LOG.warning("%s", self._why_waiting)
         elif event.kind is EventKind.LOST:
             self._note_lost(event)
+        elif event.kind is EventKind.GAVE_WAY:
+            self._tell_gave_way(event)
         elif event.kind is EventKind.CUT_SHORT:
             self._lose("files of the store were cut short or cannot be read: the snapshot is lost")
         else:
             self._lose(f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost")
+
+    def _note_lost_id(self, generation: int) -> None:
+        header = self._store.header
+        note_lost((header.cut_of(generation) or header.cut).snapshot_id)
+
+    def _tell_gave_way(self, event: Event) -> None:
+        """It is over and is listed as that; those after it are as before."""
+        facts = self._store.header.cut_of(event.generation)
+        name = "" if facts is None else facts.name or utc_text(facts.taken_at_ns)
+        _LOG.error("the side buffer is full (%s): the oldest snapshot (%s) is lost", os.strerror(event.value), name)
 
     def _lose(self, why: str) -> None:
         _LOG.error("%s; the live view goes on", why)

@@ -49,6 +49,12 @@ class _Shown:
                 if self._is_closed:
                     self._close_idle()
 
+    def let_go_of_lost(self) -> None:
+        """Of a lost one nothing is read any more, and its files take room as long as they are open."""
+        if not self.store.cut.numbers.is_kept:
+            self.reader.forget()
+            self._close_idle()
+
     def close(self) -> None:
         """It is shown no more; whoever still reads it in a thread is the last to let go."""
         self._is_closed = True
@@ -87,6 +93,8 @@ class SnapshotImage(Served):
         listed = {one.generation for one in store.header.shown}
         for generation in self._shown.keys() - listed:
             self._shown.pop(generation).close()
+        for shown in self._shown.values():
+            shown.let_go_of_lost()
 
     def trim(self) -> None:
         """Give back the resident memory of the mappings."""

@@ -185,3 +185,47 @@ def test_a_used_block_of_an_older_one_is_whole_whatever_is_free_later(ground: Cu
     run("e2fsck", "-fn", copy)
     with_it = ground.mount(ground.loop(copy, "--read-only"), "-o", "ro,noload", name="with")
     assert (with_it / "file").read_bytes() == expected
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_with_break_oldest_the_oldest_gives_way_and_the_others_stay(ground: CutGround, durability: str) -> None:
+    options = (
+        "--protect",
+        "all",
+        "--buffer-limit",
+        "3M",
+        "--on-overflow",
+        "break-oldest",
+        "--durability",
+        durability,
+    )
+    instance = ground.mounted(ground.image(os.urandom(SIZE)), *options)
+    instance.expect_log("the oldest snapshot .* is lost|% of its limit")
+    contents = {name: kept(instance, name, number * MIB) for number, name in enumerate("abcde")}
+    states = {one["name"]: one["state"] for one in snapshots(instance)}
+    assert states == {"a": "overflowed", "b": "overflowed", "c": "active", "d": "active", "e": "active"}
+    for name in "cde":
+        assert file_of(instance, name).read_bytes() == contents[name]
+    with pytest.raises(OSError, match="Input/output"):
+        file_of(instance, "a").read_bytes()
+    delete(instance, "a", "b")
+    assert names(instance) == ["c", "d", "e"]
+
+
+def test_with_break_oldest_a_full_disk_costs_the_oldest(ground: CutGround) -> None:
+    disk = ground.made("ext4", 144 * MIB, "store.img")
+    store = ground.mount(ground.loop(disk), name="disk") / "store"
+    options = ("--protect", "all", "--on-overflow", "break-oldest", "--store", store)
+    instance = ground.mounted(ground.image(os.urandom(32 * MIB)), *options)
+    instance.expect_log("the oldest snapshot .* is lost|cannot be written|could not be (emptied|written out)")
+    for name in "abcde":
+        cut(instance.live, "--name", name)
+        content = instance.live_file.read_bytes()
+        with instance.live_file.open("r+b", buffering=0) as file:
+            for offset in range(0, 28 * MIB, MIB):
+                os.pwrite(file.fileno(), os.urandom(MIB), offset)
+            os.fsync(file.fileno())
+    states = [one["state"] for one in snapshots(instance)]
+    assert states[0] == "overflowed"
+    assert states[-1] == "active"
+    assert instance.snap_file.read_bytes() == content

@@ -218,7 +218,7 @@ def test_a_refusing_disk_is_as_a_limit(
     assert refusals == ([code] if policy is OverflowPolicy.BREAK_WRITE else [])
     edge = done * BLOCK_BYTES
     assert rig.live() == NEW[:edge] + OLD[edge:]
-    if policy is OverflowPolicy.BREAK_SNAPSHOT:
+    if policy in (OverflowPolicy.BREAK_SNAPSHOT, OverflowPolicy.BREAK_OLDEST):
         assert done == LIMIT_BLOCKS
         assert rig.numbers.state is State.OVERFLOWED
     else:

@@ -1,0 +1,63 @@
+"""The list of cuts of a store, as the live server changes it: one change at a time, each the rename of a header.
+
+What the changes are, and what each costs, is in `cutting` and `merging`. Whoever is no more needed by anybody is
+returned, for the caller to let go when nobody waits.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from cow.disk.cut import Cut
+from cow.disk.header import CutHeader
+from cow.disk.store import Store
+from cow.errors import SnapshotEnded
+from cow.live.cutting import change_cuts, enter_cut, tell_of_change
+from cow.live.merging import count_merged, merge_maps, next_to_merge, without
+
+
+class Chain:
+    """Thread-safe; a change waits for the disk, and for the one before it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._turn = store, threading.Lock()
+
+    def enter(self, cut: Cut, facts: CutHeader) -> list[Cut]:
+        """See `enter_cut`."""
+        with self._turn:
+            return enter_cut(self._store, cut, facts)
+
+    def forget(self, generation: int, on_none: Callable[[], None]) -> list[Cut]:
+        """A snapshot is over; `on_none` is called when it was the last, before there can be another. OSError: nothing
+        changed. SnapshotEnded: it is over already."""
+        store = self._store
+        with self._turn:
+            if not any(one.generation == generation for one in store.header.shown):
+                raise SnapshotEnded(f"cut {generation} has ended")
+            gone = change_cuts(store, without(store.header.cuts, generation))
+            if not store.header.shown:
+                on_none()
+        return gone
+
+    def merge(self) -> Cut | None:
+        """Merge a hidden cut into the one before it; None when there is none that can be merged now. One at a time.
+        OSError: the disk refuses; it can be tried again."""
+        store = self._store
+        generation = next_to_merge(store)
+        if generation is None:
+            return None
+        merge_maps(store, generation)
+        with self._turn:
+            cuts = store.cuts
+            at = next((at for at, cut in enumerate(cuts) if cut.generation == generation), 0)
+            if not at:
+                return None  # the ones before it are gone, and it with them
+            change_cuts(store, [one for one in store.header.cuts if one.generation != generation])
+            count_merged(cuts[at - 1], cuts[at])
+        return cuts[at]
+
+    def tell_of_change(self) -> None:
+        """See there."""
+        with self._turn:
+            tell_of_change(self._store)
