@@ -49,6 +49,7 @@ def test_what_a_mounted_image_prints(bench: Bench) -> None:
     check("cut", printed("snapshot", bench.live, "--name", "kept"))
     check("cut", printed("snapshot", bench.live))
     check("list", printed("list", bench.live))
+    check("delete", printed("delete", bench.live, "--keep-last", "1", "--dry-run"))
     check("delete", printed("delete", bench.live, "kept"))
     check("check", printed("check", bench.live))
     check("backup", printed("backup", bench.live, bench.path / "backup"))
