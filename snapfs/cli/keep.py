@@ -18,15 +18,19 @@ _HELP = {
 }
 
 
-def keep_option(rule: str) -> Any:
-    """--keep-RULE, as `keep_RULE`."""
-    return click.option(f"--keep-{rule}", type=int, metavar="N", help=_HELP[rule])
+def _keep_option(command: Any, rule: str) -> Any:
+    return click.option(f"--keep-{rule}", type=int, metavar="N", help=_HELP[rule])(command)
+
+
+def keep_last_option(command: Any) -> Any:
+    """--keep-last, as `keep_last`."""
+    return _keep_option(command, "last")
 
 
 def keep_options(command: Any) -> Any:
-    """All of them; `keep_of` makes one of what they give."""
+    """All of them, each as `keep_RULE`; `keep_of` makes one of what they give."""
     for rule in reversed(RULES):
-        command = keep_option(rule)(command)
+        command = _keep_option(command, rule)
     return command
 
 

@@ -7,7 +7,7 @@ touched, because each is deleted by its id.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -55,7 +55,7 @@ def delete(path: Path, names: Sequence[str], *, dry_run: bool = False) -> list[F
     ids = {_id_of(snapshots, name, path) for name in names}
     fates = [_fate(one, () if one["id"] in ids else (_NOT_NAMED,)) for one in snapshots]
     if not dry_run:
-        _delete(store, fates)
+        list(_deleting(store, fates))
     return fates
 
 
@@ -64,8 +64,18 @@ def thin_out(path: Path, keep: Keep, pattern: str = "*", *, dry_run: bool = Fals
     store = find_store(path)
     fates = fates_by(read_status(store)["snapshots"], keep, pattern)
     if not dry_run:
-        _delete(store, fates, may_be_gone=True)
+        list(_deleting(store, fates, may_be_gone=True))
     return fates
+
+
+def thinning_out_until(store: Path, snapshot_id: str, keep: Keep, pattern: str) -> Iterator[str]:
+    """The same of the snapshots up to the one with this id, newer ones being none of the caller's: the name of each
+    that is deleted, once it is. SnapfsError: the others are not."""
+    snapshots: list[dict[str, Any]] = read_status(store)["snapshots"]
+    ids = [one["id"] for one in snapshots]
+    count = ids.index(snapshot_id) + 1 if snapshot_id in ids else 0
+    for fate in _deleting(store, fates_by(snapshots[:count], keep, pattern), may_be_gone=True):
+        yield fate.name
 
 
 def fates_by(snapshots: Sequence[dict[str, Any]], keep: Keep, pattern: str) -> list[Fate]:
@@ -86,18 +96,18 @@ def _fate(one: dict[str, Any], reasons: tuple[str, ...]) -> Fate:
     return Fate(one["id"], one["name"], one["taken_at"], reasons)
 
 
-def _delete(store: Path, fates: Sequence[Fate], *, may_be_gone: bool = False) -> None:
-    """The oldest first: what is the oldest of all need not be merged."""
-    ids = [fate.id for fate in fates if not fate.stays]
-    for done, snapshot_id in enumerate(ids):
+def _deleting(store: Path, fates: Sequence[Fate], *, may_be_gone: bool = False) -> Iterator[Fate]:
+    """Each that is deleted, once it is. The oldest first: what is the oldest of all need not be merged."""
+    going = [fate for fate in fates if not fate.stays]
+    for done, fate in enumerate(going):
         try:
-            request(store, DeleteSnapshot(id=snapshot_id, deadline_s=deadline_in(_DELETE_TIMEOUT_S)))
+            request(store, DeleteSnapshot(id=fate.id, deadline_s=deadline_in(_DELETE_TIMEOUT_S)))
         except SnapfsError as error:
-            if may_be_gone and _is_gone(store, snapshot_id):
-                continue
-            if not done:
-                raise
-            raise SnapfsError(f"{done} of {len(ids)} snapshots were deleted. {error.sentence}") from error
+            if not (may_be_gone and _is_gone(store, fate.id)):
+                if not done:
+                    raise
+                raise SnapfsError(f"{done} of {len(going)} snapshots were deleted. {error.sentence}") from error
+        yield fate
 
 
 def _is_gone(store: Path, snapshot_id: str) -> bool:
