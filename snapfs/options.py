@@ -13,10 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Literal, get_args
 
 from snapfs.errors import UsageError
+from snapfs.retention import Keep
 
 Protect = Literal["used", "all"]
 OnOverflow = Literal["break-snapshot", "break-oldest", "break-write", "wait"]
@@ -140,6 +142,23 @@ class SnapshotOptions:
     quiesce: str | None = None
     # One with a name stays when there is a newer one.
     name: str = ""
+    # Afterwards those with names go, or with names that match, but the last ones.
+    keep: Keep | None = None
+    match: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and not self.name:
+            raise UsageError(
+                "--keep-last counts snapshots with a name, and this one would have none; give --name too, or thin "
+                "out with snapfs delete."
+            )
+        if self.match is not None and self.keep is None:
+            raise UsageError("--match alone says nothing of what to keep; give --keep-last too.")
+        if self.match is not None and not fnmatchcase(self.name, self.match):
+            raise UsageError(
+                f"The name {self.name} does not match {self.match}, so the new snapshot would not count; change one "
+                "of them."
+            )
 
 
 @dataclass(frozen=True)

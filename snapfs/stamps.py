@@ -17,6 +17,11 @@ def utc_now() -> str:
     return utc_text(time.time_ns())
 
 
+def local_time(text: str) -> datetime:
+    """What `utc_text` wrote, in the time zone of the machine as it was then."""
+    return datetime.fromisoformat(text).astimezone()
+
+
 def id_text(snapshot_id: bytes) -> str:
     """The id of a snapshot, 16 bytes in a store, as a UUID."""
     return str(uuid.UUID(bytes=snapshot_id))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from snapfs.cli.keep import keep_last_option, keep_of, match_option
 from snapfs.cli.output import note, output_options, show
 from snapfs.cli.types import SECONDS
 from snapfs.errors import ExitCode
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     help="Thaw after this time, whatever happens.",
 )
 @click.option("--name", default="", metavar="NAME", help="Keep it under this name; else the next cut replaces it.")
+@keep_last_option
+@match_option
 @click.option("--quiesce", metavar="qga:SOCKET", help="Have the QEMU guest agent freeze the guest's filesystems.")
 def snapshot_command(
     paths: tuple[Path, ...],
@@ -52,6 +55,8 @@ def snapshot_command(
     freeze_timeout: float,
     name: str,
     quiesce: str | None,
+    keep_last: int | None,
+    match: str | None,
 ) -> int:
     """Have the snapshot view show this instant from now on, while everything stays mounted and in use.
 
@@ -62,13 +67,17 @@ def snapshot_command(
     Of several images, such as the disks of one machine, all snapshots are of one instant: everything is frozen, all
     are cut, everything is thawed.
 
+    With --keep-last all that have a name are deleted afterwards but the last N, the new one among them; with --match
+    only of those with such names.
+
     Hooks are called with freeze and thaw; the SNAPFS_ variables of their environment say more.
 
     Exit code 4: the cut was taken, but not all is as asked for; stderr says what.
     """
     from snapfs.commands.snapshot import snapshot_together
 
-    options = SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce, name)
+    keep = keep_of({"keep_last": keep_last})
+    options = SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce, name, keep, match)
     together = snapshot_together(paths, options)
     problems = together.cuts[-1].problems
     show(_object(together), *_lines(together), as_json=as_json, quiet=quiet)
@@ -94,6 +103,7 @@ def _facts(taken: Taken) -> dict[str, object]:
             {"mount_point": one.mount_point, "reason": one.reason, "offset": one.offset} for one in taken.not_frozen
         ],
         "writers": [asdict(writer) for writer in taken.writers],
+        "deleted": list(taken.deleted),
     }
 
 
@@ -114,4 +124,5 @@ def _lines_of(taken: Taken) -> list[str]:
     if taken.freeze_ms is not None:
         rows.append(("freeze", f"{taken.freeze_ms:.1f} ms"))
     rows.append(("cut", f"{taken.cut_ms:.2f} ms"))
+    rows += [("deleted", name) for name in taken.deleted]
     return [f"{name:<12} {text}" for name, text in rows]

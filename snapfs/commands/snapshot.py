@@ -6,12 +6,13 @@
     freeze, cut, thaw           writers wait (see freezing.window)
     hooks: thaw
     cut-facts                   the snapshot view shows the new cut; the map of used blocks begins
+    delete                      of older ones that are not to be kept; the next cut may be taken meanwhile
 
 Of several images, *cut* is hold each, cut each, resume each: no write that comes after another one is in a snapshot
 without that, whatever goes on below the filesystems.
 
-All of it over one connection to each server: as long as it lasts nobody else takes a cut. Whatever fails before the
-cut closes it, which cancels the cut and leaves the snapshot as it was.
+All but the last over one connection to each server: as long as it lasts nobody else takes a cut. Whatever fails
+before the cut closes it, which cancels the cut and leaves the snapshot as it was.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 
 import cow
 import snapfs
 from snapfs.client import Connection, connected
+from snapfs.commands.snapshots import thinning_out_until
 from snapfs.commands.status import read_status
 from snapfs.errors import NotMountedError, SnapfsError, UsageError
 from snapfs.freezing.guest_agent import connect_agent
@@ -49,6 +51,7 @@ from snapfs.protocol import (
     Writer,
     deadline_in,
 )
+from snapfs.retention import Keep
 from snapfs.system.discovery import find_store
 from snapfs.system.mounts import DEAD_VIEW_ERRORS, canonical_path
 from snapfs.system.place import files_below
@@ -74,6 +77,8 @@ class Taken:
     not_frozen: tuple[NotFrozen, ...]
     writers: tuple[Writer, ...]
     problems: tuple[str, ...]
+    # The names of older ones that went for it.
+    deleted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +100,41 @@ def snapshot_together(paths: Sequence[Path], options: SnapshotOptions) -> TakenT
     changed, or the sentence says what did."""
     if options.name:
         check_name(options.name)
-    with Signals.handled() as signals, ExitStack() as stack:
+    with Signals.handled() as signals:
         instances = [_Instance(find_store(path)) for path in paths]
         _check_apart(instances)
-        # All in the same order: two commands that want some of the same would else wait for each other.
-        for instance in sorted(instances, key=lambda instance: instance.key):
-            stack.enter_context(_while_it_lasts(instance.store))
-            instance.connect(stack)
-        return _Cutting(instances, options, signals).run()
+        with ExitStack() as stack:
+            # All in the same order: two commands that want some of the same would else wait for each other.
+            for instance in sorted(instances, key=lambda instance: instance.key):
+                stack.enter_context(_while_it_lasts(instance.store))
+                instance.connect(stack)
+            together = _Cutting(instances, options, signals).run()
+        if options.keep is None:
+            return together
+        with signals.deferred():
+            cuts = _thinned_out(instances, together.cuts, options.keep, options.match or "*")
+        return replace(together, cuts=cuts)
+
+
+def _thinned_out(
+    instances: Sequence[_Instance], cuts: Sequence[Taken], keep: Keep, pattern: str
+) -> tuple[Taken, ...]:
+    """The older snapshots of each go but those that `keep` has stay. That some are still there harms no new one."""
+    problems = [*cuts[-1].problems]
+    deleted: list[list[str]] = [[] for _ in cuts]
+    for instance, taken, names in zip(instances, cuts, deleted, strict=True):
+        try:
+            for name in thinning_out_until(instance.store, taken.id, keep, pattern):
+                names.append(name)
+        except SnapfsError as error:
+            problems.append(
+                f"The snapshot of {instance.image} was taken, but not all older ones that it was to replace are "
+                f"deleted; see snapfs list. {error.sentence}"
+            )
+    return tuple(
+        replace(taken, problems=tuple(problems), deleted=tuple(names))
+        for taken, names in zip(cuts, deleted, strict=True)
+    )
 
 
 @contextmanager

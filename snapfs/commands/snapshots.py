@@ -1,8 +1,16 @@
-"""`snapfs list` and `snapfs delete`: the snapshots of an instance, by their names."""
+"""`snapfs list` and `snapfs delete`: the snapshots of an instance, by their names.
+
+What is thinned out by rules are snapshots with a name, and with one that matches: neither is any other deleted, nor
+does it count. The newest of them stays by every rule, and what is taken after the look at all of them is never
+touched, because each is deleted by its id.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +18,27 @@ from snapfs.client import request
 from snapfs.commands.status import read_status
 from snapfs.errors import SnapfsError
 from snapfs.protocol import DeleteSnapshot, deadline_in
+from snapfs.retention import Keep, kept
+from snapfs.stamps import local_time
 from snapfs.system.discovery import find_store
 
 _DELETE_TIMEOUT_S = 60.0
+# Why a snapshot stays, besides the rules.
+_NOT_NAMED, _NO_NAME, _NO_MATCH = "not asked for", "no name", "no match"
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What becomes of a snapshot: `reasons` say why it stays; one that has none is deleted."""
+
+    id: str
+    name: str
+    taken_at: str
+    reasons: tuple[str, ...]
+
+    @property
+    def stays(self) -> bool:
+        return bool(self.reasons)
 
 
 def listed(path: Path) -> list[dict[str, Any]]:
@@ -21,18 +47,74 @@ def listed(path: Path) -> list[dict[str, Any]]:
     return snapshots
 
 
-def delete(path: Path, names: Sequence[str]) -> None:
-    """Those with these names or ids are over. SnapfsError: none is, or the sentence says which are."""
+def delete(path: Path, names: Sequence[str], *, dry_run: bool = False) -> list[Fate]:
+    """Those with these names or ids are over, unless it is a `dry_run`; what becomes of each, oldest first.
+    SnapfsError: none is, or the sentence says which are."""
     store = find_store(path)
     snapshots: list[dict[str, Any]] = read_status(store)["snapshots"]
-    ids = [_id_of(snapshots, name, path) for name in dict.fromkeys(names)]
-    for done, snapshot_id in enumerate(ids):
+    ids = {_id_of(snapshots, name, path) for name in names}
+    fates = [_fate(one, () if one["id"] in ids else (_NOT_NAMED,)) for one in snapshots]
+    if not dry_run:
+        list(_deleting(store, fates))
+    return fates
+
+
+def thin_out(path: Path, keep: Keep, pattern: str = "*", *, dry_run: bool = False) -> list[Fate]:
+    """The same of all whose names match `pattern`, as a shell has it, but those that `keep` has stay."""
+    store = find_store(path)
+    fates = fates_by(read_status(store)["snapshots"], keep, pattern)
+    if not dry_run:
+        list(_deleting(store, fates, may_be_gone=True))
+    return fates
+
+
+def thinning_out_until(store: Path, snapshot_id: str, keep: Keep, pattern: str) -> Iterator[str]:
+    """The same of the snapshots up to the one with this id, newer ones being none of the caller's: the name of each
+    that is deleted, once it is. SnapfsError: the others are not."""
+    snapshots: list[dict[str, Any]] = read_status(store)["snapshots"]
+    ids = [one["id"] for one in snapshots]
+    count = ids.index(snapshot_id) + 1 if snapshot_id in ids else 0
+    for fate in _deleting(store, fates_by(snapshots[:count], keep, pattern), may_be_gone=True):
+        yield fate.name
+
+
+def fates_by(snapshots: Sequence[dict[str, Any]], keep: Keep, pattern: str) -> list[Fate]:
+    """What becomes of `snapshots`, objects of a status, oldest first, when they are thinned out."""
+    spared = {one["id"]: _why_spared(one["name"], pattern) for one in snapshots}
+    series = [(local_time(one["taken_at"]), one["id"]) for one in snapshots if not spared[one["id"]]]
+    by_rules = kept(series, keep)
+    return [_fate(one, spared[one["id"]] or by_rules.get(one["id"], ())) for one in snapshots]
+
+
+def _why_spared(name: str, pattern: str) -> tuple[str, ...]:
+    if not name:
+        return (_NO_NAME,)
+    return () if fnmatchcase(name, pattern) else (_NO_MATCH,)
+
+
+def _fate(one: dict[str, Any], reasons: tuple[str, ...]) -> Fate:
+    return Fate(one["id"], one["name"], one["taken_at"], reasons)
+
+
+def _deleting(store: Path, fates: Sequence[Fate], *, may_be_gone: bool = False) -> Iterator[Fate]:
+    """Each that is deleted, once it is. The oldest first: what is the oldest of all need not be merged."""
+    going = [fate for fate in fates if not fate.stays]
+    for done, fate in enumerate(going):
         try:
-            request(store, DeleteSnapshot(id=snapshot_id, deadline_s=deadline_in(_DELETE_TIMEOUT_S)))
+            request(store, DeleteSnapshot(id=fate.id, deadline_s=deadline_in(_DELETE_TIMEOUT_S)))
         except SnapfsError as error:
-            if not done:
-                raise
-            raise SnapfsError(f"{done} of {len(ids)} snapshots were deleted. {error.sentence}") from error
+            if not (may_be_gone and _is_gone(store, fate.id)):
+                if not done:
+                    raise
+                raise SnapfsError(f"{done} of {len(going)} snapshots were deleted. {error.sentence}") from error
+        yield fate
+
+
+def _is_gone(store: Path, snapshot_id: str) -> bool:
+    """By somebody else, who thins out as well."""
+    with suppress(SnapfsError):
+        return all(one["id"] != snapshot_id for one in read_status(store)["snapshots"])
+    return False
 
 
 def _id_of(snapshots: Sequence[dict[str, Any]], name: str, path: Path) -> str:
