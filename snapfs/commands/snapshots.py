@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from snapfs.chosen import id_of
 from snapfs.client import request
 from snapfs.commands.status import read_status
 from snapfs.errors import SnapfsError
@@ -25,7 +26,7 @@ def delete(path: Path, names: Sequence[str]) -> None:
     """Those with these names or ids are over. SnapfsError: none is, or the sentence says which are."""
     store = find_store(path)
     snapshots: list[dict[str, Any]] = read_status(store)["snapshots"]
-    ids = [_id_of(snapshots, name, path) for name in dict.fromkeys(names)]
+    ids = [id_of(snapshots, name, path) for name in dict.fromkeys(names)]
     for done, snapshot_id in enumerate(ids):
         try:
             request(store, DeleteSnapshot(id=snapshot_id, deadline_s=deadline_in(_DELETE_TIMEOUT_S)))
@@ -33,11 +34,3 @@ def delete(path: Path, names: Sequence[str]) -> None:
             if not done:
                 raise
             raise SnapfsError(f"{done} of {len(ids)} snapshots were deleted. {error.sentence}") from error
-
-
-def _id_of(snapshots: Sequence[dict[str, Any]], name: str, path: Path) -> str:
-    for one in snapshots:
-        if name and name in (one["name"], one["id"]):
-            found: str = one["id"]
-            return found
-    raise SnapfsError(f"{path} has no snapshot {name}; snapfs list says which there are.", path=path)

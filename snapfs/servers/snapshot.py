@@ -101,15 +101,7 @@ class SnapshotServer:
         snapshot_id = id_text(header.cut.snapshot_id)
 
         def release(offset: int, length: int) -> None:
-            self._tell(
-                Release(
-                    generation=header.cut.generation,
-                    id=snapshot_id,
-                    offset=offset,
-                    length=length,
-                    deadline_s=_WHEN_SENT,
-                )
-            )
+            self._tell(Release(id=snapshot_id, offset=offset, length=length, deadline_s=_WHEN_SENT))
 
         return SinglePass(header.image_bytes, release)
 
