@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from cow.live.overflow import Event as Event
     from cow.live.overflow import EventKind as EventKind
     from cow.live.overflow import OverflowPolicy as OverflowPolicy
+    from cow.live.size import stored_in as stored_in
     from cow.mount.check import Report as Report
     from cow.mount.check import dump as dump
     from cow.mount.check import verify as verify
@@ -78,6 +79,7 @@ _OWNERS = {
     "cow.live.cutting": "discard_cut prepare_cut",
     "cow.live.engine": "LiveEngine",
     "cow.live.overflow": "Event EventKind OverflowPolicy",
+    "cow.live.size": "stored_in",
     "cow.mount.check": "Report dump verify",
     "cow.mount.recovery": "Opened Outcome Request open_store",
     "cow.snapshot": "SnapshotReader",

@@ -55,8 +55,9 @@ from snapfs.retention import Keep
 from snapfs.system.discovery import find_store
 from snapfs.system.mounts import DEAD_VIEW_ERRORS, canonical_path
 from snapfs.system.place import files_below
+from snapfs.system.shown_files import ShownFile
 from snapfs.system.signals import Signals
-from snapfs.system.stores import check_answers, name_of, owner_of_store
+from snapfs.system.stores import name_of, owner_of_store
 from snapfs.system.view_mounts import mounts_of, view_on
 
 # Also for the turn, while somebody else takes a cut.
@@ -200,7 +201,7 @@ class _Instance:
                 f"The live view {self.live} is not mounted any more; mount the image again for a new snapshot.",
                 path=self.live,
             )
-        check_answers(self.live_file)
+        ShownFile(self.live, (self.live_file.name,)).check_answers()
 
     def prepare(self, name: str) -> None:
         message = PrepareCut(name=name, deadline_s=deadline_in(_PREPARE_TIMEOUT_S))
