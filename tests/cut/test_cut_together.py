@@ -156,6 +156,30 @@ def test_who_is_killed_while_all_are_held_changes_nothing(ground: CutGround, pai
     cut_together(*(instance.live for instance in pair))
 
 
+@pytest.mark.parametrize("step", ["hold+", "cut", "cut+", "resume"])
+def test_who_is_killed_while_somebody_waits_keeps_nobody_waiting(
+    ground: CutGround, pair: tuple[Mounted, Mounted], step: str
+) -> None:
+    one, other = pair
+    process = ground.stopping_cut(one.live, other.live, "--freeze-timeout", "30", at=step, deadline="kept")
+    writer = threading.Thread(target=write_durably, args=(one.live_file,), daemon=True)
+    writer.start()
+    writer.join(0.2)
+    assert writer.is_alive()
+    os.killpg(process.pid, signal.SIGKILL)
+    writer.join(10)
+    assert not writer.is_alive()
+    finished(process)
+
+
+def write_durably(file: Path) -> None:
+    fd = os.open(file, os.O_RDWR | os.O_DSYNC)
+    try:
+        os.pwrite(fd, b"waits", 0)
+    finally:
+        os.close(fd)
+
+
 def test_nothing_is_cut_when_one_of_them_does_not_answer(pair: tuple[Mounted, Mounted]) -> None:
     one, other = pair
     before = identity(one)
