@@ -292,6 +292,12 @@ class _Cutting:
         """Of all of them before any write goes on."""
         if len(self._instances) == 1:
             return [self._instances[0].take(until)]
+        # Who interrupts it gets all of them, or none.
+        with self._signals.deferred():
+            self._signals.check()
+            return self._take_all(until)
+
+    def _take_all(self, until: float) -> list[CutTaken]:
         answers: list[CutTaken] = []
         try:
             for instance in self._instances:

@@ -172,6 +172,30 @@ def test_who_is_killed_while_somebody_waits_keeps_nobody_waiting(
     finished(process)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("step", ["cut+", "resume"])
+def test_who_is_interrupted_after_the_first_gets_all_of_them(
+    ground: CutGround, pair: tuple[Mounted, Mounted], step: str, number: int
+) -> None:
+    before = [identity(instance) for instance in pair]
+    process = ground.stopping_cut(*(instance.live for instance in pair), at=step, deadline="kept")
+    process.send_signal(number)
+    code, out, err = finished(process, "\n")
+    assert (code, err) == (0, "")
+    group = json.loads(out.splitlines()[-1])["group"]
+    for instance, old in zip(pair, before, strict=True):
+        assert identity(instance) != old
+        assert instance.status()["snapshot"]["group"]["id"] == group
+
+
+def test_who_is_interrupted_before_the_first_gets_none(ground: CutGround, pair: tuple[Mounted, Mounted]) -> None:
+    before = [identity(instance) for instance in pair]
+    process = ground.stopping_cut(*(instance.live for instance in pair), at="prepare-cut+", deadline="kept")
+    process.send_signal(signal.SIGINT)
+    assert finished(process, "\n")[0] == 130
+    assert [identity(instance) for instance in pair] == before
+
+
 def write_durably(file: Path) -> None:
     fd = os.open(file, os.O_RDWR | os.O_DSYNC)
     try:
