@@ -28,6 +28,7 @@ from pathlib import Path
 import cow
 import snapfs
 from snapfs.client import Connection, connected
+from snapfs.commands.ended import ended, while_they_last
 from snapfs.commands.status import read_status
 from snapfs.errors import NotMountedError, SnapfsError, UsageError
 from snapfs.freezing.guest_agent import connect_agent
@@ -50,7 +51,7 @@ from snapfs.protocol import (
     deadline_in,
 )
 from snapfs.system.discovery import find_store
-from snapfs.system.mounts import DEAD_VIEW_ERRORS, canonical_path
+from snapfs.system.mounts import canonical_path
 from snapfs.system.place import files_below
 from snapfs.system.signals import Signals
 from snapfs.system.stores import check_answers, name_of, owner_of_store
@@ -98,27 +99,11 @@ def snapshot_together(paths: Sequence[Path], options: SnapshotOptions) -> TakenT
     with Signals.handled() as signals, ExitStack() as stack:
         instances = [_Instance(find_store(path)) for path in paths]
         _check_apart(instances)
-        # All in the same order: two commands that want some of the same would else wait for each other.
-        for instance in sorted(instances, key=lambda instance: instance.key):
-            stack.enter_context(_while_it_lasts(instance.store))
-            instance.connect(stack)
-        return _Cutting(instances, options, signals).run()
-
-
-@contextmanager
-def _while_it_lasts(store: Path) -> Iterator[None]:
-    """A view whose server has died refuses everything, even to be closed, whatever was wrong before that."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DEAD_VIEW_ERRORS:
-            raise
-        name = name_of(store)
-        raise NotMountedError(
-            f"The snapfs on {name} ended while a cut was taken; mount the image again, and snapfs status says which "
-            "snapshot it has.",
-            path=name,
-        ) from error
+        with while_they_last([instance.store for instance in instances]):
+            # All in the same order: two commands that want some of the same would else wait for each other.
+            for instance in sorted(instances, key=lambda instance: instance.key):
+                instance.connect(stack)
+            return _Cutting(instances, options, signals).run()
 
 
 def _check_apart(instances: Sequence[_Instance]) -> None:
@@ -199,7 +184,11 @@ class _Instance:
             group=group,
         )
         message = NoteFacts(generation=self.generation, facts=facts, deadline_s=deadline_in(_FACTS_TIMEOUT_S))
-        if not self.server.ask(message).shown:
+        try:
+            shown = self.server.ask(message).shown
+        except NotMountedError as error:
+            raise ended(self.store) from error
+        if not shown:
             raise SnapfsError(
                 f"A new cut was taken ({frozen.answer.taken_at}) and the snapshot before it has ended, but "
                 f"{self.snap} does not show it, because its server does not answer; look into "
@@ -218,6 +207,7 @@ class _Cutting:
         }
         self._hooks = Hooks(found, options.hook_timeout_s, facts)
         self._problems: list[str] = []
+        self._errors: list[SnapfsError] = []
 
     def run(self) -> TakenTogether:
         for instance in self._instances:
@@ -235,13 +225,17 @@ class _Cutting:
                 plan.unneeded_fds.append(instance.server.fileno())
                 plan.sync()
             frozen = self._cut(plans)
-            for plan, one in zip(plans, frozen, strict=True):
-                one.not_frozen += plan.latecomers()
-                one.writers = plan.writers(one.answer)
+            for plan, one, instance in zip(plans, frozen, self._instances, strict=True):
+                with self._alone(instance):
+                    one.not_frozen += plan.latecomers()
+                    one.writers = plan.writers(one.answer)
         group = self._group(frozen)
         with self._signals.deferred():
             for instance, one in zip(self._instances, frozen, strict=True):
-                instance.tell_facts(one, group)
+                with self._alone(instance):
+                    instance.tell_facts(one, group)
+        if self._errors:
+            raise self._errors[0]
         lost = dict.fromkeys(name for one in frozen for name in one.lost)
         if lost:
             self._problems.append(
@@ -250,6 +244,15 @@ class _Cutting:
             )
         cuts = map(self._taken, self._instances, frozen)
         return TakenTogether(None if group is None else group.id, tuple(cuts))
+
+    @contextmanager
+    def _alone(self, instance: _Instance) -> Iterator[None]:
+        """What becomes of one image when all are cut is told at the end: the others are to know what was frozen."""
+        try:
+            with while_they_last([instance.store]):
+                yield
+        except SnapfsError as error:
+            self._errors.append(error)
 
     def _taken(self, instance: _Instance, frozen: Frozen) -> Taken:
         return Taken(

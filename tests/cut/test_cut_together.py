@@ -215,6 +215,29 @@ def test_nothing_is_cut_when_one_of_them_does_not_answer(pair: tuple[Mounted, Mo
     assert identity(one) == before
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("step", ["prepare-cut+", "resume+", "cut-facts"])
+def test_the_one_that_has_died_is_named_and_the_other_told_what_was_taken(
+    ground: CutGround, pair: tuple[Mounted, Mounted], step: str, victim: int
+) -> None:
+    dying, other = pair[victim], pair[1 - victim]
+    dying.expect_log(".")
+    before = identity(other)
+    process = ground.stopping_cut(*(instance.live for instance in pair), at=step, deadline="kept")
+    dying.kill("live")
+    code, _, err = finished(process, "\n")
+    assert code == 1
+    assert str(dying.store) in err
+    assert str(other.store) not in err
+    status = other.status()["snapshot"]
+    if step == "prepare-cut+":
+        assert (status["id"], status["group"]) == (before, None)
+    else:
+        assert "ended while a cut was taken" in err
+        assert status["id"] in [member["id"] for member in status["group"]["members"]]
+        wait_until(lambda: other.status()["snapshot"]["map"] == "ready", what="the map")
+
+
 def test_held_writes_go_on_when_the_time_is_over(pair: tuple[Mounted, Mounted]) -> None:
     one, _ = pair
     with connected(one.store) as server:
