@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import xxhash
 from engine_rig import QuickFiles, Rig, pattern
 from sample_store import OLD as SAMPLE_OLD
 from sample_store import SAMPLES
@@ -202,6 +204,16 @@ def test_a_store_of_every_format_stays_readable(sample: tuple[Path, Path]) -> No
         reader.read(3 * 4096, 1)
     store.close()
     os.close(fd)
+
+
+def test_the_checksum_of_a_record_is_what_the_document_says(sample: tuple[Path, Path]) -> None:
+    """XXH3-64 of header and payload, seeded with the first 8 bytes of the store id."""
+    store = sample[0] / "store"
+    seed = int.from_bytes((store / "header").read_bytes()[60:68], "little")
+    for segment in (store / "segments").iterdir():
+        record = segment.read_bytes()
+        payload_bytes, _, checksum = struct.unpack_from("<IIQ", record, 24)
+        assert checksum == xxhash.xxh3_64_intdigest(record[:32] + record[40 : 40 + payload_bytes], seed)
 
 
 def test_a_dump_is_bounded(make_rig: MakeRig) -> None:
