@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from engine_rig import NEXT_BOOT, Rig, pattern
 
 from cow.disk.layout import Durability
-from cow.errors import SnapshotEnded
+from cow.errors import Damaged, SnapshotEnded
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 512
@@ -53,13 +54,13 @@ class Chain:
         self.rig.rules.look()
         return count
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, blocks: int = BLOCKS) -> bytes:
         store = self.rig.store
         assert store is not None
         cut = store.open_cut(self.generation(name), writable=False)
         reader = SnapshotReader(replace(store, cut=cut), self.rig.image)
         try:
-            return reader.read(0, len(OLD))
+            return reader.read(0, blocks * BLOCK_BYTES)
         finally:
             reader.close()
             cut.let_go()
@@ -233,6 +234,22 @@ def test_an_overflow_ends_all_of_them(chain: Chain) -> None:
     chain.rig.engine.write(0, pattern(BLOCK_BYTES, 5))
     assert chain.rig.store is not None
     assert not any(cut.numbers.is_kept for cut in chain.rig.store.cuts)
+
+
+def test_what_an_image_lost_is_missing_in_all_before_whatever_a_later_one_preserves(chain: Chain) -> None:
+    chain.cut("a")
+    chain.cut("b")
+    os.truncate(chain.rig.image_path, 20 * BLOCK_BYTES)
+    with pytest.raises(OSError, match="cut short"):
+        chain.rig.engine.write(40 * BLOCK_BYTES, b"x")
+    os.truncate(chain.rig.image_path, len(OLD))
+    chain.cut("c")
+    chain.write(0, BLOCKS, 2)
+    assert chain.read("c") == chain.expected["c"]
+    for name in "ab":
+        assert chain.read(name, 20) == chain.expected[name][: 20 * BLOCK_BYTES]
+        with pytest.raises(Damaged, match="cut short"):
+            chain.read(name)
 
 
 def test_nothing_is_left_of_what_was_deleted(chain: Chain, tmp_path: Path) -> None:
