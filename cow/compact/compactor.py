@@ -99,9 +99,10 @@ class Compactor:
         return count
 
     def tidy(self) -> None:
-        """Give the space of a snapshot that nobody can read any more back to the disk that it filled."""
+        """Give the space of snapshots that nobody can read any more back to the disk that they filled."""
         if not self._cut.numbers.is_kept:
             self._records.remove_all()
+            self._followed.remove_needless()
 
     def _committed_seq(self) -> int:
         """Slots below are committed, and of the cut that is followed, or of one that nobody needs."""
@@ -131,7 +132,7 @@ class Compactor:
     @property
     def _older_settled(self) -> Bitmap | None:
         older = self._followed.older
-        return None if older is None else older.settled
+        return older.settled if older is not None and older.numbers.is_kept else None
 
     def _new_records(self) -> RecordWriter:
         return RecordWriter(self._store, self._cut, self._encoder, self._direct)

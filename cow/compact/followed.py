@@ -10,10 +10,10 @@ import contextlib
 from typing import Final
 
 from cow.disk.cut import Cut
-from cow.disk.directory import SEGMENTS_NAME
+from cow.disk.directory import SEGMENTS_NAME, is_intact
 from cow.disk.header import read_header
 from cow.disk.layout import Counter, CutCounter
-from cow.disk.segment_files import remove_segments_of_none
+from cow.disk.segment_files import remove_segments_of
 from cow.disk.store import Store
 
 _NEVER: Final = 1 << 63
@@ -61,8 +61,7 @@ class Followed:
         # One that names another cut than the numbers do may still be taken back; else it is looked at again.
         if header is not None and header.cut.generation == self._control[Counter.GENERATION]:
             self._header = header
-            with contextlib.suppress(OSError):
-                remove_segments_of_none(self._store.path / SEGMENTS_NAME, header.owner_of)
+            self.remove_needless()
         generation = self.cut.generation
         if self._header.cut_of(generation) is None:
             later = self._header.next_of(generation)
@@ -92,6 +91,17 @@ class Followed:
         for one, cut in known.items():
             if one not in opened:
                 cut.let_go()
+
+    def remove_needless(self) -> None:
+        """Remove the segments that no cut has any more, and those of the oldest ones as long as these are lost. Not
+        behind one that can be read; and the newest's are for who appends to them."""
+        header, lost = self._header, set[int | None]([None])
+        for one in header.cuts[:-1]:
+            if is_intact(self._store.path, one.generation):
+                break
+            lost.add(one.generation)
+        with contextlib.suppress(OSError):
+            remove_segments_of(self._store.path / SEGMENTS_NAME, lambda number: header.owner_of(number) in lost)
 
     def close(self) -> None:
         for cut in (self.older, self.cut, self.later):

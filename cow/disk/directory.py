@@ -91,6 +91,11 @@ def _is_cut(name: str) -> bool:
     return name.startswith(_CUT_PREFIX) and name[len(_CUT_PREFIX) :].isdecimal()
 
 
+def is_intact(path: Path, generation: int) -> bool:
+    """Whether the disk knows of no end of the cut."""
+    return (cut_path(path, generation) / INTACT_NAME).exists()
+
+
 def remove_cuts(path: Path, keep: Iterable[int] = ()) -> None:
     """Remove the directories of all cuts but the generations `keep`, as far as the disk lets them go.
 

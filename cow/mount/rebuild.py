@@ -174,7 +174,7 @@ def settle_preserved(store: Store) -> None:
             if entry and not cut.settled.all_set(low, high):
                 cut.settled.set_range(low, high)
     # What the cut before has in this one stays owed, whatever this one's readers need.
-    older = store.older[-1].settled if store.older else None
+    older = store.older[-1].settled if store.older and store.older[-1].numbers.is_kept else None
     for given in (cut.free, cut.released):
         for first, end in given.set_runs():
             for is_set, low, high in older.runs(first, end) if older is not None else ((True, first, end),):

@@ -236,6 +236,50 @@ def test_an_overflow_ends_all_of_them(chain: Chain) -> None:
     assert not any(cut.numbers.is_kept for cut in chain.rig.store.cuts)
 
 
+def overflow(chain: Chain) -> None:
+    """Two with a name, and what they held is lost."""
+    for name in "ab":
+        chain.cut(name)
+        chain.write(0, 8, 2)
+    chain.rig.compactor.drain()
+    chain.rig.engine.room.set_limit(1)
+    chain.rig.engine.write(8 * BLOCK_BYTES, pattern(BLOCK_BYTES, 5))
+    chain.expected.clear()
+
+
+def test_what_was_lost_takes_no_room_from_the_next(chain: Chain) -> None:
+    overflow(chain)
+    chain.rig.compactor.tidy()
+    assert list((chain.rig.store_path / "segments").iterdir()) == []
+    chain.rig.engine.room.set_limit(8 * BLOCK_BYTES)
+    chain.cut("c")
+    assert chain.rig.engine.size.shown().stored_bytes == 0
+    chain.write(0, 4, 6)
+    chain.check()
+
+
+def test_what_was_lost_is_removed_also_when_the_next_comes_first(chain: Chain) -> None:
+    overflow(chain)
+    chain.rig.engine.room.set_limit(0)
+    chain.cut("c")
+    chain.rig.compactor.drain()
+    assert list((chain.rig.store_path / "segments").iterdir()) == []
+    chain.write(0, 4, 6)
+    chain.check()
+
+
+def test_what_is_free_costs_nothing_whatever_was_lost_before(chain: Chain) -> None:
+    overflow(chain)
+    chain.rig.engine.room.set_limit(0)
+    chain.cut("c")
+    assert chain.rig.settle_free([(16, 32)]) == 16
+    chain.write(16, 16, 6)
+    assert chain.rig.cut.index.count() == 0
+    chain.rig.abandon()
+    chain.rig.open()
+    assert chain.rig.cut.index.count() == 0
+
+
 def test_what_an_image_lost_is_missing_in_all_before_whatever_a_later_one_preserves(chain: Chain) -> None:
     chain.cut("a")
     chain.cut("b")
