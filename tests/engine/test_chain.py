@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_rig import NEXT_BOOT, Rig, pattern
+from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
 
 from cow.disk.layout import Durability
 from cow.errors import Damaged, SnapshotEnded
@@ -54,13 +55,16 @@ class Chain:
         self.rig.rules.look()
         return count
 
-    def read(self, name: str, blocks: int = BLOCKS) -> bytes:
+    def read_at(self, name: str, block_no: int) -> bytes:
+        return self.read(name, 1, block_no)
+
+    def read(self, name: str, blocks: int = BLOCKS, first: int = 0) -> bytes:
         store = self.rig.store
         assert store is not None
         cut = store.open_cut(self.generation(name), writable=False)
         reader = SnapshotReader(replace(store, cut=cut), self.rig.image)
         try:
-            return reader.read(0, blocks * BLOCK_BYTES)
+            return reader.read(first * BLOCK_BYTES, blocks * BLOCK_BYTES)
         finally:
             reader.close()
             cut.let_go()
@@ -234,6 +238,59 @@ def test_an_overflow_ends_all_of_them(chain: Chain) -> None:
     chain.rig.engine.write(0, pattern(BLOCK_BYTES, 5))
     assert chain.rig.store is not None
     assert not any(cut.numbers.is_kept for cut in chain.rig.store.cuts)
+
+
+def read_blocks(chain: Chain, name: str) -> dict[int, bytes]:
+    """Those that can be read."""
+    content = {}
+    for block_no in range(BLOCKS):
+        with contextlib.suppress(Damaged):
+            content[block_no] = chain.read_at(name, block_no)
+    return content
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+@pytest.mark.parametrize("boot_id", [BOOT, NEXT_BOOT])
+def test_a_damaged_copy_is_never_replaced_by_a_later_one(chain: Chain, is_merged: bool, boot_id: bytes) -> None:
+    if chain.rig.durability is Durability.PROCESS and boot_id is NEXT_BOOT:
+        pytest.skip("nothing survives that")
+    for name in ("a", "b", "last"):
+        chain.cut(name)
+        chain.write(0, 16, len(chain.expected) + 1)
+    chain.write(16, 8, 9)
+    chain.rig.compactor.drain()
+    (segment,) = (chain.rig.store_path / "segments").glob(f"*-{chain.generation('a'):08d}")
+    chain.delete("b")
+    if is_merged:
+        assert chain.merge() == 1
+    chain.rig.rules.are_kept = False
+    chain.rig.abandon()
+    segment.unlink()
+    chain.rig.open(boot_id)
+    expected = chain.expected["a"]
+    found = read_blocks(chain, "a")
+    assert sorted(found) == list(range(16, BLOCKS))
+    for block_no, content in found.items():
+        assert content == expected[block_no * BLOCK_BYTES :][:BLOCK_BYTES], block_no
+    assert chain.read("last") == chain.expected["last"]
+
+
+def test_a_block_that_was_lost_stays_so_whatever_is_merged(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=32)
+    rig.spoil(3)
+    rig.open()
+    chain = Chain(rig)
+    rig.make_cut("a")
+    chain.write(3, 1, 2)
+    chain.cut("b")
+    chain.write(3, 1, 3)
+    chain.cut("last")
+    chain.delete("b")
+    assert chain.merge() == 1
+    rig.abandon()
+    rig.open()
+    chain.expected["a"] = OLD
+    assert sorted(set(range(BLOCKS)) - set(read_blocks(chain, "a"))) == [3]
 
 
 def overflow(chain: Chain) -> None:
