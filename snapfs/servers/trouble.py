@@ -24,6 +24,8 @@ class Trouble:
         # With the generation of the cut that it is about.
         self._last_error: tuple[int, str] | None = None
         self._losses_told = 0
+        # The generations of cuts in which somebody met damage.
+        self._damaged = set[int]()
         self._why_waiting: str | None = None
         # Other servers that are not running, with a sentence each.
         self._missing: dict[str, str] = {}
@@ -74,8 +76,14 @@ class Trouble:
             self._last_error = (self._store.cut.generation, f"{where}: what was there is lost to the snapshot")
 
     def note_damage(self, request: TellDamage) -> None:
-        """A reader of the snapshot has found it; the first is said, the rest is as bad."""
-        if self._present_error is None:
+        """A reader of a snapshot has found it; the first is said, the rest is as bad."""
+        facts = self._store.header.cut_of(request.generation)
+        if facts is None or request.generation in self._damaged:
+            return
+        self._damaged.add(request.generation)
+        if request.generation != self._store.cut.generation:
+            _LOG.error("the store is damaged, and with it the snapshot %s: %s", facts.name, request.what)
+        elif self._present_error is None:
             _LOG.error("the store is damaged: %s", request.what)
             self._last_error = (request.generation, f"the store is damaged: {request.what}")
 

@@ -152,6 +152,23 @@ def _reads(path: Path) -> bytes:
         return b""
 
 
+def test_damage_is_said_of_those_that_meet_it(instance: Mounted) -> None:
+    contents = {name: kept(instance, name, number * MIB) for number, name in enumerate("abc")}
+    cut(instance.live)
+    wait_until(lambda: not instance.status()["buffer"]["staged_bytes"], what="the records")
+    (segment,) = (instance.store / "segments").glob("*-00000003")
+    with segment.open("r+b") as file:
+        file.seek(5000)
+        file.write(bytes(64))
+    instance.expect_log("the store is damaged, and with it the snapshot [ab]: ")
+    for name in "ab":
+        with pytest.raises(OSError, match="Input/output error"):
+            file_of(instance, name).read_bytes()
+    assert file_of(instance, "c").read_bytes() == contents["c"]
+    states = {"a": "damaged", "b": "damaged", "c": "active", "": "active"}
+    wait_until(lambda: {one["name"]: one["state"] for one in snapshots(instance)} == states, what="the states")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
