@@ -174,6 +174,7 @@ def test_damage_is_said_of_those_that_meet_it(instance: Mounted) -> None:
     [
         (("snapshot", "--name", "a"), 1, "There is a snapshot a already"),
         (("snapshot", "--name", "../a"), 2, "cannot be called '../a'"),
+        (("snapshot", "--name", "9446626d-c85b-4e28-b49f-40e50b06529a"), 2, "which is how ids are written"),
         (("snapshot", "--name", "."), 2, "cannot be called '.'"),
         (("delete", "none"), 1, "has no snapshot none"),
         (("delete", "newest"), 1, "The newest snapshot is the one that is shown"),
