@@ -46,8 +46,9 @@ class Trouble:
     def on_event(self, event: Event) -> None:
         """What the engine tells, in whatever thread."""
         if not event.is_on_disk:
-            # Before the write that takes something from the snapshot goes on.
-            note_lost(self._store.header.cut.snapshot_id)
+            # Before the write that takes something from the snapshots goes on: what the newest loses, all lose.
+            for cut in self._store.header.cuts:
+                note_lost(cut.snapshot_id)
         if event.kind is EventKind.BUFFER_FILLING:
             _LOG.warning("the side buffer has reached %d %% of its limit", event.value)
         elif event.kind is EventKind.WAITING:

@@ -12,7 +12,7 @@ import pytest
 from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
 
 from cow.disk.layout import Durability
-from cow.errors import Damaged, SnapshotEnded
+from cow.errors import Damaged, SnapshotEnded, SnapshotLost
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 512
@@ -291,6 +291,21 @@ def test_a_block_that_was_lost_stays_so_whatever_is_merged(make_rig: MakeRig) ->
     rig.open()
     chain.expected["a"] = OLD
     assert sorted(set(range(BLOCKS)) - set(read_blocks(chain, "a"))) == [3]
+
+
+def test_one_whose_end_the_disk_could_not_be_told_does_not_come_back(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 8, 2)
+    chain.cut("b")
+    assert chain.rig.store is not None
+    lost = [one.snapshot_id for one in chain.rig.store.header.cuts if one.name == "a"]
+    chain.rig.abandon()
+    request = replace(chain.rig.request(), is_lost=lost.__contains__)
+    chain.rig.request = lambda boot_id=BOOT: request  # type: ignore[method-assign]
+    assert chain.rig.open().notes == ["the store's disk failed in use, and the snapshot a was lost"]
+    with pytest.raises(SnapshotLost):
+        chain.read("a")
+    assert chain.read("b") == chain.expected["b"]
 
 
 def overflow(chain: Chain) -> None:
