@@ -159,6 +159,7 @@ class SnapshotReader:
             if run[0] is not _OWED:
                 link.read(view, offset, run)
             elif at + 1 < len(self._links):
+                self._check_there(link, run[1], run[2])
                 self._read_from(at + 1, view, offset, run[1], run[2])
             else:
                 self._read_image(at, view, offset, run[1], run[2])
@@ -175,10 +176,11 @@ class SnapshotReader:
         for run in link.explain(first, end):
             if run[0] is not _OWED:
                 link.read(view, offset, run)
-            elif self._is_newest():
-                self._check_there(run[1], run[2])
             else:
-                self._read_from(newest + 1, view, offset, run[1], run[2])
+                is_newest = self._is_newest()
+                self._check_there(link, run[1], run[2])
+                if not is_newest:
+                    self._read_from(newest + 1, view, offset, run[1], run[2])
 
     def _is_newest(self) -> bool:
         """Whether there is no later cut than those that are known; after the call they are. No number: the page is
@@ -189,10 +191,11 @@ class SnapshotReader:
         self._follow(self._control[_HEADERS], generation)
         return self._links[-1].generation == newest
 
-    def _check_there(self, first: int, end: int) -> None:
-        """What the image lost when it was cut short may read as zeros now."""
-        missing_bytes = max(unpack_missing(link.numbers[_MISSING_BYTES]) for link in self._links)
-        if missing_bytes:
+    def _check_there(self, link: PreservedReader, first: int, end: int) -> None:
+        """What the image lost when it was cut short, while that cut owed these blocks, may be zeros now: there, and
+        in what later cuts preserved of it."""
+        number = link.numbers[_MISSING_BYTES]
+        if number and (missing_bytes := unpack_missing(number)):
             start, length = self.geometry.extent(first, end)
             if start + length > self.geometry.image_bytes - missing_bytes:
                 raise Damaged("the image was cut short", first)

@@ -39,6 +39,7 @@ _DECIMAL_UNIT: Final = re.compile(r"[0-9.]+\s*[KMGT]B", re.IGNORECASE)
 
 MAX_NAME_CHARS: Final = 100
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
+_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 _STDOUT: Final = Path("-")
 
@@ -73,7 +74,10 @@ def _why_no_size(text: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """UsageError unless a snapshot may be called `name`: it is a name of a directory, and of a word in a shell."""
+    """UsageError unless a snapshot may be called `name`: it is a name of a directory, and of a word in a shell. It is
+    not written as the id of another one is: who deletes by that would not know which goes."""
+    if _ID.fullmatch(name):
+        raise UsageError(f"A snapshot cannot be called {name!r}, which is how ids are written; give another name.")
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"A snapshot cannot be called {name!r}; give a name of letters, digits, and . _ - between them, of at "

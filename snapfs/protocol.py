@@ -7,7 +7,7 @@
     ending       supervisor, umount                              Done
     write-out    supervisor                                      Done           Timed
     server       supervisor                                      Done
-    damage       snapshot server                                 Done           OfCut
+    damage       snapshot server                                 Done
     release      snapfs release, backup, snapshot server         Released       OfSnapshot, Timed
     map          snapfs map, backup                              MapGiven       OfSnapshot
     begin-map    mount, umount that changed nothing              Done
@@ -200,10 +200,12 @@ class NoteServer(Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TellDamage(OfCut, Request[Done]):
-    """Something in the store is not what was written."""
+class TellDamage(Request[Done]):
+    """Something in the store is not what was written, so the cut of this `generation`, also an older one, cannot be
+    read there."""
 
     op, answer = "damage", Done
+    generation: int
     what: str
 
 

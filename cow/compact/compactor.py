@@ -104,6 +104,7 @@ class Compactor:
         self._follow_cut()
         if self._followed.later is None and not self._cut.numbers.is_kept:
             self._records.remove_all()
+            self._followed.remove_needless()
 
     def _committed_seq(self) -> int:
         """Slots below are committed, and of the cut that is followed, or of one that nobody needs."""
@@ -133,7 +134,7 @@ class Compactor:
     @property
     def _older_settled(self) -> Bitmap | None:
         older = self._followed.older
-        return None if older is None or not older.numbers.is_kept else older.settled
+        return older.settled if older is not None and older.numbers.is_kept else None
 
     def _new_records(self) -> RecordWriter:
         return RecordWriter(self._store, self._cut, self._encoder, self._direct)

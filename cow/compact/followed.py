@@ -13,7 +13,7 @@ from cow.disk.cut import Cut
 from cow.disk.directory import SEGMENTS_NAME
 from cow.disk.header import read_header
 from cow.disk.layout import Counter, CutCounter
-from cow.disk.segment_files import remove_segments_of_none
+from cow.disk.segment_files import remove_segments_of
 from cow.disk.store import Store
 
 _NEVER: Final = 1 << 63
@@ -57,30 +57,18 @@ class Followed:
     def _look(self) -> None:
         """At the header, which has changed."""
         self._headers = self._control[Counter.HEADERS]
-        # Before the header: see `_needing`.
         ended = self._store.ended()
         header = read_header(self._store.path)
         # One that names another cut than the numbers do may still be taken back; else it is looked at again.
         if header is not None and header.cut.generation == self._control[Counter.GENERATION]:
             self._header = header
-            with contextlib.suppress(OSError):
-                remove_segments_of_none(
-                    self._store.path / SEGMENTS_NAME, lambda generation: self._needing(generation, ended)
-                )
+            self._remove_needless(ended)
             self._control[Counter.FOLLOWED_HEADERS] = self._headers
         generation = self.cut.generation
         if self._header.cut_of(generation) is None:
             later = self._header.next_of(generation)
             generation = self._header.cut.generation if later is None else later.generation
         self._go_to(generation)
-
-    def _needing(self, generation: int, ended: frozenset[int]) -> int | None:
-        """The cut that may need records of `generation`; None: there is none, or it is `ended` by itself. What was
-        deleted, and is still read through, is hidden in the header before it is told that it has ended."""
-        owner = self._header.owner_of(generation)
-        if owner in ended and any(one.generation == owner for one in self._header.shown):
-            return None
-        return owner
 
     def _go_to(self, generation: int) -> None:
         generations = [one.generation for one in self._header.cuts]
@@ -105,6 +93,20 @@ class Followed:
         for one, cut in known.items():
             if one not in opened:
                 cut.let_go()
+
+    def remove_needless(self) -> None:
+        """Remove the segments that no cut has any more, and those of the oldest ones as long as these are lost."""
+        self._remove_needless(self._store.ended())
+
+    def _remove_needless(self, ended: frozenset[int]) -> None:
+        """Not behind one that can be read, which may need what is over; and the newest's are for who appends."""
+        header, lost = self._header, set[int | None]([None])
+        for one in header.cuts[:-1]:
+            if one.generation not in ended:
+                break
+            lost.add(one.generation)
+        with contextlib.suppress(OSError):
+            remove_segments_of(self._store.path / SEGMENTS_NAME, lambda number: header.owner_of(number) in lost)
 
     def close(self) -> None:
         for cut in (self.older, self.cut, self.later):

@@ -9,7 +9,7 @@ from cow.disk.codec import STORE_RAW, RecordHeader, encode, payload_bytes
 from cow.disk.cut import Cut
 from cow.disk.direct import DirectWriter
 from cow.disk.layout import CutCounter, pack_place
-from cow.disk.segment_files import Segments, remove_segments_of_none
+from cow.disk.segment_files import Segments, remove_segments_of
 from cow.disk.segments import SegmentWriter
 from cow.disk.store import Store
 
@@ -88,7 +88,7 @@ class RecordWriter:
         one may have some already."""
         self._writer.close()
         last = self._cut.generation
-        remove_segments_of_none(self._cut.segments.directory, lambda one: one if one > last else None)
+        remove_segments_of(self._cut.segments.directory, lambda generation: generation <= last)
         self._writer = self._new_writer()
 
     def close(self) -> None:

@@ -64,10 +64,10 @@ def present_segments(directory: Path) -> list[tuple[int, int, Path]]:
     return [one for one in found if 0 < one[0] <= MAX_SEGMENT_NO]
 
 
-def remove_segments_of_none(directory: Path, owner_of: Callable[[int], int | None]) -> None:
-    """Remove the segments of generations that nobody owns; what stays now is found the next time."""
+def remove_segments_of(directory: Path, is_needless: Callable[[int], bool]) -> None:
+    """Remove the segments of generations that nobody needs; what stays now is found the next time."""
     for _, generation, path in present_segments(directory):
-        if owner_of(generation) is None:
+        if is_needless(generation):
             with contextlib.suppress(OSError):
                 path.unlink()
 

@@ -293,11 +293,12 @@ class LiveEngine:
     # --- the rest ----------------------------------------------------------------------------------------
 
     def note_damage(self, generation: int) -> None:
-        """A reader found something of this cut in the store that is not what was written; nothing when it is over."""
+        """A reader of this cut found something in the store that is not what was written; nothing when it is over."""
         self.room.look_at_store()
-        cut = self._store.hold_cut()
+        cuts = self._store.hold_cuts()
         try:
-            if generation != cut.generation:
+            cut = next((cut for cut in cuts if cut.generation == generation), None)
+            if cut is None:
                 return
             numbers = cut.numbers
             with self._lock:
@@ -306,7 +307,8 @@ class LiveEngine:
                     numbers.put(CutCounter.STATE, State.DAMAGED)
             numbers.keep()
         finally:
-            cut.let_go()
+            for one in cuts:
+                one.let_go()
 
     def sync(self) -> None:
         """Make all live writes durable, as fsync of the image does; waits for the disk."""

@@ -169,14 +169,14 @@ class Relief:
 
     def _settle_unneeded(self, first: int, end: int, reason: Bitmap) -> int:
         """Settle what the cut before does not need; how many were owed. What is not settled there, that one has in
-        this one: it is owed whatever this one's readers need."""
+        this one: it is owed whatever this one's readers need. One that is lost needs nothing, and lets nobody read
+        through it."""
         if not self._store.older and self._store.cut is self.cut:
             return self._settle(first, end, reason)
         cuts = self._store.hold_cuts()
         try:
             if cuts[-1] is not self.cut:
                 return 0  # what an older cut owed, the later ones owe
-            # One that is lost needs nothing, and neither do those before it.
             if len(cuts) == 1 or not cuts[-2].numbers.is_kept or (older := cuts[-2].settled).all_set(first, end):
                 return self._settle(first, end, reason)
             return sum(self._settle(low, high, reason) for is_set, low, high in older.runs(first, end) if is_set)

@@ -58,11 +58,13 @@ class BufferSize:
     def _look(self) -> tuple[int, int]:
         """The staged bytes and the stored bytes."""
         control, store = self._control, self._store
-        oldest = store.older[0] if store.older else store.cut
+        # Of one that is lost nobody needs anything, and its records go (`Compactor.tidy`).
+        older = [cut for cut in store.older if cut.numbers.is_kept] if store.older else ()
+        oldest = older[0] if older else store.cut
         # Freed before stored: a step that ends in between is counted twice, not missed.
         slots = control[_RESERVED_SEQ] - max(control[_FREED_SEQ], oldest.numbers[_FIRST_SEQ])
         stored_bytes = stored_in(store.cut)
-        for cut in store.older:
+        for cut in older:
             stored_bytes += stored_in(cut)
         return slots * self._block_bytes, stored_bytes
 

@@ -16,6 +16,7 @@ from cow.disk.blocks import Kind, Run, classify, entry_runs
 from cow.disk.codec import RecordHeader, slot_checksums, slot_seed
 from cow.disk.directory import (
     BITMAP_NAMES,
+    COMMON_NAMES,
     SEGMENTS_NAME,
     foreign_names,
     holds_preserved,
@@ -53,12 +54,15 @@ class Report:
     records: int = 0
     blocks: int = 0
     damaged: int = 0
+    # What the sentences to come are about, where there is more than one snapshot.
+    about: str = ""
 
     @property
     def is_whole(self) -> bool:
         return not self.problems
 
     def add(self, sentence: str, *, damaged_blocks: int = 0) -> None:
+        sentence = self.about + sentence
         self.damaged += damaged_blocks
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(sentence)
@@ -86,7 +90,11 @@ def verify(path: Path, files: Files) -> Report:
 def _verify(report: Report, path: Path, header: Header, files: Files) -> None:
     for cut in header.cuts:
         for name, (file, size_bytes) in expected_files(path, header, cut.generation).items():
-            _check_size(report, name, file, size_bytes)
+            is_common = name in COMMON_NAMES
+            report.about = "" if is_common else _about(header, cut)
+            if not is_common or cut is header.cut:
+                _check_size(report, name, file, size_bytes)
+    report.about = ""
     if report.problems:
         return
     try:
@@ -103,6 +111,14 @@ def _verify(report: Report, path: Path, header: Header, files: Files) -> None:
         _verify_open(report, store)
     finally:
         store.close()
+
+
+def _about(header: Header, cut: CutHeader) -> str:
+    """Which of several snapshots; those of a deleted one, others still read."""
+    if len(header.cuts) == 1:
+        return ""
+    name = f" ({cut.name})" if cut.name else ""
+    return f"cut {cut.generation}{name}: "
 
 
 def _header_of(path: Path) -> Header:
@@ -126,8 +142,10 @@ def _check_size(report: Report, name: str, file: Path, size_bytes: int) -> None:
 
 
 def _verify_open(report: Report, store: Store) -> None:
-    for one in store.of_each_cut():
+    for facts, one in zip(store.header.cuts, store.of_each_cut(), strict=True):
+        report.about = _about(store.header, facts)
         _verify_cut(report, one)
+    report.about = ""
     _verify_rules(report, store, at_rest=read_seal(store.path, store.cut.generation) is not None)
 
 

@@ -137,8 +137,25 @@ def _senseless(run: Run, staged: dict[int, int], sizes: dict[int, int]) -> Itera
     return () if is_there else range(first, end)
 
 
+def distrust_index(store: Store) -> None:
+    """After a power loss entries are as old as the disk left them: each says that there was a record, of this cut or
+    of one that was merged into it, and where it is now is for `mend_index` to find."""
+    cut, own = store.cut, store.cut.generation
+    generations = {number: generation for number, generation, _ in present_segments(cut.segments.directory)}
+    for first, entries in cut.index.filled_runs():
+        for kind, low, high, entry in entry_runs(first, entries):
+            if entry:
+                is_merged = kind is Kind.STORED and generations.get(unpack_place(entry).segment_no, own) != own
+                cut.index.set_stored(low, high, 0 if is_merged else LOST_ENTRY)
+    for low, high in cut.released.set_runs():
+        # What was released may be gone, and is never read.
+        for first, entries in cut.index.filled_runs(low, high):
+            cut.index.set_stored(first, first + len(entries), 0)
+
+
 def mend_index(store: Store, staged: dict[int, int]) -> None:
-    """Fill entries that are missing or lost from the records and slots that hold their blocks."""
+    """Fill entries that are missing or lost from the records and slots that hold their blocks. A lost one only from
+    the cut's own: what was merged into it preserved the block too, but later, with other content."""
     cut, count = store.cut, store.geometry.block_count
     for number in cut.segments.numbers():
         for found in scan_segment(cut.segments, number, store.files, verify=True):
@@ -149,15 +166,16 @@ def mend_index(store: Store, staged: dict[int, int]) -> None:
             # Of two for one block the earlier is right: a cut that is merged into this one has it for this one only
             # where this one has none.
             if cut.segments.generation <= record.generation < cut.segments.until and end <= count:
-                _fill_entries(cut, first, end, LOST_ENTRY if record.flag is RecordFlag.LOST else pack_place(place))
+                entry = LOST_ENTRY if record.flag is RecordFlag.LOST else pack_place(place)
+                _fill_entries(cut, first, end, entry, is_own=record.generation == cut.generation)
     for block_no, seq in staged.items():
-        _fill_entries(cut, block_no, block_no + 1, STAGED | seq)
+        _fill_entries(cut, block_no, block_no + 1, STAGED | seq, is_own=True)
 
 
-def _fill_entries(cut: Cut, first: int, end: int, entry: int) -> None:
+def _fill_entries(cut: Cut, first: int, end: int, entry: int, *, is_own: bool) -> None:
     cut.index.allocate(first, end)
     for block_no, present in enumerate(cut.index.get_range(first, end), first):
-        if present in (0, LOST_ENTRY):
+        if present == 0 or (present == LOST_ENTRY and is_own):
             cut.index.set_stored(block_no, block_no + 1, entry)
 
 
@@ -174,7 +192,7 @@ def settle_preserved(store: Store) -> None:
             if entry and not cut.settled.all_set(low, high):
                 cut.settled.set_range(low, high)
     # What the cut before has in this one stays owed, whatever this one's readers need.
-    older = store.older[-1].settled if store.older else None
+    older = store.older[-1].settled if store.older and store.older[-1].numbers.is_kept else None
     for given in (cut.free, cut.released):
         for first, end in given.set_runs():
             for is_set, low, high in older.runs(first, end) if older is not None else ((True, first, end),):

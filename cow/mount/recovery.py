@@ -227,13 +227,14 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
     store = open_parts(path, header, files, writable=True, lock_fd=lock_fd)
     try:
         notes = []
-        for one, its_seal, missing in zip(store.of_each_cut(), seals, replaced, strict=True):
+        for facts, one, its_seal, missing in zip(header.cuts, store.of_each_cut(), seals, replaced, strict=True):
+            if request.is_lost(facts.snapshot_id):
+                one.cut.note_unreadable(files)
+                if not facts.is_hidden:
+                    notes.append(f"the store's disk failed in use, and the snapshot {facts.name} was lost")
             # One that was sealed with the others, and whose seal is gone, is looked at as if it had not been.
             its_end = End.KILLED if end is End.SEALED and its_seal is None else end
             notes += repair(one, its_end, its_seal, missing | common)
-        for facts, cut in zip(header.cuts, store.cuts, strict=True):
-            if request.is_lost(facts.snapshot_id):
-                cut.numbers[CutCounter.STATE] = State.OVERFLOWED
         notes += _not_followed(header, request)
         store.header = replace(
             header,

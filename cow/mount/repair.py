@@ -48,6 +48,7 @@ from cow.errors import CowError
 from cow.mount.rebuild import (
     adopt_staging,
     assume_changed,
+    distrust_index,
     drop_doubtful,
     find_first_slot,
     forget_staging,
@@ -169,8 +170,10 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     power_lost = end is End.POWER_LOST
     preserved = store.cut.numbers[CutCounter.PRESERVED_BLOCKS]
     maps = map_files(store)
-    for name in broken - {SEGMENTS_NAME} | ({INDEX_NAME} if power_lost else set()):
+    for name in broken - {SEGMENTS_NAME}:
         maps[name].clear()
+    if power_lost:
+        distrust_index(store)
     # What is left of the map of free blocks is known, and counts from here on.
     store.cut.numbers[CutCounter.FREE_BLOCKS] = store.cut.free.count()
     lost_blocks = drop_doubtful(store, staged, settled_is_known="settled" not in broken)

@@ -25,6 +25,8 @@ class Trouble:
         # With the generation of the cut that it is about.
         self._last_error: tuple[int, str] | None = None
         self._losses_told = 0
+        # The generations of cuts in which somebody met damage.
+        self._damaged = set[int]()
         self._why_waiting: str | None = None
         # Other servers that are not running, with a sentence each.
         self._missing: dict[str, str] = {}
@@ -45,8 +47,10 @@ class Trouble:
     def on_event(self, event: Event) -> None:
         """What the engine tells, in whatever thread."""
         if not event.is_on_disk:
-            # Before the write that takes something from the snapshot goes on.
-            self._note_lost_id(event.generation)
+            # Before the write that takes something from them goes on: what the newest loses, all lose.
+            for cut in self._store.header.cuts:
+                if event.generation in (0, cut.generation):
+                    note_lost(cut.snapshot_id)
         if event.kind is EventKind.BUFFER_FILLING:
             _LOG.warning("the side buffer has reached %d %% of its limit", event.value)
         elif event.kind is EventKind.WAITING:
@@ -60,10 +64,6 @@ class Trouble:
             self._lose("files of the store were cut short or cannot be read: the snapshot is lost")
         else:
             self._lose(f"the side buffer is full ({os.strerror(event.value)}): the snapshot is lost")
-
-    def _note_lost_id(self, generation: int) -> None:
-        header = self._store.header
-        note_lost((header.cut_of(generation) or header.cut).snapshot_id)
 
     def _tell_gave_way(self, event: Event) -> None:
         """It is over and is listed as that; those after it are as before."""
@@ -87,8 +87,14 @@ class Trouble:
             self._last_error = (self._store.cut.generation, f"{where}: what was there is lost to the snapshot")
 
     def note_damage(self, request: TellDamage) -> None:
-        """A reader of the snapshot has found it; the first is said, the rest is as bad."""
-        if self._present_error is None:
+        """A reader of a snapshot has found it; the first is said, the rest is as bad."""
+        facts = self._store.header.cut_of(request.generation)
+        if facts is None or request.generation in self._damaged:
+            return
+        self._damaged.add(request.generation)
+        if request.generation != self._store.cut.generation:
+            _LOG.error("the store is damaged, and with it the snapshot %s: %s", facts.name, request.what)
+        elif self._present_error is None:
             _LOG.error("the store is damaged: %s", request.what)
             self._last_error = (request.generation, f"the store is damaged: {request.what}")
 

@@ -152,11 +152,29 @@ def _reads(path: Path) -> bytes:
         return b""
 
 
+def test_damage_is_said_of_those_that_meet_it(instance: Mounted) -> None:
+    contents = {name: kept(instance, name, number * MIB) for number, name in enumerate("abc")}
+    cut(instance.live)
+    wait_until(lambda: not instance.status()["buffer"]["staged_bytes"], what="the records")
+    (segment,) = (instance.store / "segments").glob("*-00000003")
+    with segment.open("r+b") as file:
+        file.seek(5000)
+        file.write(bytes(64))
+    instance.expect_log("the store is damaged, and with it the snapshot [ab]: ")
+    for name in "ab":
+        with pytest.raises(OSError, match="Input/output error"):
+            file_of(instance, name).read_bytes()
+    assert file_of(instance, "c").read_bytes() == contents["c"]
+    states = {"a": "damaged", "b": "damaged", "c": "active", "": "active"}
+    wait_until(lambda: {one["name"]: one["state"] for one in snapshots(instance)} == states, what="the states")
+
+
 @pytest.mark.parametrize(
     ("words", "code", "what"),
     [
         (("snapshot", "--name", "a"), 1, "There is a snapshot a already"),
         (("snapshot", "--name", "../a"), 2, "cannot be called '../a'"),
+        (("snapshot", "--name", "9446626d-c85b-4e28-b49f-40e50b06529a"), 2, "which is how ids are written"),
         (("snapshot", "--name", "."), 2, "cannot be called '.'"),
         (("delete", "none"), 1, "has no snapshot none"),
     ],

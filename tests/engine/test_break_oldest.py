@@ -124,11 +124,13 @@ def test_until_the_room_has_come_back_the_next_does_not_give_way(rig: Rig) -> No
     rig.control[Counter.SHOWN_HEADERS] = 0
     rig.write(0, random_bytes(BLOCKS, 1))
     kept(rig, "a", 2)
+    rig.compactor.drain()
     rig.make_cut("b")
     rig.engine.room.set_limit(8 * BLOCK_BYTES)
     writer = threading.Thread(target=rig.engine.write, args=(0, random_bytes(16, 3)))
     writer.start()
-    while State.OVERFLOWED not in states(rig) or not rig.engine.room.pressing:
+    until = time.monotonic() + 4
+    while (State.OVERFLOWED not in states(rig) or not rig.engine.room.pressing) and time.monotonic() < until:
         time.sleep(0.001)
     assert states(rig) == [State.OVERFLOWED, State.ACTIVE]
     rig.compactor.step()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_rig import NEXT_BOOT, Rig, pattern
+from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
 
 from cow.disk.layout import Durability
-from cow.errors import SnapshotEnded
+from cow.errors import Damaged, SnapshotEnded, SnapshotLost
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 512
@@ -53,13 +55,16 @@ class Chain:
         self.rig.rules.look()
         return count
 
-    def read(self, name: str) -> bytes:
+    def read_at(self, name: str, block_no: int) -> bytes:
+        return self.read(name, 1, block_no)
+
+    def read(self, name: str, blocks: int = BLOCKS, first: int = 0) -> bytes:
         store = self.rig.store
         assert store is not None
         cut = store.open_cut(self.generation(name), writable=False)
         reader = SnapshotReader(replace(store, cut=cut), self.rig.image)
         try:
-            return reader.read(0, len(OLD))
+            return reader.read(first * BLOCK_BYTES, blocks * BLOCK_BYTES)
         finally:
             reader.close()
             cut.let_go()
@@ -233,6 +238,134 @@ def test_an_overflow_ends_all_of_them(chain: Chain) -> None:
     chain.rig.engine.write(0, pattern(BLOCK_BYTES, 5))
     assert chain.rig.store is not None
     assert not any(cut.numbers.is_kept for cut in chain.rig.store.cuts)
+
+
+def read_blocks(chain: Chain, name: str) -> dict[int, bytes]:
+    """Those that can be read."""
+    content = {}
+    for block_no in range(BLOCKS):
+        with contextlib.suppress(Damaged):
+            content[block_no] = chain.read_at(name, block_no)
+    return content
+
+
+@pytest.mark.parametrize("is_merged", [False, True])
+@pytest.mark.parametrize("boot_id", [BOOT, NEXT_BOOT])
+def test_a_damaged_copy_is_never_replaced_by_a_later_one(chain: Chain, is_merged: bool, boot_id: bytes) -> None:
+    if chain.rig.durability is Durability.PROCESS and boot_id is NEXT_BOOT:
+        pytest.skip("nothing survives that")
+    for name in ("a", "b", "last"):
+        chain.cut(name)
+        chain.write(0, 16, len(chain.expected) + 1)
+    chain.write(16, 8, 9)
+    chain.rig.compactor.drain()
+    (segment,) = (chain.rig.store_path / "segments").glob(f"*-{chain.generation('a'):08d}")
+    chain.delete("b")
+    if is_merged:
+        assert chain.merge() == 1
+    chain.rig.rules.are_kept = False
+    chain.rig.abandon()
+    segment.unlink()
+    chain.rig.open(boot_id)
+    expected = chain.expected["a"]
+    found = read_blocks(chain, "a")
+    assert sorted(found) == list(range(16, BLOCKS))
+    for block_no, content in found.items():
+        assert content == expected[block_no * BLOCK_BYTES :][:BLOCK_BYTES], block_no
+    assert chain.read("last") == chain.expected["last"]
+
+
+def test_a_block_that_was_lost_stays_so_whatever_is_merged(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=32)
+    rig.spoil(3)
+    rig.open()
+    chain = Chain(rig)
+    rig.make_cut("a")
+    chain.write(3, 1, 2)
+    chain.cut("b")
+    chain.write(3, 1, 3)
+    chain.cut("last")
+    chain.delete("b")
+    assert chain.merge() == 1
+    rig.abandon()
+    rig.open()
+    chain.expected["a"] = OLD
+    assert sorted(set(range(BLOCKS)) - set(read_blocks(chain, "a"))) == [3]
+
+
+def test_one_whose_end_the_disk_could_not_be_told_does_not_come_back(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 8, 2)
+    chain.cut("b")
+    assert chain.rig.store is not None
+    lost = [one.snapshot_id for one in chain.rig.store.header.cuts if one.name == "a"]
+    chain.rig.abandon()
+    request = replace(chain.rig.request(), is_lost=lost.__contains__)
+    chain.rig.request = lambda boot_id=BOOT: request  # type: ignore[method-assign]
+    assert chain.rig.open().notes == ["the store's disk failed in use, and the snapshot a was lost"]
+    with pytest.raises(SnapshotLost):
+        chain.read("a")
+    assert chain.read("b") == chain.expected["b"]
+
+
+def overflow(chain: Chain) -> None:
+    """Two with a name, and what they held is lost."""
+    for name in "ab":
+        chain.cut(name)
+        chain.write(0, 8, 2)
+    chain.rig.compactor.drain()
+    chain.rig.engine.room.set_limit(1)
+    chain.rig.engine.write(8 * BLOCK_BYTES, pattern(BLOCK_BYTES, 5))
+    chain.expected.clear()
+
+
+def test_what_was_lost_takes_no_room_from_the_next(chain: Chain) -> None:
+    overflow(chain)
+    chain.rig.compactor.tidy()
+    assert list((chain.rig.store_path / "segments").iterdir()) == []
+    chain.rig.engine.room.set_limit(8 * BLOCK_BYTES)
+    chain.cut("c")
+    assert chain.rig.engine.size.shown().stored_bytes == 0
+    chain.write(0, 4, 6)
+    chain.check()
+
+
+def test_what_was_lost_is_removed_also_when_the_next_comes_first(chain: Chain) -> None:
+    overflow(chain)
+    chain.rig.engine.room.set_limit(0)
+    chain.cut("c")
+    chain.rig.compactor.drain()
+    assert list((chain.rig.store_path / "segments").iterdir()) == []
+    chain.write(0, 4, 6)
+    chain.check()
+
+
+def test_what_is_free_costs_nothing_whatever_was_lost_before(chain: Chain) -> None:
+    overflow(chain)
+    chain.rig.engine.room.set_limit(0)
+    chain.cut("c")
+    assert chain.rig.settle_free([(16, 32)]) == 16
+    chain.write(16, 16, 6)
+    assert chain.rig.cut.index.count() == 0
+    chain.rig.abandon()
+    chain.rig.open()
+    assert chain.rig.cut.index.count() == 0
+
+
+def test_what_an_image_lost_is_missing_in_all_before_whatever_a_later_one_preserves(chain: Chain) -> None:
+    chain.cut("a")
+    chain.cut("b")
+    os.truncate(chain.rig.image_path, 20 * BLOCK_BYTES)
+    with pytest.raises(OSError, match="cut short"):
+        chain.rig.engine.write(40 * BLOCK_BYTES, b"x")
+    os.truncate(chain.rig.image_path, len(OLD))
+    chain.cut("c")
+    chain.write(0, BLOCKS, 2)
+    assert chain.read("c") == chain.expected["c"]
+    for name in "ab":
+        assert chain.read(name, 20) == chain.expected[name][: 20 * BLOCK_BYTES]
+        with pytest.raises(Damaged, match="cut short"):
+            chain.read(name)
 
 
 def test_nothing_is_left_of_what_was_deleted(chain: Chain, tmp_path: Path) -> None:

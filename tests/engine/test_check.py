@@ -144,6 +144,17 @@ def test_an_overflowed_snapshot_is_named(make_rig: MakeRig) -> None:
     assert not verify(rig.store_path, rig.files).is_whole
 
 
+def test_of_several_snapshots_it_says_which_is_damaged(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    rig.make_cut("mon")
+    rig.make_cut("tue")
+    rig.abandon()
+    (rig.store_path / "cut-00000002" / "index").unlink()
+    (rig.store_path / "staging").unlink()
+    problems = verify(rig.store_path, rig.files).problems
+    assert problems == ["cut 2 (mon): index: No such file or directory", "staging: No such file or directory"]
+
+
 def test_many_problems_are_not_all_listed(make_rig: MakeRig) -> None:
     rig = make_rig(bytes(4 << 20))
     rig.open()

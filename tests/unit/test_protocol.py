@@ -195,7 +195,7 @@ def test_a_passed_deadline_is_refused() -> None:
 
 
 def test_another_generation_is_refused() -> None:
-    told = TellDamage(generation=3, what="a record")
+    told = NoteFacts(generation=3, facts=NOTHING_FROZEN, deadline_s=1.0)
     told.check_present(3)
     for present in (2, 4):
         with pytest.raises(SnapfsError, match="another one has taken its place"):
