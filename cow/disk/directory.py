@@ -1,6 +1,6 @@
 """The store as a directory: its names, its lock, and what of it is removed.
 
-    header          what the store is for (the commit point)
+    header          what the store is for (the commit point); header.spare is room for the next one
     control         the numbers the processes share
     staging         the ring
     lock            held with flock while the store is in use; the holder's process number in it
@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cow.disk.header import HEADER_NAME
+from cow.disk.header import HEADER_NAME, SPARE_NAME
 from cow.disk.plain import open_plain
 from cow.disk.segment_files import present_segments
 from cow.errors import StoreBusy
@@ -30,7 +30,9 @@ SOCKET_NAME, LOG_NAME = "socket", "log"
 UNFINISHED_NAME = HEADER_NAME + ".new"
 # The files that are no cut's.
 COMMON_NAMES = frozenset({CONTROL_NAME, STAGING_NAME, "segments"})
-_PLAIN_NAMES = frozenset({HEADER_NAME, UNFINISHED_NAME, CONTROL_NAME, STAGING_NAME, LOCK_NAME, SOCKET_NAME, LOG_NAME})
+_PLAIN_NAMES = frozenset(
+    {HEADER_NAME, SPARE_NAME, UNFINISHED_NAME, CONTROL_NAME, STAGING_NAME, LOCK_NAME, SOCKET_NAME, LOG_NAME}
+)
 _CUT_PREFIX = "cut-"
 # What FUSE and NFS rename a file to that is removed while it is open, until it is closed.
 _STAND_INS = (".fuse_hidden", ".nfs")

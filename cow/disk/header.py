@@ -5,6 +5,8 @@ Renaming the header in is the commit point of a new store and of a new cut.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import struct
@@ -33,6 +35,9 @@ from cow.errors import StoreDamaged, StoreError
 from cow.geometry import Geometry
 
 HEADER_NAME = "header"
+# Room for the longest header, which is given up when the disk has none: to delete a snapshot takes one, too.
+SPARE_NAME = "header.spare"
+_SPARE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +222,34 @@ def read_header(store: Path) -> Header | None:
 
 def write_header(store: Path, header: Header, files: Files, *, durable: bool = True) -> None:
     """Rename the header in; not `durable`: killed processes leave the old or the new one, a power loss none."""
-    files.write_whole(store / HEADER_NAME, encode_header(header), durable=durable)
+    data = encode_header(header)
+    try:
+        files.write_whole(store / HEADER_NAME, data, durable=durable)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not _give_up_spare(store):
+            raise
+        files.write_whole(store / HEADER_NAME, data, durable=durable)
+    keep_spare(store, files)
+
+
+def keep_spare(store: Path, files: Files) -> None:
+    """Have the room, as far as the disk has it."""
+    with contextlib.suppress(OSError):
+        fd = os.open(store / SPARE_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            files.allocate(fd, 0, _SPARE_BYTES)
+        except OSError:
+            os.unlink(store / SPARE_NAME)
+        finally:
+            os.close(fd)
+
+
+def _give_up_spare(store: Path) -> bool:
+    try:
+        os.unlink(store / SPARE_NAME)
+    except OSError:
+        return False
+    return True
 
 
 def flush_header(store: Path, files: Files) -> None:

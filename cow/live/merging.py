@@ -13,7 +13,7 @@ from dataclasses import replace
 from cow.disk.blocks import count_lost
 from cow.disk.cut import Cut
 from cow.disk.header import CutHeader
-from cow.disk.layout import Counter, CutCounter, State
+from cow.disk.layout import Counter, CutCounter, State, pack_missing, unpack_missing
 from cow.disk.store import Store
 
 _PIECE_BLOCKS = 1 << 16
@@ -58,6 +58,9 @@ def merge_maps(store: Store, generation: int) -> None:
 
 
 def _merge(older: Cut, cut: Cut) -> None:
+    # Before anything is settled there: what was owed while the image was too short may have been zeros.
+    missing_bytes = max(unpack_missing(one.numbers[CutCounter.MISSING_BYTES]) for one in (older, cut))
+    older.numbers[CutCounter.MISSING_BYTES] = pack_missing(missing_bytes)
     for first, end in cut.settled.set_runs():
         for low in range(first, end, _PIECE_BLOCKS):
             for run in older.settled.clear_runs(low, min(low + _PIECE_BLOCKS, end)):

@@ -38,7 +38,7 @@ from cow.disk.directory import (
 )
 from cow.disk.files import Files
 from cow.disk.filesystems import forbid_copying
-from cow.disk.header import Header, cut_header, read_header, write_header
+from cow.disk.header import CutHeader, Header, cut_header, read_header, write_header
 from cow.disk.image import Image
 from cow.disk.layout import STAGING_BYTES, Counter, CutCounter, Durability, Protect, State
 from cow.disk.numbers import Control, SharedPages
@@ -234,7 +234,8 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
                     notes.append(f"the store's disk failed in use, and the snapshot {facts.name} was lost")
             # One that was sealed with the others, and whose seal is gone, is looked at as if it had not been.
             its_end = End.KILLED if end is End.SEALED and its_seal is None else end
-            notes += repair(one, its_end, its_seal, missing | common)
+            found = repair(one, its_end, its_seal, missing | common)
+            notes += [_about(header, facts) + sentence for sentence in found]
         notes += _not_followed(header, request)
         store.header = replace(
             header,
@@ -254,6 +255,13 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
         store.close()
         raise
     return Opened(store, Outcome.CARRIED_ON, notes)
+
+
+def _about(header: Header, facts: CutHeader) -> str:
+    """Which of several snapshots; those of a deleted one, others still read."""
+    if len(header.cuts) == 1:
+        return ""
+    return f"snapshot {facts.name}: " if facts.name else f"cut {facts.generation}: "
 
 
 def _not_followed(header: Header, request: Request) -> list[str]:

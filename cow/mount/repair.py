@@ -25,6 +25,7 @@ from cow.disk.directory import (
     NUMBERS_NAME,
     SEGMENTS_NAME,
     STAGING_NAME,
+    UNREADABLE_NAME,
     cut_path,
 )
 from cow.disk.files import Files, MappedFile
@@ -74,6 +75,9 @@ def replace_unusable(path: Path, header: Header, generation: int, files: Files) 
     all have in common; their names. So for the directory of segments."""
     cut, segments = cut_path(path, generation), path / SEGMENTS_NAME
     replaced = set() if segments.exists() else {SEGMENTS_NAME}
+    if not cut.exists():
+        cut.mkdir(0o700)
+        (cut / UNREADABLE_NAME).touch(0o600)
     for directory in (cut, segments):
         directory.mkdir(0o700, exist_ok=True)
         check_directory(directory)

@@ -12,7 +12,7 @@ from snapfs.cli.keep import keep_last_option, keep_of, match_option
 from snapfs.cli.output import note, output_options, show
 from snapfs.cli.types import SECONDS
 from snapfs.errors import ExitCode
-from snapfs.options import SnapshotOptions
+from snapfs.options import SnapshotOptions, check_name
 
 if TYPE_CHECKING:
     from snapfs.commands.snapshot import Taken, TakenTogether
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     metavar="S",
     help="Thaw after this time, whatever happens.",
 )
-@click.option("--name", default="", metavar="NAME", help="Keep it under this name; else the next cut replaces it.")
+@click.option("--name", metavar="NAME", help="Keep it under this name; else the next cut replaces it.")
 @keep_last_option
 @match_option
 @click.option("--quiesce", metavar="qga:SOCKET", help="Have the QEMU guest agent freeze the guest's filesystems.")
@@ -53,7 +53,7 @@ def snapshot_command(
     hooks: Path | None,
     hook_timeout: float,
     freeze_timeout: float,
-    name: str,
+    name: str | None,
     quiesce: str | None,
     keep_last: int | None,
     match: str | None,
@@ -76,8 +76,11 @@ def snapshot_command(
     """
     from snapfs.commands.snapshot import snapshot_together
 
+    if name is not None:
+        # An empty one is a variable that was not set, and the next cut would replace what was to stay.
+        check_name(name)
     keep = keep_of({"keep_last": keep_last})
-    options = SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce, name, keep, match)
+    options = SnapshotOptions(not no_freeze, hooks, hook_timeout, freeze_timeout, quiesce, name or "", keep, match)
     together = snapshot_together(paths, options)
     problems = together.cuts[-1].problems
     show(_object(together), *_lines(together), as_json=as_json, quiet=quiet)

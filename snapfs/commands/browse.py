@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -103,12 +104,29 @@ def browse(path: Path, name: str | None, directory: Path) -> Browsed:
     check_empty_directory("DIR", directory)
     fd = _open_file(snapshot.shown, store)
     try:
-        with Signals.handled() as signals:
+        with Signals.handled() as signals, _taken(directory):
+            # Somebody else may have shown something there just before.
+            check_empty_directory("DIR", directory)
             return _Browsing(fd, snapshot, canonical_path(directory), signals).run()
     finally:
         # Of a server that has died meanwhile there is nothing to lose.
         with suppress(OSError):
             os.close(fd)
+
+
+@contextmanager
+def _taken(directory: Path) -> Iterator[None]:
+    """Within this no other `browse` shows anything there. SnapfsError: one is just about to."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise SnapfsError(
+            f"DIR {directory} is being used by another snapfs browse; give another directory.", path=directory
+        ) from error
+    finally:
+        os.close(fd)
 
 
 def _chosen_snapshot(store: Path, name: str | None) -> BrowsedSnapshot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.freezing.window import Frozen
 from snapfs.protocol import (
     CutTaken,
+    DeleteSnapshot,
     Facts,
     Group,
     HoldWrites,
@@ -30,6 +32,8 @@ from snapfs.system.view_mounts import mounts_of, view_on
 # Also for the turn, while somebody else takes a cut.
 _PREPARE_TIMEOUT_S = 60.0
 _FACTS_TIMEOUT_S = 30.0
+# Longer than the compactor needs where there is room.
+_ROOM_TIMEOUT_S, _ROOM_LOOK_S = 3.0, 0.05
 
 
 class CutInstance:
@@ -60,6 +64,20 @@ class CutInstance:
                 path=self.live,
             )
         ShownFile(self.live, (self.live_file.name,)).check_answers()
+        self._check_writes()
+
+    def _check_writes(self) -> None:
+        """What the kernel holds of the live file is written before a cut, which nobody could interrupt."""
+        until = time.monotonic() + _ROOM_TIMEOUT_S
+        while (buffer := self.status["buffer"])["on_overflow"] == "wait" and buffer.get("writes_wait"):
+            if time.monotonic() > until:
+                raise SnapfsError(
+                    f"Writes to {self.live_file} wait for room in the side buffer, and a cut would wait for them; "
+                    "raise its limit (snapfs limit), or delete a snapshot (snapfs delete).",
+                    path=self.live_file,
+                )
+            time.sleep(_ROOM_LOOK_S)
+            self.status = read_status(self.store)
 
     def prepare(self, name: str) -> None:
         message = PrepareCut(name=name, deadline_s=deadline_in(_PREPARE_TIMEOUT_S))
@@ -75,6 +93,10 @@ class CutInstance:
         # A server that does not answer lets them go on by itself.
         with suppress(SnapfsError):
             self.server.ask(ResumeWrites())
+
+    def take_back(self, answer: CutTaken) -> None:
+        """Of another image it was not taken."""
+        self.server.ask(DeleteSnapshot(id=answer.id, deadline_s=deadline_in(_FACTS_TIMEOUT_S)))
 
     def tell_facts(self, frozen: Frozen, group: Group | None) -> None:
         """Only what lies in the image at one place concerns its map: a filesystem in a file of another is data."""

@@ -253,7 +253,7 @@ class _Cutting:
             for instance in self._instances:
                 answers.append(instance.take(until))
         except SnapfsError as error:
-            if not answers:
+            if not answers or self._took_back(answers):
                 raise
             images = " and ".join(str(instance.image) for instance in self._instances[: len(answers)])
             raise SnapfsError(
@@ -264,6 +264,18 @@ class _Cutting:
             for instance in self._instances:
                 instance.resume()
         return answers
+
+    def _took_back(self, answers: Sequence[CutTaken]) -> bool:
+        """Whether there is none of the named ones any more: else the name would be taken, and seem to be of all. One
+        without a name has replaced another, and stays."""
+        if not self._options.name:
+            return False
+        try:
+            for instance, answer in zip(self._instances, answers, strict=False):
+                instance.take_back(answer)
+        except SnapfsError:
+            return False
+        return True
 
     def _group(self, frozen: Sequence[Frozen]) -> Group | None:
         if len(frozen) == 1:

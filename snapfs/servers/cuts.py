@@ -14,6 +14,7 @@ and drops a cut that was prepared and not taken.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -73,6 +74,8 @@ class Cuts:
         # What nobody needs any more, until nobody is frozen any more: to remove it takes time.
         self._gone: list[Cut] = []
         self._hold: Hold | None = None
+        # One with a name that was taken while others of its group may not have been.
+        self._half: CutHeader | None = None
         self._name = ""
         # Also at the start: what was over before is merged by who comes after.
         self._may_merge = trio.Event()
@@ -150,7 +153,9 @@ class Cuts:
             await self._resume()
 
     async def resume(self, client: Client) -> None:
+        """All have been cut, or the client does himself what is to be done."""
         if self._turns.is_of(client):
+            self._half = None
             await self._resume()
 
     async def _resume(self) -> None:
@@ -173,7 +178,7 @@ class Cuts:
             self._gone = await trio.to_thread.run_sync(self._engine.begin_cut, cut, facts, check_wanted)
         except OSError as error:
             raise self._refusal(error) from error
-        self._prepared = None
+        self._prepared, self._half = None, facts if hold is not None and facts.name else None
         self._maps.forget()
         cut_ms = (time.monotonic_ns() - started_ns) / 1e6
         open_for_writing = self._count_writers()
@@ -217,11 +222,27 @@ class Cuts:
         if facts is None or facts.is_hidden:
             raise SnapfsError("The snapshot that was meant is gone already; see snapfs list.")
         try:
-            gone = await trio.to_thread.run_sync(self._engine.forget_cut, facts.generation)
+            await self._forget(facts)
         except SnapshotEnded:
             return
         except OSError as error:
-            raise self._refusal(error) from error
+            raise SnapfsError(
+                f"The store {self._instance.store_path} cannot note that the snapshot is over: {error.strerror}; it "
+                "is still there."
+            ) from error
+
+    async def _take_back_half(self) -> None:
+        """Who would have said that it is one of several, or that it is none, has ended."""
+        if self._half is not None:
+            half, self._half = self._half, None
+            _LOG.warning("the snapshot %s is taken back: whoever took it with others has ended", half.name)
+            with contextlib.suppress(SnapshotEnded, OSError):
+                await self._forget(half)
+
+    async def _forget(self, facts: CutHeader) -> None:
+        """SnapshotEnded, OSError: see `LiveEngine.forget_cut`."""
+        store = self._instance.store
+        gone = await trio.to_thread.run_sync(self._engine.forget_cut, facts.generation)
         if facts.generation == store.cut.generation:
             self._maps.forget()
         self._instance.new_cut.ring()
@@ -263,6 +284,7 @@ class Cuts:
             return
         try:
             await self._resume()
+            await self._take_back_half()
             await self._drop_prepared()
             await self._let_go()
         finally:

@@ -122,4 +122,5 @@ def _buffer(instance: Instance, engine: LiveEngine) -> dict[str, Any]:
         "staged_bytes": size.staged_bytes,
         "limit_bytes": store.control[Counter.LIMIT_BYTES] or None,
         "on_overflow": instance.options.on_overflow,
+        "writes_wait": bool(store.control[Counter.PRESSED]),
     }

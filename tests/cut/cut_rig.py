@@ -51,8 +51,11 @@ def is_frozen(point: Path) -> bool:
         if error.errno != errno.EBUSY:
             raise
         return True
-    with suppress(OSError):  # whoever thaws it may have thawed it for us
+    try:
         thaw(point)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # whoever thaws it has thawed it for us
+            raise
     return False
 
 

@@ -80,9 +80,11 @@ def test_what_would_have_to_be_replayed_is_left_out(ground: CutGround, place: Pa
     run("sync", "-f", point)
     write(point / "late", "x" * 5000)
     run("cp", "--sparse=always", used, image)
+    # The kernel may take the copy for another device of the filesystem that is mounted.
+    run("umount", point)
     instance = ground.mounted(image)
     done = snapfs("browse", instance.live, place)
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stderr
     assert f"{place}  {fstype} ({WITHOUT_REPLAY[fstype]})" in done.stdout
     assert "the last moments before the cut may be missing; " in done.stderr
     assert fstype == "xfs" or (place / "early").read_text() == "in place"

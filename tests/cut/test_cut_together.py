@@ -145,6 +145,33 @@ def test_who_is_killed_between_two_of_them_leaves_each_as_it_says(
     assert identity(other) == before
 
 
+def test_a_name_is_of_all_of_them_or_of_none_when_who_takes_it_is_killed(
+    ground: CutGround, pair: tuple[Mounted, Mounted]
+) -> None:
+    one, other = pair
+    one.expect_log("is taken back")
+    process = ground.stopping_cut(one.live, other.live, "--name", "both", at="cut+", deadline="kept")
+    os.killpg(process.pid, signal.SIGKILL)
+    finished(process)
+    wait_until(lambda: not names(one), what="the end of the first")
+    assert names(other) == [""]
+    assert snapfs("snapshot", one.live, other.live, "--name", "both").returncode == 0
+
+
+def test_a_name_is_of_all_of_them_or_of_none_when_one_dies(ground: CutGround, pair: tuple[Mounted, Mounted]) -> None:
+    one, other = pair
+    other.expect_log(".")
+    process = ground.stopping_cut(one.live, other.live, "--name", "both", at="cut+", deadline="kept")
+    other.kill("live")
+    code, _, err = finished(process, "\n")
+    assert (code, err.count("\n")) == (1, 1)
+    assert names(one) == []
+
+
+def names(instance: Mounted) -> list[str]:
+    return [listed["name"] for listed in instance.status()["snapshots"]]
+
+
 def test_who_is_killed_while_all_are_held_changes_nothing(ground: CutGround, pair: tuple[Mounted, Mounted]) -> None:
     before = [identity(instance) for instance in pair]
     process = ground.stopping_cut(*(instance.live for instance in pair), at="cut", deadline="kept")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ def test_damage_is_said_of_those_that_meet_it(instance: Mounted) -> None:
         (("snapshot", "--name", "../a"), 2, "cannot be called '../a'"),
         (("snapshot", "--name", "9446626d-c85b-4e28-b49f-40e50b06529a"), 2, "which is how ids are written"),
         (("snapshot", "--name", "."), 2, "cannot be called '.'"),
+        (("snapshot", "--name", ""), 2, "cannot be called ''"),
         (("delete", "none"), 1, "has no snapshot none"),
     ],
 )
@@ -301,3 +303,20 @@ def status_of(instance: Mounted, name: str) -> dict[str, Any]:
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["snapshot"]
     return found
+
+
+def test_a_cut_does_not_wait_for_writes_that_wait_for_room(ground: CutGround) -> None:
+    options = ("--protect", "all", "--buffer-limit", "1M", "--on-overflow", "wait", "--cache", "writethrough")
+    instance = ground.mounted(ground.image(os.urandom(SIZE)), *options)
+    instance.expect_log("side buffer")
+    writer = threading.Thread(target=lambda: [write(instance, offset) for offset in (0, MIB)], daemon=True)
+    writer.start()
+    wait_until(lambda: instance.status()["buffer"]["writes_wait"], what="a write that waits")
+    try:
+        done = snapfs("snapshot", instance.live, "--no-freeze")
+        assert done.returncode == 1
+        assert "wait for room in the side buffer" in done.stderr
+    finally:
+        assert snapfs("limit", instance.live, "none").returncode == 0
+        writer.join(30)
+    cut(instance.live)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
+from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
 
-from cow.disk.layout import Durability
+from cow.disk.layout import Durability, State
 from cow.errors import Damaged, SnapshotEnded, SnapshotLost
 from cow.snapshot import SnapshotReader
 
@@ -366,6 +368,76 @@ def test_what_an_image_lost_is_missing_in_all_before_whatever_a_later_one_preser
         assert chain.read(name, 20) == chain.expected[name][: 20 * BLOCK_BYTES]
         with pytest.raises(Damaged, match="cut short"):
             chain.read(name)
+
+
+def test_what_an_image_lost_is_missing_also_after_a_merge(chain: Chain) -> None:
+    chain.cut("a")
+    chain.cut("b")
+    image = chain.rig.image
+    os.truncate(chain.rig.image_path, 32 * BLOCK_BYTES)
+    with contextlib.suppress(OSError):
+        image.check_whole()
+    with contextlib.suppress(OSError):
+        chain.rig.engine.read(40 * BLOCK_BYTES, BLOCK_BYTES)
+    os.truncate(chain.rig.image_path, len(OLD))
+    chain.rig.make_cut("c")
+    chain.write(32, 16, 3)
+    chain.rig.make_cut("d")
+    chain.expected.clear()
+    for gone in chain.rig.engine.forget_cut(chain.generation("b")):
+        gone.let_go()
+    assert chain.merge() == 1
+    assert sorted(read_blocks(chain, "a")) == list(range(32))
+
+
+def test_a_snapshot_can_be_deleted_on_a_full_disk(make_rig: MakeRig) -> None:
+    files = FullDisk()
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=32, files=files)
+    rig.open()
+    chain = Chain(rig)
+    for number, name in enumerate("abc"):
+        chain.cut(name)
+        chain.write(number * 7, 20, number + 2)
+    files.is_full = True
+    chain.delete("a")
+    files.is_full = False
+    chain.check()
+    assert (rig.store_path / "header.spare").exists() is False
+    chain.delete("b")
+    assert (rig.store_path / "header.spare").stat().st_blocks > 0
+
+
+class FullDisk(QuickFiles):
+    """One that has no room for another file, as long as there is the one that is kept for that."""
+
+    is_full = False
+
+    def write_whole(self, path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+        if self.is_full and path.with_name("header.spare").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().write_whole(path, data, mode=mode, durable=durable)
+
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        if self.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().allocate(fd, offset, length)
+
+
+def test_one_whose_files_are_gone_is_called_damaged(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 8, 2)
+    chain.cut("b")
+    chain.write(4, 8, 3)
+    generation = chain.generation("a")
+    chain.rig.seal()
+    shutil.rmtree(chain.rig.store_path / f"cut-{generation:08d}")
+    chain.rig.rules.are_kept = False
+    chain.rig.open()
+    assert chain.rig.store is not None
+    assert chain.rig.store.cuts[0].numbers.state is State.DAMAGED
+    with pytest.raises(SnapshotLost):
+        chain.read("a")
+    assert chain.read("b") == chain.expected["b"]
 
 
 def test_nothing_is_left_of_what_was_deleted(chain: Chain, tmp_path: Path) -> None:
