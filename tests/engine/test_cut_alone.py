@@ -47,7 +47,7 @@ def test_a_cut_that_fails_leaves_the_present_one_as_it_was(
     for _ in range(2):
         cut = prepare_cut(rig.store)
         with monkeypatch.context() as patched:
-            patched.setattr(rig.files, "write_whole", failing(errno.ENOSPC, times=1))
+            patched.setattr(rig.files, "write_whole", failing(errno.ENOSPC, times=2))
             with pytest.raises(OSError, match="No space"):
                 rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
         discard_cut(cut)
@@ -279,7 +279,7 @@ def test_a_cut_that_cannot_be_prepared_leaves_nothing(make_rig: MakeRig, monkeyp
     rig.open()
     assert rig.store is not None
     with monkeypatch.context() as patched:
-        patched.setattr(rig.files, "sync_directory", failing(errno.ENOSPC, times=1))
+        patched.setattr(rig.files, "sync_directory", failing(errno.ENOSPC, times=2))
         with pytest.raises(OSError, match="No space"):
             prepare_cut(rig.store)
     assert [path.name for path in rig.store_path.glob("cut-*")] == ["cut-00000001"]
@@ -317,7 +317,7 @@ def test_a_map_that_met_a_full_disk_is_gone_on_with(make_rig: MakeRig, monkeypat
     rig = make_rig(OLD)
     rig.open()
     with monkeypatch.context() as patched:
-        patched.setattr(rig.cut.settled, "set_range", failing(errno.ENOSPC, times=1))
+        patched.setattr(rig.cut.settled, "set_range", failing(errno.ENOSPC, times=2))
         with pytest.raises(OSError, match="No space"):
             rig.settle_free([(8, 40)])
     assert rig.settle_free([(8, 40)]) == 32
