@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from cow.live.overflow import EventKind as EventKind
     from cow.live.overflow import OverflowPolicy as OverflowPolicy
     from cow.live.reverting import Revert as Revert
+    from cow.live.size import stored_in as stored_in
     from cow.mount.check import Report as Report
     from cow.mount.check import dump as dump
     from cow.mount.check import verify as verify
@@ -82,6 +83,7 @@ _OWNERS = {
     "cow.live.engine": "LiveEngine",
     "cow.live.overflow": "Event EventKind OverflowPolicy",
     "cow.live.reverting": "Revert",
+    "cow.live.size": "stored_in",
     "cow.mount.check": "Report dump verify",
     "cow.mount.recovery": "Opened Outcome Request open_store",
     "cow.snapshot": "SnapshotReader",

@@ -171,6 +171,8 @@ class BackupOptions:
     format: Format = "raw"
     compress: bool = False
     manifest: Path | None = None
+    # By name or id; None: the newest.
+    snapshot: str | None = None
     cut: SnapshotOptions | None = None
     release: bool = False
     resume: bool = False

@@ -2,13 +2,14 @@
 
     op           asked by                                        answer         field of
     status       every command that finds an instance            StatusGiven
+    snapshot     whoever is asked about one of several           SnapshotGiven  OfSnapshot
     limit        snapfs limit                                    Done
     ending       supervisor, umount                              Done
     write-out    supervisor                                      Done           Timed
     server       supervisor                                      Done
     damage       snapshot server                                 Done           OfCut
-    release      snapfs release, backup, snapshot server         Released       OfCut, Timed
-    map          snapfs map, backup                              MapGiven       OfCut
+    release      snapfs release, backup, snapshot server         Released       OfSnapshot, Timed
+    map          snapfs map, backup                              MapGiven       OfSnapshot
     begin-map    mount, umount that changed nothing              Done
     stop-map     umount, supervisor                              Done           Timed
     prepare-cut  snapfs snapshot: makes the new cut's files      CutPrepared    Timed
@@ -16,11 +17,12 @@
     cut          snapfs snapshot: the step itself                CutTaken       Timed
     resume       snapfs snapshot of several: they go on          Done
     cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
-    delete       snapfs delete                                   Done           Timed
+    delete       snapfs delete                                   Done           OfSnapshot, Timed
 
 Rules:
 - A connection bears one request after the other.
-- Whoever speaks of a cut names its generation (`OfCut`), and is refused when that is not the present one.
+- Whoever speaks of a snapshot says its id (`OfSnapshot`), and is refused when there is none of that id any more.
+- Whoever takes part in a cut names its generation (`OfCut`), and is refused when that is not the present one.
 - Whoever may be kept waiting says until when he waits (`Timed`), and is refused after that. Who has closed his
   connection has given up too: his cut is not made, and one that he only prepared is removed.
 """
@@ -31,6 +33,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+from snapfs.cut_facts import Facts
 from snapfs.errors import SnapfsError
 
 SOCKET_NAME: Final = "socket"
@@ -77,6 +80,13 @@ class OfCut:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfSnapshot:
+    """What is said is about the snapshot of this id, which no other has, in whatever store."""
+
+    id: str
+
+
 def deadline_in(timeout_s: float) -> float:
     """The `deadline_s` of one who waits for `timeout_s` from now on."""
     return time.monotonic() + timeout_s
@@ -92,11 +102,16 @@ class Done:
 
 @dataclass(frozen=True)
 class StatusGiven:
-    """What `snapfs status --json` prints, and the generation of the present cut."""
+    """What `snapfs status --json` prints."""
 
     status: dict[str, Any]
-    # Not told by a server from before there was this field, which is still to be unmounted.
-    generation: int = 0
+
+
+@dataclass(frozen=True)
+class SnapshotGiven:
+    """The same as the `snapshot` of a status, whose is that of the newest."""
+
+    snapshot: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,11 @@ class GetStatus(Request[StatusGiven]):
     op, answer = "status", StatusGiven
 
 
+@dataclass(frozen=True, kw_only=True)
+class GetSnapshot(OfSnapshot, Request[SnapshotGiven]):
+    op, answer = "snapshot", SnapshotGiven
+
+
 @dataclass(frozen=True)
 class SetLimit(Request[Done]):
     """Of the side buffer; 0 is none."""
@@ -189,18 +209,16 @@ class TellDamage(OfCut, Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Release(OfCut, Timed, Request[Released]):
-    """Whole blocks of the range are not needed any more. `id` is that of the snapshot: a store that was made anew
-    counts its generations from 1 again."""
+class Release(OfSnapshot, Timed, Request[Released]):
+    """Whole blocks of the range are not needed any more; of the newest snapshot only."""
 
     op, answer = "release", Released
-    id: str
     offset: int
     length: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class GetMap(OfCut, Request[MapGiven]):
+class GetMap(OfSnapshot, Request[MapGiven]):
     op, answer = "map", MapGiven
 
 
@@ -249,62 +267,10 @@ class TakeCut(Timed, Request[CutTaken]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeleteSnapshot(Timed, Request[Done]):
-    """The snapshot `id` is over; it is not the newest."""
+class DeleteSnapshot(OfSnapshot, Timed, Request[Done]):
+    """It is over; it is not the newest."""
 
     op, answer = "delete", Done
-    id: str
-
-
-@dataclass(frozen=True)
-class Unfrozen:
-    """A filesystem that was mounted and not frozen; `offset` is its place in the image, None if not one."""
-
-    mount_point: str
-    reason: str
-    offset: int | None
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Who writes to the live file other than through a filesystem of the kernel, and where in the image: `length`
-    bytes from `offset` on, or (None) anywhere in it."""
-
-    name: str
-    offset: int | None = None
-    length: int | None = None
-
-
-@dataclass(frozen=True)
-class Member:
-    """The snapshot `id` of an image."""
-
-    image: str
-    id: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """Snapshots of one instant, of several images."""
-
-    id: str
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What was at rest at a cut, and what was not; its map depends on that."""
-
-    freeze_ms: float | None
-    frozen: tuple[str, ...]
-    frozen_offsets: tuple[int, ...]
-    not_frozen: tuple[Unfrozen, ...]
-    writers: tuple[Writer, ...]
-    # Known when all of them have been taken.
-    group: Group | None = None
-
-
-NOTHING_FROZEN: Final = Facts(freeze_ms=None, frozen=(), frozen_offsets=(), not_frozen=(), writers=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,6 +285,7 @@ REQUESTS: Final[dict[str, type[Request[Any]]]] = {
     one.op: one
     for one in (
         GetStatus,
+        GetSnapshot,
         SetLimit,
         ExpectEnd,
         WriteOut,

@@ -10,7 +10,7 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import RATE, mode_option, one_of
+from snapfs.cli.types import RATE, mode_option, one_of, snapshot_option
 from snapfs.errors import ExitCode
 from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, format_size
 
@@ -21,6 +21,7 @@ from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, 
 @click.option("--format", type=one_of(Format), default=BackupOptions.format, show_default=True, help="Of DEST.")
 @click.option("--compress", is_flag=True, help="Compress a qcow2; takes about ten times as long.")
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of DEST.json.")
+@snapshot_option
 @click.option("--cut", is_flag=True, help="Make a new cut first, release all of it afterwards.")
 @click.option("--release", is_flag=True, help="The snapshot keeps nothing that is safely in DEST.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted backup of the same cut.")

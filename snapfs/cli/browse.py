@@ -16,31 +16,34 @@ if TYPE_CHECKING:
     from snapfs.commands.browse import Browsed, NotShown, ShownFiles
 
 
-@click.command("browse", short_help="Show the files of the snapshot in DIR, read-only.")
+@click.command("browse", short_help="Show the files of a snapshot in DIR, read-only.")
 @click.argument("path", metavar="LIVE|SNAP|IMAGE", type=PATH, required=False)
-@click.argument("directory", metavar="DIR", type=PATH, required=False)
+@click.argument("words", metavar="[NAME] DIR", nargs=-1)
 @click.option("--end", type=PATH, metavar="DIR", help="Unmount what is shown in DIR.")
 @output_options
-def browse_command(path: Path | None, directory: Path | None, end: Path | None, as_json: bool, quiet: bool) -> int:
+def browse_command(path: Path | None, words: tuple[str, ...], end: Path | None, as_json: bool, quiet: bool) -> int:
     """Mount the filesystems of the snapshot, read-only, in the empty directory DIR: an image that is one filesystem
-    on DIR itself, the partitions of a disk on DIR/p1, DIR/p2 and so on. It takes root.
+    on DIR itself, the partitions of a disk on DIR/p1, DIR/p2 and so on. It takes root. With NAME, a name or an id of
+    snapfs list, it is that snapshot, else the newest.
 
     What holds no files (swap, LVM, what is encrypted) is named on stderr. End it with --end or with umount -R, before
-    the next cut: with that the snapshot is over, and reading its files fails (Input/output error).
+    the snapshot is over (one without a name with the next cut, others when they are deleted): then reading its files
+    fails (Input/output error).
 
     Exit code 4: some are shown, but the kernel refuses a filesystem that should have files; stderr says why.
     """
-    if end is not None and path is directory is None:
+    if end is not None and path is None and not words:
         from snapfs.commands.browse_end import end_browse
 
         unmounted = end_browse(end)
         show({"unmounted": [str(point) for point in unmounted]}, as_json=as_json, quiet=True)
         return ExitCode.DONE
-    if end is not None or path is None or directory is None:
-        raise UsageError("It takes LIVE and DIR, or --end and DIR alone; see snapfs browse --help.")
+    if end is not None or path is None or not 0 < len(words) < 3:
+        raise UsageError("It takes LIVE (and a NAME) and DIR, or --end and DIR alone; see snapfs browse --help.")
     from snapfs.commands.browse import browse
 
-    browsed = browse(path, directory)
+    *name, directory = words
+    browsed = browse(path, name[0] if name else None, Path(directory))
     show(_object(browsed), *map(_line, browsed.shown), as_json=as_json, quiet=quiet)
     for sentence in _notes(browsed, quiet):
         note(sentence)
@@ -51,7 +54,7 @@ def _object(browsed: Browsed) -> dict[str, Any]:
     snapshot = browsed.snapshot
     return {
         "image": snapshot.image,
-        "snapshot": {"id": snapshot.id, "taken_at": snapshot.taken_at},
+        "snapshot": {"name": snapshot.name, "id": snapshot.id, "taken_at": snapshot.taken_at},
         "directory": str(browsed.directory),
         "mounted": [
             {

@@ -23,7 +23,12 @@ def list_command(path: Path, as_json: bool, quiet: bool) -> None:
     from snapfs.commands.snapshots import listed
 
     snapshots = listed(path)
-    show({"snapshots": snapshots}, *map(_line, snapshots), as_json=as_json, quiet=quiet)
+    show(
+        {"snapshots": snapshots},
+        *(map(_line, snapshots) if snapshots else ["There is no snapshot."]),
+        as_json=as_json,
+        quiet=quiet,
+    )
 
 
 def _line(one: dict[str, Any]) -> str:

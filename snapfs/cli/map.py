@@ -9,12 +9,13 @@ import click
 
 from snapfs.cli.output import note, output_options, writing
 from snapfs.cli.progress import ask
-from snapfs.cli.types import SIZE, mode_option
+from snapfs.cli.types import SIZE, mode_option, snapshot_option
 
 
 @click.command("map", short_help="Partitions, filesystems, used and free blocks of an image.")
 @click.argument("path", metavar="IMAGE|LIVE|SNAP", type=click.Path(path_type=Path))
 @output_options
+@snapshot_option
 @click.option("--domain", type=click.Path(path_type=Path), metavar="FILE", help="Write a ddrescue domain map.")
 @click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as a PNG.")
 @click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as an SVG.")
@@ -25,6 +26,7 @@ from snapfs.cli.types import SIZE, mode_option
 def map_command(
     path: Path,
     as_json: bool,
+    snapshot: str | None,
     domain: Path | None,
     png: Path | None,
     svg: Path | None,
@@ -45,7 +47,7 @@ def map_command(
 
     wanted = {"--domain": domain, "--png": png, "--svg": svg}
     with new_results(path, wanted, Consent(force, ask, note, quiet), mode) as files:
-        layers = read_map(path, block_size, skip_swap=skip_swap)
+        layers = read_map(path, block_size, snapshot, skip_swap=skip_swap)
         if "--domain" in files:
             with files["--domain"].open("w") as file:
                 write_domain(file, layers.image_map)

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
+from snapfs.chosen import file_of, is_newest
 from snapfs.cli.output import note, output_options, put, put_lines
-from snapfs.cli.types import PATH
-from snapfs.errors import ExitCode
+from snapfs.cli.types import PATH, snapshot_option
+from snapfs.errors import ExitCode, UsageError
 from snapfs.options import format_size
 from snapfs.system.image_state import describe_image_state
 
@@ -21,12 +22,15 @@ _LOST_STATES = frozenset({"overflowed", "damaged"})
 
 @click.command("status", short_help="What is mounted, and how the snapshot and its side buffer are.")
 @click.argument("path", metavar="[LIVE|SNAP|IMAGE]", required=False, type=PATH)
+@snapshot_option
 @output_options
-def status_command(path: Path | None, as_json: bool, quiet: bool) -> int:
+def status_command(path: Path | None, snapshot: str | None, as_json: bool, quiet: bool) -> int:
     """Show one instance, or all. Exit code 3 when a snapshot is overflowed or damaged, 4 when one does not answer."""
     from snapfs.commands.status import statuses
 
-    found, silent = statuses(path)
+    if path is None and snapshot is not None:
+        raise UsageError("A snapshot is one of an image; name LIVE, SNAP or IMAGE beside --snapshot.")
+    found, silent = statuses(path, snapshot)
     if as_json:
         put(json.dumps(found[0] if path is not None else found))
     elif not quiet:
@@ -44,12 +48,11 @@ def _all_lines(found: list[dict[str, Any]]) -> list[str]:
 
 def _lines(status: dict[str, Any]) -> list[str]:
     snapshot, size = status["snapshot"], status["block_bytes"]
-    frozen = "" if snapshot["freeze_ms"] is None else f", frozen for {snapshot['freeze_ms']:.0f} ms"
     rows = [
         ("image", f"{status['image']}  {format_size(status['image_bytes'])}, blocks of {format_size(size)}"),
         *([("", trouble)] if (trouble := describe_image_state(status["image_state"], status["image"])) else []),
         ("live", status["live"]),
-        ("snapshot", f"{status['snap']}  {snapshot['state']}, taken {snapshot['taken_at']}{frozen}"),
+        ("snapshot", _snapshot_text(status)),
         ("store", status["store"]),
         ("used", _used_text(snapshot, size)),
         *(("", _region_text(region)) for region in snapshot["regions"] if region["kind"] not in _PLAIN_REGIONS),
@@ -67,6 +70,15 @@ def _lines(status: dict[str, Any]) -> list[str]:
     if status["error"]:
         rows.append(("error", status["error"]))
     return [f"{name:<12} {text}" for name, text in rows]
+
+
+def _snapshot_text(status: dict[str, Any]) -> str:
+    snapshot = status["snapshot"]
+    if snapshot["id"] is None:
+        return f"{status['snap']}  none; take one with snapfs snapshot"
+    frozen = "" if snapshot["freeze_ms"] is None else f", frozen for {snapshot['freeze_ms']:.0f} ms"
+    shown_in = status["snap"] if is_newest(status) else file_of(status).path.parent
+    return f"{shown_in}  {snapshot['state']}, taken {snapshot['taken_at']}{frozen}"
 
 
 def _used_text(snapshot: dict[str, Any], block_bytes: int) -> str:

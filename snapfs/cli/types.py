@@ -72,6 +72,12 @@ def one_of(choices: Any) -> click.Choice[str]:
     return click.Choice(get_args(choices))
 
 
+def snapshot_option(command: Any) -> Any:
+    """--snapshot, for a command that reads a snapshot."""
+    text = "Which one, by its name or id (snapfs list); the newest by default."
+    return click.option("--snapshot", default=None, metavar="NAME", help=text)(command)
+
+
 def mode_option(command: Any) -> Any:
     """--mode, for a command that writes files."""
     text = "Permissions of what is written; as private as what is read by default."

@@ -59,7 +59,7 @@ def backup(options: BackupOptions, report: Report, consent: Consent) -> Made:
         cut_facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
         options = replace(options, release=not options.is_stream)
     yield_to_others()
-    with open_source(options.source, takes_damaged=options.on_read_error == "skip") as source:
+    with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
         _check_source(options, source)
         with (
             _results(options, source, places, consent) as results,
@@ -95,6 +95,9 @@ def _check_options(options: BackupOptions) -> None:
                 raise UsageError(f"{name} needs a DEST that can be read back; name a file instead of -.")
         if os.isatty(sys.stdout.fileno()):
             raise UsageError("The standard output is a terminal; pipe the backup somewhere, or name a file.")
+    for is_asked, name in ((options.cut is not None, "--cut"), (options.release, "--release")):
+        if is_asked and options.snapshot is not None:
+            raise UsageError(f"{name} is about the newest snapshot; leave out --snapshot, or {name}.")
     if options.resume and options.cut is not None:
         raise UsageError("--resume goes on with an old cut, and --cut makes a new one; leave out one of them.")
 

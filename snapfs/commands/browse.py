@@ -11,12 +11,14 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from snapfs.chosen import file_of, read_chosen
 from snapfs.commands.browse_filesystem import (
     FLAGS,
     NotShownError,
@@ -25,17 +27,16 @@ from snapfs.commands.browse_filesystem import (
     show_filesystem,
     why_not_shown,
 )
-from snapfs.commands.status import read_status
 from snapfs.errors import PermissionDeniedError, SnapfsError, SnapshotLostError
 from snapfs.system import libc
 from snapfs.system.block_ioctl import size_bytes_of
 from snapfs.system.browses import BROWSE_SOURCE
 from snapfs.system.discovery import find_store
-from snapfs.system.file_kinds import open_readable
+from snapfs.system.file_kinds import check_readable
 from snapfs.system.mounts import canonical_path
 from snapfs.system.place import check_empty_directory
+from snapfs.system.shown_files import ShownFile
 from snapfs.system.signals import Signals
-from snapfs.system.stores import check_answers, check_view
 from snapfs.usedmap.regions import find_regions
 from snapfs.usedmap.result import Region, partition_name
 
@@ -46,12 +47,17 @@ _MAX_NAMED = 3  # more would make a sentence that nobody reads
 
 @dataclass(frozen=True)
 class BrowsedSnapshot:
-    """Which snapshot of which image; `file` shows it."""
+    """Which snapshot of which image; `shown` is its file."""
 
-    file: Path
+    shown: ShownFile
     image: str
     id: str
     taken_at: str
+    name: str
+
+    @property
+    def file(self) -> Path:
+        return self.shown.path
 
 
 @dataclass(frozen=True)
@@ -88,13 +94,14 @@ def check_root(what: str) -> None:
         raise PermissionDeniedError(f"Only root may {what} what is in a snapshot; run it as root (sudo).")
 
 
-def browse(path: Path, directory: Path) -> Browsed:
-    """Show the files of the instance's snapshot on `directory`, an empty one. SnapfsError: nothing is mounted."""
+def browse(path: Path, name: str | None, directory: Path) -> Browsed:
+    """Show the files of that snapshot of the instance, the newest without a `name`, on `directory`, an empty one.
+    SnapfsError: nothing is mounted."""
     check_root("mount")
     store = find_store(path)
-    snapshot = _chosen_snapshot(store)
+    snapshot = _chosen_snapshot(store, name)
     check_empty_directory("DIR", directory)
-    fd = _open_file(snapshot.file, store)
+    fd = _open_file(snapshot.shown, store)
     try:
         with Signals.handled() as signals:
             return _Browsing(fd, snapshot, canonical_path(directory), signals).run()
@@ -104,30 +111,40 @@ def browse(path: Path, directory: Path) -> Browsed:
             os.close(fd)
 
 
-def _chosen_snapshot(store: Path) -> BrowsedSnapshot:
-    """Which one is shown, of those that the instance has: the present one."""
-    status = read_status(store)
-    facts = status["snapshot"]
-    file = Path(status["snap"]) / str(status["view_name"])
+def _chosen_snapshot(store: Path, name: str | None) -> BrowsedSnapshot:
+    """Which one is shown, of those that the instance has."""
+    status = read_chosen(store, name)
+    facts, shown = status["snapshot"], file_of(status)
+    file = shown.path
     if facts["state"] not in _READABLE_STATES:
         raise SnapshotLostError(
             f"The snapshot {file} is {facts['state']}, so there is nothing whole to see; take a new cut "
             "(snapfs snapshot).",
             path=file,
         )
-    return BrowsedSnapshot(file, str(status["image"]), str(facts["id"]), str(facts["taken_at"]))
+    return BrowsedSnapshot(shown, str(status["image"]), str(facts["id"]), str(facts["taken_at"]), str(facts["name"]))
 
 
-def _open_file(file: Path, store: Path) -> int:
-    check_view(file.parent, store)
-    check_answers(file)
+def _open_file(shown: ShownFile, store: Path) -> int:
+    shown.check(store)
+    file = shown.path
     try:
-        return open_readable(file, "name LIVE or SNAP of another instance", flags=os.O_NOFOLLOW)
+        fd = shown.open(os.O_NONBLOCK)
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ESTALE):
+            raise SnapfsError(
+                f"{file} does not show that snapshot any more, or not yet; see snapfs list, and try again.", path=file
+            ) from error
         raise SnapfsError(
             f"{file} cannot be opened by root: {error.strerror}; mount the image as root, or with -o allow_other.",
             path=file,
         ) from error
+    try:
+        check_readable(file, os.fstat(fd).st_mode, "name LIVE or SNAP of another instance")
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 class _Browsing:
@@ -205,9 +222,11 @@ class _Browsing:
         reasons = [f"{_in_sentence(one.region)}: {one.reason}" for one in self._not_shown[:_MAX_NAMED]]
         more = len(self._not_shown) - len(reasons)
         why = ", ".join(reasons) + (f" and {more} more" if more else "") or "its partition table is empty"
+        snapshot = self._snapshot
+        option = f" --snapshot {snapshot.name}" if snapshot.name else ""
         return SnapfsError(
-            f"No files of {self._snapshot.file} can be shown ({why}); look at what is in it with snapfs map "
-            f"{self._snapshot.file.parent}.",
+            f"No files of {snapshot.file} can be shown ({why}); look at what is in it with snapfs map "
+            f"{snapshot.shown.view}{option}.",
             path=self._snapshot.file,
         )
 

@@ -1,30 +1,44 @@
-"""`snapfs diff`: which blocks were written to the live view since the snapshot was taken."""
+"""`snapfs diff`: which blocks were written to the live view since a snapshot was taken, or between two.
+
+Each cut notes what was written until the next one, also a cut that is over and hidden. So what was written between
+two is what was noted by all cuts from the older one up to the newer one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cow import Files, StoreError, open_reader
-from snapfs.client import request
-from snapfs.errors import SnapfsError, SnapshotLostError
-from snapfs.protocol import GetStatus
+from bitarray import bitarray
+from bitarray.util import zeros
+
+from cow import Cut
+from snapfs.chosen import id_of, read_chosen
+from snapfs.commands.cuts import open_cuts, place_of
+from snapfs.errors import SnapshotLostError, UsageError
 from snapfs.system.discovery import find_store
-from snapfs.system.stores import name_of
 from snapfs.usedmap.domain import set_extents
 from snapfs.usedmap.result import ImageMap
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
-    """`blocks.used` has the bit of each block that was written to since the snapshot `id`; it may hold the same
-    bytes as before."""
+class Snapshot:
+    """One of those between which something was written."""
 
     id: str
     taken_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """`blocks.used` has the bit of each block that was written to since the one snapshot and until the other (None:
+    until now); it may hold the same bytes as before."""
+
+    since: Snapshot
+    until: Snapshot | None
     blocks: ImageMap
 
     @property
@@ -36,35 +50,48 @@ class Changes:
         return set_extents(self.blocks)
 
 
-def read_changes(path: Path) -> Changes:
-    """Of the mounted image behind `path`: whatever was written before the call, and perhaps some of what is written
-    meanwhile.
+def read_changes(path: Path, since: str | None = None, until: str | None = None) -> Changes:
+    """Of the mounted image behind `path`, since that snapshot (the newest) and until that one (now): whatever was
+    written before the call, and perhaps some of what is written meanwhile.
 
-    SnapshotLostError: nobody has noted what was written since the snapshot was lost.
+    SnapshotLostError: nobody has noted what was written since a snapshot was lost.
     """
     store = find_store(path)
-    given = request(store, GetStatus())
-    snapshot: dict[str, Any] = given.status["snapshot"]
+    status = read_chosen(store, None)
+    first = _chosen(status, since, path)
+    last = None if until is None else _chosen(status, until, path)
+    reader = open_cuts(store)
     try:
-        reader = open_reader(store, Files())
-    except StoreError as error:
-        raise SnapfsError(f"{name_of(store)} {error.reason}; look again when it is mounted.", path=store) from error
-    try:
-        if reader.cut.generation != given.generation:
-            raise SnapfsError(f"A new cut of {path} was taken meanwhile; ask again.", path=path)
-        changed = reader.cut.changed.copy()
+        begin = place_of(reader, first.id)
+        end = len(reader.cuts) if last is None else place_of(reader, last.id)
+        if end < begin:
+            raise UsageError(f"{until} is older than {since}; name the older one first.")
+        changed, geometry = _noted(reader.cuts[begin:end], reader.geometry.block_count, path), reader.geometry
+    finally:
+        reader.close()
+    return Changes(first, last, ImageMap(geometry.block_bytes, geometry.image_bytes, changed, []))
+
+
+def _chosen(status: dict[str, Any], name: str | None, path: Path) -> Snapshot:
+    found = status["snapshot"]
+    if name is not None:
+        found_id = id_of(status["snapshots"], name, path)
+        found = next(one for one in status["snapshots"] if one["id"] == found_id)
+    return Snapshot(found["id"], found["taken_at"])
+
+
+def _noted(cuts: Sequence[Cut], block_count: int, path: Path) -> bitarray:
+    changed = zeros(block_count, "little")
+    for cut in cuts:
+        changed |= cut.changed.copy()
         # Last: from then on it is not noted any more.
-        if not reader.cut.numbers.is_kept:
+        if not cut.numbers.is_kept:
             raise SnapshotLostError(
                 f"Nobody knows what was written to {path} since the snapshot, because that was lost meanwhile; "
                 "take a new one.",
                 path=path,
             )
-        geometry = reader.geometry
-    finally:
-        reader.close()
-    blocks = ImageMap(geometry.block_bytes, geometry.image_bytes, changed, [])
-    return Changes(snapshot["id"], snapshot["taken_at"], blocks)
+    return changed
 
 
 def changes_json(changes: Changes, version: int) -> Iterator[str]:
@@ -72,8 +99,9 @@ def changes_json(changes: Changes, version: int) -> Iterator[str]:
     head = json.dumps(
         {
             "version": version,
-            "id": changes.id,
-            "taken_at": changes.taken_at,
+            "id": changes.since.id,
+            "taken_at": changes.since.taken_at,
+            "until": None if changes.until is None else asdict(changes.until),
             "image_bytes": changes.blocks.size_bytes,
             "block_bytes": changes.blocks.block_bytes,
             "changed_bytes": changes.changed_bytes,

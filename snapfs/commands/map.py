@@ -1,7 +1,7 @@
 """`snapfs map`: what an image consists of, and which of its blocks are used.
 
-For a mounted image the map of the present snapshot and what the snapshot knows of each block; for another
-one, a map made here and now, which counts every filesystem as wholly used that is not provably at rest.
+For a mounted image the map of a snapshot and what that knows of each block; for another one, a map made here
+and now, which counts every filesystem as wholly used that is not provably at rest.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 from bitarray import bitarray
 from bitarray.util import ones
 
-from cow import Files, StoreError, open_reader
+from snapfs.chosen import read_chosen
 from snapfs.client import request
+from snapfs.commands.cuts import open_cuts, place_of
 from snapfs.commands.status import read_status
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.consent import Consent
@@ -24,13 +25,12 @@ from snapfs.destination.place import check_apart, look_at
 from snapfs.destination.result import new_result
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
-from snapfs.protocol import GetMap, GetStatus, MapGiven
+from snapfs.protocol import GetMap, MapGiven
 from snapfs.system.block_ioctl import size_bytes_of
 from snapfs.system.discovery import find_store
 from snapfs.system.file_kinds import open_readable
 from snapfs.system.image_probe import check_image_size
 from snapfs.system.store_files import read_store_file
-from snapfs.system.stores import name_of
 from snapfs.usedmap.cells import Layers
 from snapfs.usedmap.domain import json_extents
 from snapfs.usedmap.result import ImageMap, Region
@@ -39,17 +39,22 @@ from snapfs.usedmap.scan import scan
 MAP_VERSION = 2
 
 
-def read_map(path: Path, block_bytes: int | None = None, *, skip_swap: bool = False) -> Layers:
-    """The map of `path`: LIVE, SNAP or IMAGE of a mounted image, or any other image."""
+def read_map(
+    path: Path, block_bytes: int | None = None, snapshot: str | None = None, *, skip_swap: bool = False
+) -> Layers:
+    """The map of `path`: LIVE, SNAP or IMAGE of a mounted image, of which that `snapshot` or the newest is meant, or
+    any other image."""
     if block_bytes is not None:
         check_block_bytes(block_bytes)
     try:
         store = find_store(path)
     except NotMountedError:
+        if snapshot is not None:
+            raise
         return Layers(_scan(path, block_bytes or DEFAULT_BLOCK_BYTES, skip_swap))
     if block_bytes is not None:
         raise SnapfsError(f"{path} is mounted with blocks of its own; leave out --block-size.", path=path)
-    return _snapshot_layers(store)
+    return _snapshot_layers(store, snapshot)
 
 
 def image_name(path: Path) -> str:
@@ -107,16 +112,13 @@ def _scan(path: Path, block_bytes: int, skip_swap: bool) -> ImageMap:
         os.close(fd)
 
 
-def _snapshot_layers(store: Path) -> Layers:
+def _snapshot_layers(store: Path, name: str | None) -> Layers:
     # First: a server that is stopped is not waited for as long as one with a large map.
-    generation = request(store, GetStatus()).generation
-    answer = request(store, GetMap(generation=generation))
+    snapshot_id = str(read_chosen(store, name)["snapshot"]["id"])
+    answer = request(store, GetMap(id=snapshot_id))
+    reader = open_cuts(store)
     try:
-        reader = open_reader(store, Files())
-    except StoreError as error:
-        raise SnapfsError(f"{name_of(store)} {error.reason}; look again when it is mounted.", path=store) from error
-    try:
-        geometry, cut = reader.geometry, reader.cut
+        geometry, cut = reader.geometry, reader.cuts[place_of(reader, snapshot_id)]
         used = _used(store, answer, geometry.block_count)
         image_map = ImageMap(geometry.block_bytes, geometry.image_bytes, used, _regions(answer, geometry.image_bytes))
         settled, released = cut.settled.copy(), cut.released.copy()

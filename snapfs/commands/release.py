@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from snapfs.chosen import read_chosen
 from snapfs.client import request
 from snapfs.errors import UsageError
-from snapfs.protocol import GetStatus, Release, deadline_in
+from snapfs.protocol import Release, deadline_in
 from snapfs.system.discovery import find_store
 
 _RELEASE_TIMEOUT_S = 30.0
 
 
-def release(path: Path, offset: int, length: int | None) -> int:
+def release(path: Path, offset: int, length: int | None, snapshot: str | None = None) -> int:
     """Release the whole blocks in the range, to the end without a `length`; how many bytes were not yet before."""
     store = find_store(path)
-    given = request(store, GetStatus())
-    status = given.status
+    status = read_chosen(store, snapshot)
     image_bytes: int = status["image_bytes"]
     if offset >= image_bytes:
         raise UsageError(f"There is nothing at {offset}, the image ends at {image_bytes}; give a range inside it.")
@@ -28,7 +28,6 @@ def release(path: Path, offset: int, length: int | None) -> int:
         )
     block_bytes: int = status["block_bytes"]
     message = Release(
-        generation=given.generation,
         id=status["snapshot"]["id"],
         offset=offset,
         length=length,

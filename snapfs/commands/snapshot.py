@@ -28,40 +28,22 @@ from pathlib import Path
 
 import cow
 import snapfs
-from snapfs.client import Connection, connected
+from snapfs.commands.cut_instance import CutInstance
+from snapfs.commands.ended import while_they_last
 from snapfs.commands.snapshots import thinning_out_until
-from snapfs.commands.status import read_status
-from snapfs.errors import NotMountedError, SnapfsError, UsageError
+from snapfs.cut_facts import Group, Member, Writer
+from snapfs.errors import SnapfsError, UsageError
 from snapfs.freezing.guest_agent import connect_agent
 from snapfs.freezing.hooks import Hooks, find_hooks
 from snapfs.freezing.plan import NotFrozen, Plan, planned
 from snapfs.freezing.window import Frozen, cut_frozen
 from snapfs.options import SnapshotOptions, check_name
-from snapfs.protocol import (
-    CutTaken,
-    Facts,
-    Group,
-    HoldWrites,
-    Member,
-    NoteFacts,
-    PrepareCut,
-    ResumeWrites,
-    TakeCut,
-    Unfrozen,
-    Writer,
-    deadline_in,
-)
+from snapfs.protocol import CutTaken
 from snapfs.retention import Keep
 from snapfs.system.discovery import find_store
-from snapfs.system.mounts import DEAD_VIEW_ERRORS, canonical_path
+from snapfs.system.mounts import canonical_path
 from snapfs.system.place import files_below
 from snapfs.system.signals import Signals
-from snapfs.system.stores import check_answers, name_of, owner_of_store
-from snapfs.system.view_mounts import mounts_of, view_on
-
-# Also for the turn, while somebody else takes a cut.
-_PREPARE_TIMEOUT_S = 60.0
-_FACTS_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +83,11 @@ def snapshot_together(paths: Sequence[Path], options: SnapshotOptions) -> TakenT
     if options.name:
         check_name(options.name)
     with Signals.handled() as signals:
-        instances = [_Instance(find_store(path)) for path in paths]
+        instances = [CutInstance(find_store(path)) for path in paths]
         _check_apart(instances)
-        with ExitStack() as stack:
+        with while_they_last([instance.store for instance in instances]), ExitStack() as stack:
             # All in the same order: two commands that want some of the same would else wait for each other.
             for instance in sorted(instances, key=lambda instance: instance.key):
-                stack.enter_context(_while_it_lasts(instance.store))
                 instance.connect(stack)
             together = _Cutting(instances, options, signals).run()
         if options.keep is None:
@@ -117,7 +98,7 @@ def snapshot_together(paths: Sequence[Path], options: SnapshotOptions) -> TakenT
 
 
 def _thinned_out(
-    instances: Sequence[_Instance], cuts: Sequence[Taken], keep: Keep, pattern: str
+    instances: Sequence[CutInstance], cuts: Sequence[Taken], keep: Keep, pattern: str
 ) -> tuple[Taken, ...]:
     """The older snapshots of each go but those that `keep` has stay. That some are still there harms no new one."""
     problems = [*cuts[-1].problems]
@@ -137,23 +118,7 @@ def _thinned_out(
     )
 
 
-@contextmanager
-def _while_it_lasts(store: Path) -> Iterator[None]:
-    """A view whose server has died refuses everything, even to be closed, whatever was wrong before that."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DEAD_VIEW_ERRORS:
-            raise
-        name = name_of(store)
-        raise NotMountedError(
-            f"The snapfs on {name} ended while a cut was taken; mount the image again, and snapfs status says which "
-            "snapshot it has.",
-            path=name,
-        ) from error
-
-
-def _check_apart(instances: Sequence[_Instance]) -> None:
+def _check_apart(instances: Sequence[CutInstance]) -> None:
     """Each once, and none on a filesystem inside another: that is frozen when its own server has to write."""
     for instance, other in permutations(instances, 2):
         if other.key == instance.key:
@@ -173,75 +138,8 @@ def _is_same_file(one: Path, other: Path) -> bool:
     return False
 
 
-class _Instance:
-    """One of the images that are cut, and the connection to its server."""
-
-    server: Connection
-    generation: int
-
-    def __init__(self, store: Path) -> None:
-        self.store, self.status = store, read_status(store)
-        # By whatever name it was found.
-        info = os.stat(store)
-        self.key = info.st_dev, info.st_ino
-        status = self.status
-        self.image, self.snap = Path(status["image"]), Path(status["snap"])
-        self.live, self._view = Path(status["live"]), view_on(status["live_device"])
-        self.live_file = self.live / str(status["view_name"])
-
-    def connect(self, stack: ExitStack) -> None:
-        """Until `stack` is closed."""
-        self.server = stack.enter_context(connected(self.store))
-
-    def check_live(self) -> None:
-        views = mounts_of(self._view)
-        if not views or any(view.user_id != owner_of_store(self.store) for view in views):
-            raise NotMountedError(
-                f"The live view {self.live} is not mounted any more; mount the image again for a new snapshot.",
-                path=self.live,
-            )
-        check_answers(self.live_file)
-
-    def prepare(self, name: str) -> None:
-        message = PrepareCut(name=name, deadline_s=deadline_in(_PREPARE_TIMEOUT_S))
-        self.generation = self.server.ask(message).generation
-
-    def hold(self, until: float) -> None:
-        self.server.ask(HoldWrites(generation=self.generation, deadline_s=until))
-
-    def take(self, until: float) -> CutTaken:
-        return self.server.ask(TakeCut(generation=self.generation, deadline_s=until))
-
-    def resume(self) -> None:
-        # A server that does not answer lets them go on by itself.
-        with suppress(SnapfsError):
-            self.server.ask(ResumeWrites())
-
-    def tell_facts(self, frozen: Frozen, group: Group | None) -> None:
-        """Only what lies in the image at one place concerns its map: a filesystem in a file of another is data."""
-        not_frozen = [
-            Unfrozen(one.mount_point, one.reason, one.offset) for one in frozen.not_frozen if not one.is_nested
-        ]
-        facts = Facts(
-            freeze_ms=frozen.freeze_ms,
-            frozen=tuple(frozen.frozen),
-            frozen_offsets=tuple(frozen.frozen_offsets),
-            not_frozen=tuple(not_frozen),
-            writers=tuple(frozen.writers),
-            group=group,
-        )
-        message = NoteFacts(generation=self.generation, facts=facts, deadline_s=deadline_in(_FACTS_TIMEOUT_S))
-        if not self.server.ask(message).shown:
-            raise SnapfsError(
-                f"A new cut was taken ({frozen.answer.taken_at}) and the snapshot before it has ended, but "
-                f"{self.snap} does not show it, because its server does not answer; look into "
-                f"{name_of(self.store) / 'log'} and at snapfs status.",
-                path=self.snap,
-            )
-
-
 class _Cutting:
-    def __init__(self, instances: Sequence[_Instance], options: SnapshotOptions, signals: Signals) -> None:
+    def __init__(self, instances: Sequence[CutInstance], options: SnapshotOptions, signals: Signals) -> None:
         self._instances, self._options, self._signals = instances, options, signals
         found = [] if options.hooks is None else find_hooks(canonical_path(options.hooks))
         facts = {
@@ -250,6 +148,7 @@ class _Cutting:
         }
         self._hooks = Hooks(found, options.hook_timeout_s, facts)
         self._problems: list[str] = []
+        self._errors: list[SnapfsError] = []
 
     def run(self) -> TakenTogether:
         for instance in self._instances:
@@ -267,13 +166,17 @@ class _Cutting:
                 plan.unneeded_fds.append(instance.server.fileno())
                 plan.sync()
             frozen = self._cut(plans)
-            for plan, one in zip(plans, frozen, strict=True):
-                one.not_frozen += plan.latecomers()
-                one.writers = plan.writers(one.answer)
+            for plan, one, instance in zip(plans, frozen, self._instances, strict=True):
+                with self._alone(instance):
+                    one.not_frozen += plan.latecomers()
+                    one.writers = plan.writers(one.answer)
         group = self._group(frozen)
         with self._signals.deferred():
             for instance, one in zip(self._instances, frozen, strict=True):
-                instance.tell_facts(one, group)
+                with self._alone(instance):
+                    instance.tell_facts(one, group)
+        if self._errors:
+            raise self._errors[0]
         lost = dict.fromkeys(name for one in frozen for name in one.lost)
         if lost:
             self._problems.append(
@@ -283,7 +186,16 @@ class _Cutting:
         cuts = map(self._taken, self._instances, frozen)
         return TakenTogether(None if group is None else group.id, tuple(cuts))
 
-    def _taken(self, instance: _Instance, frozen: Frozen) -> Taken:
+    @contextmanager
+    def _alone(self, instance: CutInstance) -> Iterator[None]:
+        """What becomes of one image when all are cut is told at the end: the others are to know what was frozen."""
+        try:
+            with while_they_last([instance.store]):
+                yield
+        except SnapfsError as error:
+            self._errors.append(error)
+
+    def _taken(self, instance: CutInstance, frozen: Frozen) -> Taken:
         return Taken(
             image=str(instance.image),
             id=frozen.answer.id,
@@ -324,6 +236,12 @@ class _Cutting:
         """Of all of them before any write goes on."""
         if len(self._instances) == 1:
             return [self._instances[0].take(until)]
+        # Who interrupts it gets all of them, or none.
+        with self._signals.deferred():
+            self._signals.check()
+            return self._take_all(until)
+
+    def _take_all(self, until: float) -> list[CutTaken]:
         answers: list[CutTaken] = []
         try:
             for instance in self._instances:

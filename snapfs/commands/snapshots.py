@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from snapfs.chosen import id_of
 from snapfs.client import request
 from snapfs.commands.status import read_status
 from snapfs.errors import SnapfsError
@@ -52,7 +53,7 @@ def delete(path: Path, names: Sequence[str], *, dry_run: bool = False) -> list[F
     SnapfsError: none is, or the sentence says which are."""
     store = find_store(path)
     snapshots: list[dict[str, Any]] = read_status(store)["snapshots"]
-    ids = {_id_of(snapshots, name, path) for name in names}
+    ids = {id_of(snapshots, name, path) for name in names}
     fates = [_fate(one, () if one["id"] in ids else (_NOT_NAMED,)) for one in snapshots]
     if not dry_run:
         list(_deleting(store, fates))
@@ -115,11 +116,3 @@ def _is_gone(store: Path, snapshot_id: str) -> bool:
     with suppress(SnapfsError):
         return all(one["id"] != snapshot_id for one in read_status(store)["snapshots"])
     return False
-
-
-def _id_of(snapshots: Sequence[dict[str, Any]], name: str, path: Path) -> str:
-    for one in snapshots:
-        if name and name in (one["name"], one["id"]):
-            found: str = one["id"]
-            return found
-    raise SnapfsError(f"{path} has no snapshot {name}; snapfs list says which there are.", path=path)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from snapfs.chosen import read_status_with
 from snapfs.client import request
 from snapfs.errors import SnapfsError
 from snapfs.protocol import GetStatus
@@ -24,11 +25,11 @@ def read_status(store: Path, timeout_s: float | None = None) -> dict[str, Any]:
     return request(store, GetStatus(), timeout_s).status
 
 
-def statuses(path: Path | None) -> tuple[list[dict[str, Any]], list[SnapfsError]]:
-    """The status of the instance behind `path`, or of all that this user can reach; of those that do not answer,
-    when all are asked, the reasons."""
+def statuses(path: Path | None, snapshot: str | None = None) -> tuple[list[dict[str, Any]], list[SnapfsError]]:
+    """The status of the instance behind `path`, with that snapshot or the newest, or of all instances that this user
+    can reach; of those that do not answer, when all are asked, the reasons."""
     if path is not None:
-        return [read_status(find_store(path), _PATIENCE_S)], []
+        return [read_status_with(find_store(path), snapshot, _PATIENCE_S)], []
     until = time.monotonic() + _PATIENCE_S
     stores, silent = all_stores()
     left_s = max(until - time.monotonic(), _LEAST_S)

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from snapfs.cut_facts import Writer
 from snapfs.errors import SnapfsError
 from snapfs.freezing.fsfreeze import freeze, never_frozen, thaw
 from snapfs.freezing.guest_agent import GuestAgent
 from snapfs.freezing.live_filesystems import LiveFilesystem, find_live_filesystems, open_filesystem
 from snapfs.freezing.live_parts import Part
 from snapfs.freezing.live_writers import WriterSight, look_for_writers, writers_at_cut
-from snapfs.protocol import CutTaken, Writer
+from snapfs.protocol import CutTaken
 from snapfs.system import libc
 from snapfs.system.mounts import DEAD_VIEW_ERRORS
 
@@ -99,11 +100,15 @@ class GuestTarget:
 
 @dataclass(slots=True)
 class Plan:
-    """What is to be frozen, in order, and what is not, with the reasons; everything is open."""
+    """What is to be frozen, in order, and what is not, with the reasons; everything is open.
+
+    `live_fd` is of the name of the live file alone (O_PATH), `written_fd` of what is written to it.
+    """
 
     live_file: Path
     live_fd: int
-    filesystems: list[LiveFilesystem]
+    written_fd: int
+    filesystems: list[LiveFilesystem] = field(default_factory=list)
     targets: list[Target] = field(default_factory=list)
     not_frozen: list[NotFrozen] = field(default_factory=list)
     sync_fds: list[int] = field(default_factory=list)
@@ -125,7 +130,7 @@ class Plan:
     def sync_live(self) -> None:
         """Have the live server get all writes that the kernel still holds back. OSError: it has died."""
         try:
-            os.fsync(self.live_fd)
+            os.fsync(self.written_fd)
         except OSError as error:
             if error.errno in DEAD_VIEW_ERRORS:
                 raise
@@ -134,6 +139,13 @@ class Plan:
                 "look after the image's disk.",
                 path=self.live_file,
             ) from error
+
+    def let_go_of_live(self) -> None:
+        """After the last `sync_live`. To close the live file is to wait for what others have written to it; who is
+        killed while he has writes held, and the file open, would end only when they go on by themselves."""
+        fd, self.written_fd = self.written_fd, -1
+        if fd >= 0:
+            _close(fd)
 
     def latecomers(self) -> list[NotFrozen]:
         """What has been mounted since the plan was made; nothing of a view whose servers have died."""
@@ -166,9 +178,13 @@ def planned(
     with ExitStack() as stack:
         plans = []
         for live_file in live_files:
-            live_fd = _open_live(live_file)
+            live_fd = _open_live(live_file, os.O_PATH)
             stack.callback(_close, live_fd)
-            plans.append(Plan(live_file, live_fd, find_live_filesystems(live_file), unneeded_fds=[live_fd]))
+            written_fd = _open_live(live_file, os.O_RDONLY)
+            plan = Plan(live_file, live_fd, written_fd, unneeded_fds=[live_fd, written_fd])
+            stack.callback(plan.let_go_of_live)
+            plan.filesystems += find_live_filesystems(live_file)
+            plans.append(plan)
         everywhere = [filesystem for plan in plans for filesystem in plan.filesystems]
         reasons = never_frozen(everywhere, kept)
         quiet = {one.device for one in everywhere if freezes and one.device not in reasons and one.part is None}
@@ -191,9 +207,9 @@ def _why_part(part: Part | None) -> str | None:
     return f"it is the {part.what} of the {part.fstype} on {part.owner_name}, which is not frozen"
 
 
-def _open_live(live_file: Path) -> int:
+def _open_live(live_file: Path, flags: int) -> int:
     try:
-        return os.open(live_file, os.O_RDONLY | os.O_CLOEXEC)
+        return os.open(live_file, flags | os.O_CLOEXEC)
     except OSError as error:
         raise SnapfsError(
             f"{live_file} cannot be opened: {error.strerror}; cut as the user who mounted it, or mount it again.",

@@ -1,7 +1,7 @@
 """The instant of a cut: everything frozen, the cut, everything thawed.
 
     before   find the filesystems, open them, write back what they hold while their users go on
-    window   watchdog, FIFREEZE each, fsync of the live files, the cuts, FITHAW each in reverse
+    window   watchdog, FIFREEZE each, fsync and closing of the live files, the cuts, FITHAW each in reverse
     after    who was frozen from before the cut until after it, and who was not
 
 Rules of the window:
@@ -18,12 +18,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
+from snapfs.cut_facts import Writer
 from snapfs.errors import SnapfsError
 from snapfs.freezing.fsfreeze import why_not_frozen
 from snapfs.freezing.grace_period import GracePeriods
 from snapfs.freezing.plan import GuestTarget, NotFrozen, Plan, Target
 from snapfs.freezing.watchdog import Watchdog, lock_memory, unlock_memory
-from snapfs.protocol import CutTaken, Writer, deadline_in
+from snapfs.protocol import CutTaken, deadline_in
 from snapfs.system.signals import Signals
 
 
@@ -52,6 +53,8 @@ def cut_frozen(
     window = _Window(plans, timeout_s, signals)
     if not window.targets:
         _sync(plans)
+        for plan in plans:
+            plan.let_go_of_live()
         answers = cut(deadline_in(timeout_s))
         return [Frozen(answer, None, [], [], plan.not_frozen) for plan, answer in zip(plans, answers, strict=True)]
     unneeded_fds = [fd for plan in plans for fd in plan.unneeded_fds]
@@ -122,6 +125,7 @@ class _Window:
             self._freeze(watchdog, until)
             for plan in self._plans:
                 plan.sync_live()
+                plan.let_go_of_live()
             self._check(watchdog)
             answers = cut(until)
         finally:

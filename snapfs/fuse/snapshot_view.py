@@ -21,8 +21,9 @@ from snapfs.fuse.view import IMAGE_INODE, NO_INODE, View
 from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permissions
 from snapfs.serving.snapshot import UNCOUNTED, SnapshotImage
+from snapfs.system.shown_files import SNAPSHOTS_NAME
 
-SNAPSHOTS_NAME: Final = b".snapshots"
+_SNAPSHOTS_NAME: Final = os.fsencode(SNAPSHOTS_NAME)
 # The directory of all, and from there on that of each; no generation is as high.
 _SNAPSHOTS_INODE: Final = 1 << 48
 
@@ -85,7 +86,7 @@ class SnapshotView(SnapshotImage, View):
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        if parent_inode == pyfuse3.ROOT_INODE and name == SNAPSHOTS_NAME:
+        if parent_inode == pyfuse3.ROOT_INODE and name == _SNAPSHOTS_NAME:
             return self._attributes(_SNAPSHOTS_INODE)
         if parent_inode == _SNAPSHOTS_INODE:
             generation = self.names.get(os.fsdecode(name))

@@ -1,4 +1,4 @@
-"""The snapshot view of a mounted image as the source of a backup. Rules: see `source`."""
+"""A snapshot of a mounted image as the source of a backup. Rules: see `source`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Final
 from bitarray import bitarray
 from bitarray.util import ones
 
+from snapfs.chosen import file_of, listed_now, read_chosen
 from snapfs.client import request
 from snapfs.destination.access import Access
 from snapfs.errors import NotMountedError, SnapfsError, SnapshotLostError
@@ -22,8 +23,9 @@ from snapfs.imager.sparse import hole_cells
 from snapfs.imager.unread import UnreadableError
 from snapfs.protocol import GetMap, GetStatus, MapGiven, Release, deadline_in
 from snapfs.system.mounts import DEAD_VIEW_ERRORS
+from snapfs.system.shown_files import ShownFile
 from snapfs.system.store_files import read_store_file
-from snapfs.system.stores import check_answers, check_view, owner_of_store
+from snapfs.system.stores import owner_of_store
 from snapfs.whole import read_whole
 
 _MAP_LOOK_S: Final = 0.05
@@ -39,16 +41,16 @@ class LostBlocksError(UnreadableError, SnapshotLostError):
 
 
 class SnapshotSource:
-    """The snapshot view of a mounted image."""
+    """The snapshot of a mounted image that is called `name`; None: the newest."""
 
-    def __init__(self, store: Path, *, takes_damaged: bool = False) -> None:
+    def __init__(self, store: Path, name: str | None = None, *, takes_damaged: bool = False) -> None:
         self._store = store
         self._lost_states = _LOST_STATES - {"damaged"} if takes_damaged else _LOST_STATES
-        given = request(store, GetStatus())
-        status, self._generation = given.status, given.generation
+        status = read_chosen(store, name)
         self._snapshot = status["snapshot"]
         self._image, self._pid = Path(status["image"]), int(status["pid"])
-        self.path = Path(status["snap"]) / str(status["view_name"])
+        file = file_of(status)
+        self.path = file.path
         self.size_bytes, self.block_bytes = status["image_bytes"], status["block_bytes"]
         self._check_state(self._snapshot)
         image_map = self._await_map()
@@ -57,17 +59,30 @@ class SnapshotSource:
         names = ("id", "taken_at", "freeze_ms")
         cut = {name: self._snapshot[name] for name in names if name in self._snapshot}
         self.facts = {"image": status["image"], "cut": cut, "regions": list(image_map.regions)}
-        check_view(self.path.parent, store)
-        check_answers(self.path)
-        self._fd = _open_view(self.path)
+        file.check(store)
+        self._fd = self._open(file)
         self.access = Access.of(self._fd).and_of(self._image)
+
+    def _open(self, file: ShownFile) -> int:
+        """Past the page cache: it would fill with what is read once, and its pages cost more than the request."""
+        try:
+            return file.open(os.O_DIRECT)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ESTALE):
+                self.check()
+                raise SnapfsError(
+                    f"{file.path} does not show that snapshot yet; see snapfs status, and try again.", path=file.path
+                ) from error
+            raise SnapfsError(
+                f"{file.path} cannot be opened: {error.strerror}; ask as the user who mounted it.", path=file.path
+            ) from error
 
     def _await_map(self) -> MapGiven:
         """The answer about the map, once it is known; it is computed within seconds of a cut."""
         until = time.monotonic() + _MAP_TIMEOUT_S
         while True:
             try:
-                answer = request(self._store, GetMap(generation=self._generation))
+                answer = request(self._store, GetMap(id=self._snapshot["id"]))
             except SnapfsError:
                 # Says more when that is why.
                 self.check()
@@ -118,7 +133,6 @@ class SnapshotSource:
 
     def release(self, offset: int, length: int) -> None:
         message = Release(
-            generation=self._generation,
             id=self._snapshot["id"],
             offset=offset,
             length=length,
@@ -128,11 +142,11 @@ class SnapshotSource:
 
     def check(self) -> None:
         try:
-            snapshot = request(self._store, GetStatus(), _PATIENCE_S).status["snapshot"]
+            snapshot = listed_now(self._store, self._snapshot["id"], _PATIENCE_S)
         except NotMountedError as error:
             raise self._killed() from error
-        if snapshot["id"] != self._snapshot["id"]:
-            raise self._newer_cut()
+        if snapshot is None:
+            raise self._ended()
         self._check_state(snapshot)
 
     def buffer_bytes(self) -> int | None:
@@ -158,7 +172,7 @@ class SnapshotSource:
         except SnapfsError as reason:
             return reason
         if error.errno == errno.ESTALE:
-            return self._newer_cut()
+            return self._ended()
         if error.errno == errno.ENODATA:
             return SnapfsError(
                 f"Parts of {self.path} were released already, so it cannot be read as a whole any more; "
@@ -176,7 +190,13 @@ class SnapshotSource:
             f"The snapfs of {self.path} was killed; mount the image again and go on with --resume.", path=self.path
         )
 
-    def _newer_cut(self) -> SnapfsError:
+    def _ended(self) -> SnapfsError:
+        if name := self._snapshot["name"]:
+            return SnapfsError(
+                f"The snapshot {name} of {self._image} was deleted meanwhile; make a backup of another one "
+                "(snapfs list).",
+                path=self.path,
+            )
         return SnapfsError(
             f"A newer cut has replaced the snapshot that {self.path} showed; begin the backup again.", path=self.path
         )
@@ -204,14 +224,6 @@ def _is_open_in(pid: int, fd: int) -> bool:
                 if os.path.samestat(link.stat(), status):
                     return True
     return False
-
-
-def _open_view(path: Path) -> int:
-    """Past the page cache: it would fill with what is read once, and its pages cost more than the request."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT | os.O_NOFOLLOW)
-    except OSError as error:
-        raise SnapfsError(f"{path} cannot be opened: {error.strerror}; ask as the user who mounted it.") from error
 
 
 def _read_used(store: Path, image_map: MapGiven, block_count: int) -> bitarray:

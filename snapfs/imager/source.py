@@ -59,13 +59,18 @@ class Source(Protocol):
 
 
 @contextlib.contextmanager
-def open_source(path: Path, *, takes_damaged: bool = False) -> Iterator[Source]:
-    """The source that `path` (LIVE, SNAP, IMAGE) names; with `takes_damaged` also a snapshot that has lost blocks."""
+def open_source(path: Path, snapshot: str | None = None, *, takes_damaged: bool = False) -> Iterator[Source]:
+    """The source that `path` (LIVE, SNAP, IMAGE) names, and of a mounted one `snapshot`, the newest without it; with
+    `takes_damaged` also a snapshot that has lost blocks."""
     try:
         store: Path | None = find_store(path)
     except NotMountedError:
+        if snapshot is not None:
+            raise
         store = None
-    source: Source = ImageSource(path) if store is None else SnapshotSource(store, takes_damaged=takes_damaged)
+    source: Source = (
+        ImageSource(path) if store is None else SnapshotSource(store, snapshot, takes_damaged=takes_damaged)
+    )
     try:
         yield source
     finally:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import signal
+from contextlib import suppress
 
 from cow import Compactor, Counter
 from snapfs.servers.instance import Instance
@@ -31,15 +33,23 @@ def run_compactor(instance: Instance) -> int:
     os.nice(_NICENESS)
     if not instance.options.foreground:
         detach_streams()
-    loop = _Loop(instance)
+    loop = _Loop(instance, _signal_pipe())
     signal.signal(STOP_SIGNAL, loop.on_stop)
     loop.run()
     return 0
 
 
+def _signal_pipe() -> int:
+    """Can be read once a signal has come. One that another thread gets, or that comes just before a wait, interrupts
+    nothing, and its handler would run after the wait."""
+    read_fd, write_fd = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    return read_fd
+
+
 class _Loop:
-    def __init__(self, instance: Instance) -> None:
-        self._instance = instance
+    def __init__(self, instance: Instance, signal_fd: int) -> None:
+        self._instance, self._signal_fd = instance, signal_fd
         store = instance.store.present(writable=True)
         self._compactor = Compactor(store)
         # It follows from cut to cut, and holds none but the present one.
@@ -53,7 +63,7 @@ class _Loop:
 
     def on_stop(self, signal_no: int, frame: object) -> None:
         self._stopped = True
-        # Wakes a wait that would begin right after this handler.
+        # A wait that it has interrupted goes on after this handler.
         self._instance.work.ring()
 
     def run(self) -> None:
@@ -95,8 +105,14 @@ class _Loop:
         _LOG.debug("idle: the slots below %d of the ring are moved", control[Counter.FREED_SEQ])
         # A short wait first: a commit that did not see the flag yet is visible after it, and needs no bell.
         if not work.wait(_SETTLE_S) and self._compactor.is_done and not self._stopped:
-            work.wait(None)
+            readable([work.fd, self._signal_fd])
+            work.hush()
+            self._hush_signals()
         control[Counter.COMPACTOR_IDLE] = 0
+
+    def _hush_signals(self) -> None:
+        with suppress(BlockingIOError):
+            os.read(self._signal_fd, select.PIPE_BUF)
 
     def _paused(self) -> bool:
         before = self._control[Counter.COMMITTED_SEQ]

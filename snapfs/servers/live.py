@@ -18,6 +18,7 @@ from snapfs.protocol import (
     Done,
     ExpectEnd,
     GetMap,
+    GetSnapshot,
     GetStatus,
     HoldWrites,
     NoteFacts,
@@ -28,6 +29,7 @@ from snapfs.protocol import (
     Request,
     ResumeWrites,
     SetLimit,
+    SnapshotGiven,
     StatusGiven,
     StopMap,
     TakeCut,
@@ -44,8 +46,9 @@ from snapfs.servers.memory import MemoryWatch
 from snapfs.servers.pipe import SERVED, tell
 from snapfs.servers.process import become_server, stop_signals
 from snapfs.servers.releases import Releases
-from snapfs.servers.report import status_of
+from snapfs.servers.report import no_snapshot, snapshot_of, status_of
 from snapfs.servers.session import mount_view, serve_view
+from snapfs.servers.shown_cuts import ShownCut, newest_shown, shown_cut
 from snapfs.servers.trouble import Trouble
 from snapfs.servers.write_out import write_out
 from snapfs.system.discovery import DISK_ERRORS
@@ -234,8 +237,10 @@ class LiveServer:
         match request:
             case GetStatus():
                 return self._status()
+            case GetSnapshot():
+                return SnapshotGiven(self._snapshot(shown_cut(self._instance.store, request.id)))
             case GetMap():
-                return self._maps.given()
+                return self._maps.given(shown_cut(self._instance.store, request.id).cut)
             case PrepareCut():
                 return await self._cuts.prepare(request, client)
             case HoldWrites():
@@ -283,8 +288,14 @@ class LiveServer:
         image_state = self._image_watch.look()
         if not self._instance.store.is_whole:
             self.engine.look_at_store()
-        status = status_of(self._instance, self.engine, image_state, self._maps.report(), self._trouble.sentence())
-        return StatusGiven(status, self._instance.store.cut.generation)
+        snapshot = self._snapshot(newest_shown(self._instance.store))
+        status = status_of(self._instance, self.engine, image_state, snapshot, self._trouble.sentence())
+        return StatusGiven(status)
+
+    def _snapshot(self, shown: ShownCut | None) -> dict[str, Any]:
+        if shown is None:
+            return no_snapshot(self._instance.store)
+        return snapshot_of(self._instance.store, shown, self._maps.report(shown.cut))
 
     def _note_server(self, request: NoteServer) -> None:
         self._trouble.note_server(request)

@@ -6,6 +6,8 @@
     ready       it is taken over; its regions are known
     failed      every block counts as used
 
+An older cut keeps the map that it had: it is ready, or every block counts as used.
+
 Only what was at rest at the cut, and was written by nobody else, can be believed: so the map is that of its facts.
 """
 
@@ -22,8 +24,9 @@ from typing import Any
 import trio
 
 from cow import Cut, CutCounter, LiveEngine, Protect, SnapshotEnded
+from snapfs.cut_facts import NOTHING_FROZEN, Facts
 from snapfs.log import log_fd
-from snapfs.protocol import NOTHING_FROZEN, Facts, MapGiven
+from snapfs.protocol import MapGiven
 from snapfs.servers.free_file import FreeRuns
 from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.notes import read_facts, read_regions
@@ -47,24 +50,28 @@ class Maps:
     def _path(self) -> Path:
         return self._instance.store.cut.path
 
-    @property
-    def _regions(self) -> list[dict[str, Any]]:
-        """What the present snapshot consists of, once its map is known."""
-        if self._state != "ready":
-            return []
-        return read_regions(self._path) or []
+    def _known_of(self, cut: Cut) -> tuple[str, list[dict[str, Any]]]:
+        """The state of its map, and what the snapshot consists of once that is ready."""
+        if cut is self._instance.store.cut:
+            return self._state, (read_regions(cut.path) or []) if self._state == "ready" else []
+        regions = read_regions(cut.path)
+        if regions is None or not (cut.numbers[CutCounter.FREE_BLOCKS] or _has_nothing_free(regions)):
+            return "none", []
+        return "ready", regions
 
-    def given(self) -> MapGiven:
-        """What is known of it."""
-        free = self._instance.store.cut.free.file.path
-        free_file = f"{free.parent.name}/{free.name}" if self._state == "ready" else None
-        return MapGiven(self._state, free_file, tuple(self._regions))
+    def given(self, cut: Cut) -> MapGiven:
+        """What is known of the map of a cut, the present or an older one."""
+        state, regions = self._known_of(cut)
+        free = cut.free.file.path
+        return MapGiven(state, f"{free.parent.name}/{free.name}" if state == "ready" else None, tuple(regions))
 
-    def report(self) -> dict[str, Any]:
-        """What status shows of the present cut."""
-        facts = self._facts
+    def report(self, cut: Cut) -> dict[str, Any]:
+        """The same as status shows it, with what was frozen for it."""
+        is_present = cut is self._instance.store.cut
+        facts = self._facts if is_present else read_facts(cut.path) or NOTHING_FROZEN
         group = None if facts.group is None else asdict(facts.group)
-        return {"freeze_ms": facts.freeze_ms, "group": group, "map": self._state, "regions": self._regions}
+        state, regions = self._known_of(cut)
+        return {"freeze_ms": facts.freeze_ms, "group": group, "map": state, "regions": regions}
 
     # --- its time --------------------------------------------------------------------------------------------
 
@@ -191,6 +198,11 @@ class Maps:
         for writer in self._facts.writers:
             command.append("--written=" + json.dumps([writer.offset, writer.length, writer.name]))
         return command
+
+
+def _has_nothing_free(regions: list[dict[str, Any]]) -> bool:
+    """Then it makes no difference whether the map was taken over."""
+    return not any(region["free_bytes"] for region in regions)
 
 
 async def _kill(process: trio.Process) -> None:

@@ -11,7 +11,7 @@ from snapfs.errors import SnapfsError
 from snapfs.protocol import Release, Released
 from snapfs.servers.instance import Instance
 from snapfs.servers.maps import Maps
-from snapfs.stamps import id_text
+from snapfs.servers.shown_cuts import shown_cut
 
 _LOG = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ class Releases:
         self._turn = trio.Lock()
 
     async def release(self, request: Release) -> Released:
-        """Whole blocks of the range only. SnapfsError: the snapshot has ended."""
+        """Whole blocks of the range only. SnapfsError: the snapshot has ended, or is not the newest."""
         self._check_present(request)
         first, end = self._engine.geometry.inner_span(request.offset, request.length)
         if first >= end:
@@ -37,16 +37,16 @@ class Releases:
             try:
                 count = await trio.to_thread.run_sync(self._engine.release, first, end, self._instance.store.cut)
             except SnapshotEnded as error:
-                raise _has_ended(request) from error
+                raise SnapfsError(f"The snapshot {request.id} has ended; nothing was released.") from error
         _LOG.debug("released %d of the blocks %d to %d", count, first, end - 1)
         self._instance.released.ring()
         return Released(count)
 
     def _check_present(self, request: Release) -> None:
         store = self._instance.store
-        if (request.generation, request.id) != (store.cut.generation, id_text(store.header.cut.snapshot_id)):
-            raise _has_ended(request)
-
-
-def _has_ended(request: Release) -> SnapfsError:
-    return SnapfsError(f"The snapshot {request.id} has ended; nothing was released.")
+        facts, cut = shown_cut(store, request.id)
+        if cut is not store.cut:
+            raise SnapfsError(
+                f"The snapshot {facts.name or request.id} is not the newest any more, and only of that one parts can "
+                "be released; delete it (snapfs delete) when all of it is safely elsewhere."
+            )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from cow import Counter, Cut, CutCounter, CutHeader, LiveEngine, Protect, State
+from cow import Counter, CutCounter, LiveEngine, Protect, State, Store, stored_in
+from snapfs.fuse.view import IMAGE_INODE
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.notes import read_facts
-from snapfs.stamps import id_text, utc_text
+from snapfs.servers.shown_cuts import ShownCut, shown_cuts
+from snapfs.stamps import utc_text
 
 STATUS_VERSION = 1
+_OWING_STATES = (State.ACTIVE, State.DAMAGED)
 
 
 def status_of(
-    instance: Instance, engine: LiveEngine, image_state: str, cut_facts: dict[str, Any], error: str | None
+    instance: Instance, engine: LiveEngine, image_state: str, snapshot: dict[str, Any], error: str | None
 ) -> dict[str, Any]:
     """The status object of a running instance; sizes in bytes, counts in blocks, times in UTC.
 
-    `cut_facts` go into its `snapshot` part.
+    `snapshot` is the newest, as of `snapshot_of`.
     """
     header = instance.store.header
     return {
@@ -33,8 +36,8 @@ def status_of(
         "snap_device": _device(instance, SNAPSHOT),
         "store": str(instance.store_path),
         "pid": instance.supervisor_pid,
-        "snapshot": _snapshot(instance) | cut_facts,
-        "snapshots": _snapshots(instance),
+        "snapshot": snapshot,
+        "snapshots": [listed(shown) for shown in shown_cuts(instance.store)],
         "buffer": _buffer(instance, engine),
         "error": error,
     }
@@ -46,47 +49,66 @@ def _device(instance: Instance, view: str) -> str | None:
     return None if view_id is None else view_id.device
 
 
-def _snapshot(instance: Instance) -> dict[str, Any]:
-    store = instance.store
-    numbers, header = store.cut.numbers, store.header
-    count = store.geometry.block_count
-    settled, preserved = numbers[CutCounter.SETTLED_BLOCKS], numbers[CutCounter.PRESERVED_BLOCKS]
+def snapshot_of(store: Store, shown: ShownCut, known: dict[str, Any]) -> dict[str, Any]:
+    """All that is told of a snapshot: what is told of each in the list, its counts, and what is `known` of its map
+    and what was frozen for it (`Maps.report`)."""
+    numbers, count = shown.cut.numbers, store.geometry.block_count
     state = numbers.state
+    return (
+        listed(shown)
+        | {
+            "inode": IMAGE_INODE + shown.facts.generation,
+            "protect": _protect(store),
+            "used_blocks": count - numbers[CutCounter.FREE_BLOCKS],
+            "owed_blocks": count - numbers[CutCounter.SETTLED_BLOCKS] if state in _OWING_STATES else 0,
+            "preserved_blocks": numbers[CutCounter.PRESERVED_BLOCKS],
+            "lost_blocks": numbers.lost_blocks,
+            "released_blocks": numbers[CutCounter.RELEASED_BLOCKS],
+        }
+        | known
+    )
+
+
+def no_snapshot(store: Store) -> dict[str, Any]:
+    """The same when there is none."""
     return {
-        "name": header.cut.name,
-        "id": id_text(header.cut.snapshot_id),
-        "state": state.name.lower(),
-        "taken_at": utc_text(header.cut.taken_at_ns),
+        "name": "",
+        "id": None,
+        "taken_at": None,
+        "state": State.NONE.name.lower(),
         "freeze_ms": None,
-        "protect": "used" if header.protect is Protect.USED else "all",
-        "used_blocks": count - numbers[CutCounter.FREE_BLOCKS],
-        "owed_blocks": count - settled if state in (State.ACTIVE, State.DAMAGED) else 0,
-        "preserved_blocks": preserved,
-        "lost_blocks": numbers.lost_blocks,
-        "released_blocks": numbers[CutCounter.RELEASED_BLOCKS],
-        "changed_blocks": numbers[CutCounter.CHANGED_BLOCKS],
+        "changed_blocks": 0,
+        "stored_bytes": 0,
+        "group": None,
+        "inode": None,
+        "protect": _protect(store),
+        "used_blocks": store.geometry.block_count,
+        "owed_blocks": 0,
+        "preserved_blocks": 0,
+        "lost_blocks": 0,
+        "released_blocks": 0,
+        "map": "none",
+        "regions": [],
     }
 
 
-def _snapshots(instance: Instance) -> list[dict[str, Any]]:
-    """All that are shown, oldest first."""
-    store = instance.store
-    facts = {one.generation: one for one in store.header.cuts if not one.is_hidden}
-    return [_listed(cut, facts[cut.generation]) for cut in store.cuts if cut.generation in facts]
+def _protect(store: Store) -> str:
+    return "used" if store.header.protect is Protect.USED else "all"
 
 
-def _listed(cut: Cut, facts: CutHeader) -> dict[str, Any]:
-    noted = read_facts(cut.path)
+def listed(shown: ShownCut) -> dict[str, Any]:
+    """What is told of each where all are listed."""
+    facts, numbers = shown.facts, shown.cut.numbers
+    noted = read_facts(shown.cut.path)
     group = None if noted is None or noted.group is None else noted.group.id
-    numbers = cut.numbers
     return {
         "name": facts.name,
-        "id": id_text(facts.snapshot_id),
+        "id": shown.id,
         "taken_at": utc_text(facts.taken_at_ns),
         "state": numbers.state.name.lower(),
         "freeze_ms": None if noted is None else noted.freeze_ms,
         "changed_blocks": numbers[CutCounter.CHANGED_BLOCKS],
-        "stored_bytes": max(0, numbers[CutCounter.STORED_BYTES] - numbers[CutCounter.RETURNED_BYTES]),
+        "stored_bytes": stored_in(shown.cut),
         "group": group,
     }
 

@@ -100,18 +100,10 @@ class SnapshotServer:
     def _new_pass(self, view: SnapshotView) -> SinglePass:
         newest = view.newest
         assert newest is not None, "it is read"
-        snapshot_id, generation = id_text(newest.snapshot_id), newest.generation
+        snapshot_id = id_text(newest.snapshot_id)
 
         def release(offset: int, length: int) -> None:
-            self._tell(
-                Release(
-                    generation=generation,
-                    id=snapshot_id,
-                    offset=offset,
-                    length=length,
-                    deadline_s=_WHEN_SENT,
-                )
-            )
+            self._tell(Release(id=snapshot_id, offset=offset, length=length, deadline_s=_WHEN_SENT))
 
         return SinglePass(view.image_bytes, release)
 

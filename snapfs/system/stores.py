@@ -13,12 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from functools import partial
 from pathlib import Path
 from typing import Final
 
 from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError
-from snapfs.system.asking import ask
 from snapfs.system.descriptors import descriptor_in, last_name, path_of
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
 
@@ -115,17 +113,3 @@ def check_view(point: Path, store: Path) -> None:
             f"The view {point} is not mounted any more; mount the image again.",
             path=point,
         )
-
-
-def check_answers(file: Path) -> None:
-    """SnapfsError when the server of a view does not even answer what its `file` is."""
-    if ask(partial(_look_at, file)).is_silence:
-        raise SnapfsError(
-            f"{file} does not answer; the processes of that snapfs are stopped or hang: let them go on (kill -CONT).",
-            path=file,
-        )
-
-
-def _look_at(file: Path) -> bytes:
-    os.close(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC))
-    return b""

@@ -51,6 +51,11 @@ def test_what_a_mounted_image_prints(bench: Bench) -> None:
     check("cut", printed("snapshot", bench.live))
     check("list", printed("list", bench.live))
     check("delete", printed("delete", bench.live, "--keep-last", "1", "--dry-run"))
+    check("status", printed("status", bench.live, "--snapshot", "kept"))
+    check("map", printed("map", bench.live, "--snapshot", "kept"))
+    newest = printed("list", bench.live)["snapshots"][-1]["id"]
+    check("diff", printed("diff", bench.live, "kept", newest))
+    check("backup", printed("backup", bench.live, bench.path / "kept", "--snapshot", "kept"))
     check("delete", printed("delete", bench.live, "kept"))
     check("check", printed("check", bench.live))
     check("backup", printed("backup", bench.live, bench.path / "backup"))

@@ -44,10 +44,10 @@ def files_of(ground: CutGround, text: str) -> Path:
     return directory
 
 
-def browsed(live: Path, directory: Path) -> dict[str, Any]:
+def browsed(live: Path, directory: Path, *name: str) -> dict[str, Any]:
     """What `snapfs browse`, which must succeed, says of what it has mounted."""
     directory.mkdir(exist_ok=True)
-    done = snapfs("browse", live, directory, "--json")
+    done = snapfs("browse", live, *name, directory, "--json")
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

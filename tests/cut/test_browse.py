@@ -193,3 +193,43 @@ def test_the_object_of_the_end_has_what_was_unmounted(ground: CutGround, place: 
     browsed(instance.live, place)
     unmounted = json.loads(snapfs("browse", "--end", place, "--json").stdout)
     assert unmounted == {"version": 1, "unmounted": [str(place / "p1"), str(place)]}
+
+
+def test_an_older_snapshot_by_its_name(ground: CutGround, place: Path) -> None:
+    """Neither the next cut nor a mount of the newest beside it takes anything from it."""
+    instance, point = live_filesystem(ground, "ext4")
+    for name in ("mon", "tue"):
+        write(point / "file", name)
+        cut(instance.live, "--name", name)
+    write(point / "file", "later")
+    found = browsed(instance.live, place, "mon")
+    assert (found["snapshot"]["name"], found["mounted"][0]["is_behind"]) == ("mon", False)
+    cut(instance.live)
+    newest = ground.path / "newest"
+    browsed(instance.live, newest)
+    run("sh", "-c", "echo 3 > /proc/sys/vm/drop_caches")
+    assert (place / "file").read_text() == "mon"
+    assert (newest / "file").read_text() == "later"
+    assert snapfs("browse", "--end", newest).returncode == 0
+
+
+def test_the_next_cut_ends_nothing_of_one_with_a_name(ground: CutGround, place: Path) -> None:
+    instance, point = live_filesystem(ground, "ext4")
+    (point / "file").write_bytes(content := os.urandom(8 * MIB))
+    cut(instance.live, "--name", "mon")
+    browsed(instance.live, place)
+    (point / "file").write_bytes(os.urandom(8 * MIB))
+    cut(instance.live)
+    run("sync", "-f", point)
+    assert (place / "file").read_bytes() == content
+
+
+def test_a_view_is_not_unmounted_under_the_files_of_an_older_one(ground: CutGround, place: Path) -> None:
+    instance, _ = live_filesystem(ground, "ext4")
+    run("umount", ground.path / "fs")
+    cut(instance.live, "--name", "mon")
+    cut(instance.live)
+    browsed(instance.live, place, "mon")
+    done = snapfs("umount", instance.live)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"snapfs browse --end {place}" in done.stderr

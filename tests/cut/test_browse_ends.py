@@ -66,10 +66,12 @@ def test_where_they_cannot_be_shown(ground: CutGround, instance: Mounted, place:
     assert os.listdir(place) == ["file"]
 
 
-@pytest.mark.parametrize("words", [(), ("LIVE",), ("--end", "DIR", "LIVE"), ("--end", "DIR", "LIVE", "DIR")])
+@pytest.mark.parametrize(
+    "words", [(), ("LIVE",), ("LIVE", "a", "b", "DIR"), ("--end", "DIR", "LIVE"), ("--end", "DIR", "LIVE", "DIR")]
+)
 def test_what_is_shown_and_where_or_what_is_ended(words: tuple[str, ...]) -> None:
     done = snapfs("browse", *words)
-    sentence = "snapfs: It takes LIVE and DIR, or --end and DIR alone; see snapfs browse --help.\n"
+    sentence = "snapfs: It takes LIVE (and a NAME) and DIR, or --end and DIR alone; see snapfs browse --help.\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
 
 

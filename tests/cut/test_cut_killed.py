@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
@@ -168,11 +169,11 @@ def check_files(disk: Path, names: list[str], others: AbstractSet[str] = frozens
     """An ext4 without a log to replay and without a fault, with files of these names in it and none of the others."""
     run("e2fsck", "-fn", disk)
     assert others.isdisjoint(run("debugfs", "-R", "ls /", disk).split())
-    for name in names:
-        found = disk.parent.parent / "found"
-        found.unlink(missing_ok=True)
-        run("debugfs", "-R", f"dump /{name} {found}", disk)
-        assert found.read_bytes() == DATA
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        for name in names:
+            found = Path(directory) / name
+            run("debugfs", "-R", f"dump /{name} {found}", disk)
+            assert found.read_bytes() == DATA
 
 
 MakeScene = Callable[..., Scene]

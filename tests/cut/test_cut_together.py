@@ -156,6 +156,54 @@ def test_who_is_killed_while_all_are_held_changes_nothing(ground: CutGround, pai
     cut_together(*(instance.live for instance in pair))
 
 
+@pytest.mark.parametrize("step", ["hold+", "cut", "cut+", "resume"])
+def test_who_is_killed_while_somebody_waits_keeps_nobody_waiting(
+    ground: CutGround, pair: tuple[Mounted, Mounted], step: str
+) -> None:
+    one, other = pair
+    process = ground.stopping_cut(one.live, other.live, "--freeze-timeout", "30", at=step, deadline="kept")
+    writer = threading.Thread(target=write_durably, args=(one.live_file,), daemon=True)
+    writer.start()
+    writer.join(0.2)
+    assert writer.is_alive()
+    os.killpg(process.pid, signal.SIGKILL)
+    writer.join(10)
+    assert not writer.is_alive()
+    finished(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("step", ["cut+", "resume"])
+def test_who_is_interrupted_after_the_first_gets_all_of_them(
+    ground: CutGround, pair: tuple[Mounted, Mounted], step: str, number: int
+) -> None:
+    before = [identity(instance) for instance in pair]
+    process = ground.stopping_cut(*(instance.live for instance in pair), at=step, deadline="kept")
+    process.send_signal(number)
+    code, out, err = finished(process, "\n")
+    assert (code, err) == (0, "")
+    group = json.loads(out.splitlines()[-1])["group"]
+    for instance, old in zip(pair, before, strict=True):
+        assert identity(instance) != old
+        assert instance.status()["snapshot"]["group"]["id"] == group
+
+
+def test_who_is_interrupted_before_the_first_gets_none(ground: CutGround, pair: tuple[Mounted, Mounted]) -> None:
+    before = [identity(instance) for instance in pair]
+    process = ground.stopping_cut(*(instance.live for instance in pair), at="prepare-cut+", deadline="kept")
+    process.send_signal(signal.SIGINT)
+    assert finished(process, "\n")[0] == 130
+    assert [identity(instance) for instance in pair] == before
+
+
+def write_durably(file: Path) -> None:
+    fd = os.open(file, os.O_RDWR | os.O_DSYNC)
+    try:
+        os.pwrite(fd, b"waits", 0)
+    finally:
+        os.close(fd)
+
+
 def test_nothing_is_cut_when_one_of_them_does_not_answer(pair: tuple[Mounted, Mounted]) -> None:
     one, other = pair
     before = identity(one)
@@ -165,6 +213,29 @@ def test_nothing_is_cut_when_one_of_them_does_not_answer(pair: tuple[Mounted, Mo
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert identity(one) == before
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("step", ["prepare-cut+", "resume+", "cut-facts"])
+def test_the_one_that_has_died_is_named_and_the_other_told_what_was_taken(
+    ground: CutGround, pair: tuple[Mounted, Mounted], step: str, victim: int
+) -> None:
+    dying, other = pair[victim], pair[1 - victim]
+    dying.expect_log(".")
+    before = identity(other)
+    process = ground.stopping_cut(*(instance.live for instance in pair), at=step, deadline="kept")
+    dying.kill("live")
+    code, _, err = finished(process, "\n")
+    assert code == 1
+    assert str(dying.store) in err
+    assert str(other.store) not in err
+    status = other.status()["snapshot"]
+    if step == "prepare-cut+":
+        assert (status["id"], status["group"]) == (before, None)
+    else:
+        assert "ended while a cut was taken" in err
+        assert status["id"] in [member["id"] for member in status["group"]["members"]]
+        wait_until(lambda: other.status()["snapshot"]["map"] == "ready", what="the map")
 
 
 def test_held_writes_go_on_when_the_time_is_over(pair: tuple[Mounted, Mounted]) -> None:

@@ -125,3 +125,24 @@ def test_a_kept_store_whose_newest_was_deleted_carries_the_others_on(ground: Cut
     assert instance.snap_file.read_bytes() == content
     cut(instance.live, "--name", "c")
     assert file_of(instance, "a").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "words", [("backup", "copy.img"), ("map",), ("diff",), ("browse", "files"), ("release", "--all")]
+)
+def test_commands_that_need_one_say_that_there_is_none(instance: Mounted, words: tuple[str, ...]) -> None:
+    delete(instance, id_of_newest(instance))
+    more = [instance.live.parent / word if word in ("copy.img", "files") else word for word in words[1:]]
+    (instance.live.parent / "files").mkdir()
+    done = snapfs(words[0], instance.live, *more)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"snapfs: {instance.image} has no snapshot now; take one (snapfs snapshot).\n"
+
+
+def test_status_and_list_show_that_there_is_none(instance: Mounted) -> None:
+    delete(instance, id_of_newest(instance))
+    status = instance.status()
+    assert (status["snapshot"]["state"], status["snapshot"]["id"], status["snapshots"]) == ("none", None, [])
+    done = snapfs("status", instance.live)
+    assert (done.returncode, "none; take one with snapfs snapshot" in done.stdout) == (0, True)
+    assert snapfs("list", instance.live).stdout == "There is no snapshot.\n"

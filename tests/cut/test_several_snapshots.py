@@ -229,3 +229,57 @@ def test_with_break_oldest_a_full_disk_costs_the_oldest(ground: CutGround) -> No
     assert states[0] == "overflowed"
     assert states[-1] == "active"
     assert instance.snap_file.read_bytes() == content
+
+
+def test_the_map_of_an_older_one_stays_what_it_was(ground: CutGround) -> None:
+    """A block that was free then is zeros in it, and one that was used is not, whatever they are later."""
+    instance = ground.mounted(ground.made("ext4", 64 * MIB))
+    point = ground.filesystem(instance)
+    (point / "file").write_bytes(os.urandom(8 * MIB))
+    cut(instance.live, "--name", "with")
+    wait_until(lambda: instance.status()["snapshot"]["map"] == "ready", what="the map")
+    before = status_of(instance, "with")
+    (point / "file").unlink()
+    cut(instance.live, "--name", "without")
+    (point / "other").write_bytes(os.urandom(24 * MIB))
+    run("sync", "-f", point)
+    after = status_of(instance, "with")
+    assert (after["map"], after["used_blocks"]) == ("ready", before["used_blocks"])
+    assert after["regions"] == before["regions"]
+    assert after["freeze_ms"] == before["freeze_ms"]
+    copy = ground.path / "copy.img"
+    done = snapfs("backup", instance.live, copy, "--snapshot", "with")
+    assert done.returncode == 0, done.stderr
+    assert copy.read_bytes() == file_of(instance, "with").read_bytes()
+    found = json.loads(snapfs("map", instance.live, "--snapshot", "with", "--json").stdout)
+    assert sum(one["length"] for one in found["extents"] if one["data"]) == after["used_blocks"] * 4096
+
+
+def test_a_map_without_a_free_block_stays_too(ground: CutGround) -> None:
+    instance = ground.mounted(ground.image(os.urandom(MIB)))
+    cut(instance.live, "--name", "mon")
+    wait_until(lambda: instance.status()["snapshot"]["map"] == "ready", what="the map")
+    before = status_of(instance, "mon")
+    cut(instance.live)
+    after = status_of(instance, "mon")
+    assert (after["map"], after["regions"], after["used_blocks"]) == ("ready", before["regions"], 256)
+
+
+def test_without_its_regions_every_block_counts_as_used(ground: CutGround) -> None:
+    instance = ground.mounted(ground.made("ext4", 64 * MIB))
+    cut(instance.live, "--name", "mon")
+    wait_until(lambda: instance.status()["snapshot"]["map"] == "ready", what="the map")
+    cut(instance.live)
+    (noted,) = instance.store.glob("cut-*2/regions.json")
+    noted.unlink()
+    found = status_of(instance, "mon")
+    assert (found["map"], found["regions"]) == ("none", [])
+    extents = json.loads(snapfs("map", instance.live, "--snapshot", "mon", "--json").stdout)["extents"]
+    assert extents == [{"start": 0, "length": 64 * MIB, "data": True}]
+
+
+def status_of(instance: Mounted, name: str) -> dict[str, Any]:
+    done = snapfs("status", instance.live, "--snapshot", name, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)["snapshot"]
+    return found

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import xxhash
 from engine_rig import QuickFiles, Rig, pattern
 from sample_store import OLD as SAMPLE_OLD
 from sample_store import SAMPLES
 
+from cow.disk.header import Header
 from cow.disk.image import Image
 from cow.disk.layout import Counter, CutCounter, State
 from cow.disk.store import open_reader
 from cow.errors import BlockReleased, StoreError
+from cow.mount import check
 from cow.mount.check import dump, verify
 from cow.snapshot import SnapshotReader
 
@@ -202,6 +206,47 @@ def test_a_store_of_every_format_stays_readable(sample: tuple[Path, Path]) -> No
         reader.read(3 * 4096, 1)
     store.close()
     os.close(fd)
+
+
+def test_a_store_that_was_left_within_a_cut_is_whole(make_rig: MakeRig) -> None:
+    """The header names the new one, and nobody lived to tell the readers."""
+    rig = used_rig(make_rig)
+    rig.make_cut("newer")
+    rig.abandon()
+    control = bytearray((rig.store_path / "control").read_bytes())
+    assert control[-8:] == (2).to_bytes(8, "little")
+    (rig.store_path / "control").write_bytes(control[:-8] + (1).to_bytes(8, "little"))
+    assert verify(rig.store_path, rig.files).problems == []
+
+
+def test_a_snapshot_that_is_deleted_meanwhile_is_no_damage(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = used_rig(make_rig)
+    for name in ("older", "newer"):
+        rig.make_cut(name)
+    sizes = check.expected_files
+
+    def late(path: Path, header: Header, generation: int) -> dict[str, tuple[Path, int]]:
+        if rig.store is not None and len(rig.store.header.cuts) == len(header.cuts) == 2:
+            for gone in rig.engine.forget_cut(generation):
+                gone.let_go()
+        return sizes(path, header, generation)
+
+    monkeypatch.setattr(check, "expected_files", late)
+    assert verify(rig.store_path, rig.files).problems == []
+    assert rig.store is not None
+    assert len(rig.store.header.cuts) == 1
+
+
+def test_the_checksum_of_a_record_is_what_the_document_says(sample: tuple[Path, Path]) -> None:
+    """XXH3-64 of header and payload, seeded with the first 8 bytes of the store id."""
+    store = sample[0] / "store"
+    seed = int.from_bytes((store / "header").read_bytes()[60:68], "little")
+    for segment in (store / "segments").iterdir():
+        record = segment.read_bytes()
+        payload_bytes, _, checksum = struct.unpack_from("<IIQ", record, 24)
+        assert checksum == xxhash.xxh3_64_intdigest(record[:32] + record[40 : 40 + payload_bytes], seed)
 
 
 def test_a_dump_is_bounded(make_rig: MakeRig) -> None:

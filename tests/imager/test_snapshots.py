@@ -18,6 +18,7 @@ from imager_rig import (
     overwrite,
     read_manifest,
     run,
+    running,
     snapfs,
     wait_until,
 )
@@ -164,3 +165,42 @@ def _page() -> memoryview:
 
 def test_an_unmounted_image_owes_nothing(bench: Bench) -> None:
     snapfs("backup", bench.image, Path(bench.path / "backup"), "--release").refuses(2, "leave out --release")
+
+
+def test_one_with_a_name_is_read_on_whatever_cut_comes(bench: Bench) -> None:
+    """Also the newest, which is that no more meanwhile."""
+    with bench.mounted():
+        snapfs("snapshot", bench.live, "--name", "mon").ok()
+        with running("backup", bench.live, bench.path / "backup", "--rate", "8M") as process:
+            process.await_bytes(MIB)
+            overwrite(bench.live_file, 0, 30 * MIB)
+            snapfs("snapshot", bench.live).ok()
+            process.wait().ok()
+        run("cmp", bench.path / "backup", bench.snap / ".snapshots" / "mon" / bench.image.name)
+
+
+def test_one_that_is_deleted_meanwhile_is_said_to_be(bench: Bench) -> None:
+    with bench.mounted():
+        snapfs("snapshot", bench.live, "--name", "mon").ok()
+        snapfs("snapshot", bench.live).ok()
+        words = ("backup", bench.live, bench.path / "backup", "--snapshot", "mon", "--rate", "8M")
+        with running(*words) as process:
+            process.await_bytes(MIB)
+            snapfs("delete", bench.live, "mon").ok()
+            process.wait().refuses(1, "The snapshot mon of ")
+        assert not (bench.path / "backup").exists()
+
+
+def test_an_interrupted_one_of_an_older_snapshot_is_gone_on_with(bench: Bench) -> None:
+    with bench.mounted():
+        snapfs("snapshot", bench.live, "--name", "mon").ok()
+        overwrite(bench.live_file, 0, 8 * MIB)
+        snapfs("snapshot", bench.live).ok()
+        words = ("backup", bench.live, bench.path / "backup", "--snapshot", "mon")
+        with running(*words, "--rate", "8M") as process:
+            process.await_bytes(9 * MIB)
+            process.interrupt()
+            process.wait()
+        snapfs("backup", bench.live, bench.path / "backup", "--resume").refuses(1, "")
+        snapfs(*words, "--resume").ok()
+        run("cmp", bench.path / "backup", bench.snap / ".snapshots" / "mon" / bench.image.name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from mounted import Ground, Mounted, Process, find_processes, mount_points_below
 from sectors import content
 from test_processes_killed import MIB, image_versions, load
 
+from snapfs.servers.process import STOP_SIGNAL
 from snapfs.servers.restarts import BURST, REFILL_S, Restarts
 
 LENGTH = 8 * MIB + 700
@@ -146,3 +149,24 @@ def test_starts_are_few_at_once_and_come_back_with_time() -> None:
     assert restarts.take(1000.0 + REFILL_S / 2) == REFILL_S / 2
     assert restarts.take(1000.0 + REFILL_S) == 0.0
     assert restarts.take(1000.0 + 100 * REFILL_S) == 0.0
+
+
+def test_a_compactor_is_stopped_by_a_signal_that_another_of_its_threads_gets(ground: Ground) -> None:
+    """As when the main one is stopped, or looked at by a debugger, in that moment."""
+    instance = ground.mounted(ground.image(content(LENGTH)), "--protect", "all")
+    instance.expect_log(".")
+    instance.live_file.write_bytes(content(LENGTH)[::-1])
+    compactor = instance.processes["compactor"]
+    tasks = Path(f"/proc/{compactor.pid}/task")
+
+    def others() -> list[int]:
+        return [int(task.name) for task in tasks.iterdir() if int(task.name) != compactor.pid]
+
+    def waits_for_ever() -> bool:
+        # poll(…, …, -1), by whatever number this machine has for it
+        words = (tasks / str(compactor.pid) / "syscall").read_text().split()
+        return len(words) > 3 and int(words[3], 16) & 0xFFFFFFFF == 0xFFFFFFFF
+
+    wait_until(lambda: others() and waits_for_ever(), what="a compactor that is idle")
+    ctypes.CDLL(None).tgkill(compactor.pid, others()[0], STOP_SIGNAL)
+    compactor.await_end()

@@ -22,12 +22,21 @@ class Table:
 
 def prose(text: str) -> Iterator[str]:
     """Its lines, without those of fenced blocks."""
+    return (line for is_fenced, line in _lines(text) if not is_fenced)
+
+
+def examples(text: str) -> Iterator[str]:
+    """The lines of its fenced blocks."""
+    return (line for is_fenced, line in _lines(text) if is_fenced)
+
+
+def _lines(text: str) -> Iterator[tuple[bool, str]]:
     is_fenced = False
     for line in text.splitlines():
         if line.lstrip().startswith("```"):
             is_fenced = not is_fenced
-        elif not is_fenced:
-            yield line
+        else:
+            yield is_fenced, line
 
 
 def tables(text: str) -> list[Table]:

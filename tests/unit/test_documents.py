@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import click
 import pytest
-from documents import ROOT, in_backticks, prose
+from documents import ROOT, examples, in_backticks, prose
 from symbols import Symbols, ours
 
 from snapfs.cli import cli
@@ -139,3 +139,9 @@ def test_prose_is_wrapped(name: str) -> None:
     """Tables and examples keep their lines."""
     lines = [line for line in prose((ROOT / name).read_text()) if not line.startswith("|")]
     assert [line for line in lines if len(line) > MAX_COLUMNS] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_every_command_of_an_example_begins_a_line(name: str) -> None:
+    """Nobody has wrapped an example like prose."""
+    assert [line for line in examples((ROOT / name).read_text()) if "$ " in line.removeprefix("$ ")] == []

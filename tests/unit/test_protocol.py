@@ -10,9 +10,9 @@ import pytest
 
 from cow.disk import directory
 from snapfs import protocol, wire
+from snapfs.cut_facts import NOTHING_FROZEN, Facts, Unfrozen, Writer
 from snapfs.errors import SnapfsError
 from snapfs.protocol import (
-    NOTHING_FROZEN,
     REQUESTS,
     BeginMap,
     CutPrepared,
@@ -20,29 +20,29 @@ from snapfs.protocol import (
     DeleteSnapshot,
     Done,
     ExpectEnd,
-    Facts,
     FactsNoted,
     GetMap,
+    GetSnapshot,
     GetStatus,
     HoldWrites,
     MapGiven,
     NoteFacts,
     NoteServer,
     OfCut,
+    OfSnapshot,
     PrepareCut,
     Release,
     Released,
     Request,
     ResumeWrites,
     SetLimit,
+    SnapshotGiven,
     StatusGiven,
     StopMap,
     TakeCut,
     TellDamage,
     Timed,
-    Unfrozen,
     WriteOut,
-    Writer,
     deadline_in,
 )
 from snapfs.wire import BadMessageError, answer_line, parse_answer, parse_request, refusal_line, request_line
@@ -55,16 +55,17 @@ FACTS = Facts(
     writers=(Writer("qemu", 0, 4096), Writer("dd")),
 )
 PAIRS: list[tuple[Request[Any], Any]] = [
-    (GetStatus(), StatusGiven({"version": 1, "error": None}, 7)),
+    (GetStatus(), StatusGiven({"version": 1, "error": None})),
+    (GetSnapshot(id="x"), SnapshotGiven({"id": "x"})),
     (SetLimit(0), Done()),
     (ExpectEnd(compactor_is_gone=True), Done()),
     (WriteOut(deadline_s=3.5), Done()),
     (NoteServer("compactor", None), Done()),
     (NoteServer("snapshot", "it died"), Done()),
     (TellDamage(generation=3, what="a record"), Done()),
-    (Release(generation=3, id="x", offset=0, length=4096, deadline_s=2.0), Released(1)),
-    (GetMap(generation=3), MapGiven("ready", "cut-00000003/free", ({"kind": "ext4"},))),
-    (GetMap(generation=3), MapGiven("computing", None, ())),
+    (Release(id="x", offset=0, length=4096, deadline_s=2.0), Released(1)),
+    (GetMap(id="x"), MapGiven("ready", "cut-00000003/free", ({"kind": "ext4"},))),
+    (GetMap(id="x"), MapGiven("computing", None, ())),
     (BeginMap(), Done()),
     (StopMap(deadline_s=1.0), Done()),
     (PrepareCut(deadline_s=1.0), CutPrepared(4)),
@@ -77,7 +78,6 @@ PAIRS: list[tuple[Request[Any], Any]] = [
 ]
 RELEASE: dict[str, Any] = {
     "op": "release",
-    "generation": 3,
     "id": "x",
     "offset": 0,
     "length": 4096,
@@ -113,6 +113,7 @@ def test_the_table_of_the_module_names_what_each_message_says() -> None:
     for op, one in REQUESTS.items():
         assert one.answer.__name__ in table[op]
         assert ("OfCut" in table[op]) == issubclass(one, OfCut)
+        assert ("OfSnapshot" in table[op]) == issubclass(one, OfSnapshot)
         assert ("Timed" in table[op]) == issubclass(one, Timed)
 
 
@@ -128,7 +129,6 @@ def test_the_table_of_the_module_names_what_each_message_says() -> None:
         ({"offset": True}, "offset cannot be true"),
         ({"offset": None}, "offset cannot be null"),
         ({"id": 7}, "id cannot be 7"),
-        ({"generation": "3"}, 'generation cannot be "3"'),
         ({"deadline_s": float("nan")}, "deadline_s cannot be NaN"),
         ({"deadline_s": float("inf")}, "deadline_s cannot be Infinity"),
         ({"deadline_s": 10**400}, "deadline_s cannot be 1000000000000000000000000000000000000000"),
@@ -141,7 +141,7 @@ def test_a_wrong_field_is_refused_by_name(changes: dict[str, Any], why: str) -> 
     assert f"({why})" in refusal.value.sentence
 
 
-@pytest.mark.parametrize("name", ["generation", "id", "offset", "length", "deadline_s"])
+@pytest.mark.parametrize("name", ["id", "offset", "length", "deadline_s"])
 def test_a_missing_field_is_refused_by_name(name: str) -> None:
     message = {key: value for key, value in RELEASE.items() if key != name}
     with pytest.raises(BadMessageError, match=f"release has no {name}"):
@@ -181,12 +181,8 @@ def test_a_refusal_is_raised_with_the_servers_sentence() -> None:
 
 def test_what_a_newer_server_tells_besides_is_left_out() -> None:
     line = json.loads(answer_line(Released(1))) | {"returned_bytes": 4096}
-    release = Release(generation=3, id="x", offset=0, length=1, deadline_s=1.0)
+    release = Release(id="x", offset=0, length=1, deadline_s=1.0)
     assert parse_answer(release, json.dumps(line).encode()) == Released(1)
-
-
-def test_a_server_from_before_generations_were_told_is_understood() -> None:
-    assert parse_answer(GetStatus(), b'{"ok": true, "status": {"pid": 1}}') == StatusGiven({"pid": 1})
 
 
 def test_a_passed_deadline_is_refused() -> None:
@@ -196,10 +192,11 @@ def test_a_passed_deadline_is_refused() -> None:
 
 
 def test_another_generation_is_refused() -> None:
-    GetMap(generation=3).check_present(3)
+    told = TellDamage(generation=3, what="a record")
+    told.check_present(3)
     for present in (2, 4):
         with pytest.raises(SnapfsError, match="another one has taken its place"):
-            GetMap(generation=3).check_present(present)
+            told.check_present(present)
 
 
 def test_the_socket_is_where_the_store_keeps_it() -> None:
