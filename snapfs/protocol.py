@@ -18,6 +18,8 @@
     resume       snapfs snapshot of several: they go on          Done
     cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
     delete       snapfs delete                                   Done           OfSnapshot, Timed
+    close-live   snapfs revert: nobody opens the live file       Done           Timed
+    revert       snapfs revert: the image becomes a snapshot     Reverted       OfSnapshot
 
 Rules:
 - A connection bears one request after the other.
@@ -155,6 +157,13 @@ class FactsNoted:
     shown: bool
 
 
+@dataclass(frozen=True)
+class Reverted:
+    """How much of the image was another than the snapshot has."""
+
+    written_bytes: int
+
+
 # --- requests ----------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +290,22 @@ class NoteFacts(OfCut, Timed, Request[FactsNoted]):
     facts: Facts
 
 
+@dataclass(frozen=True, kw_only=True)
+class CloseLive(Timed, Request[Done]):
+    """For a revert over this connection: refused while anybody has the live file open, which nobody can open from
+    then on until the connection is closed, or until a revert that has begun is done. Waits while somebody else takes
+    a cut."""
+
+    op, answer = "close-live", Done
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevertTo(OfSnapshot, Request[Reverted]):
+    """Answered when it is done, which may take hours, or has stopped. It goes on when the connection is closed."""
+
+    op, answer = "revert", Reverted
+
+
 REQUESTS: Final[dict[str, type[Request[Any]]]] = {
     one.op: one
     for one in (
@@ -301,5 +326,7 @@ REQUESTS: Final[dict[str, type[Request[Any]]]] = {
         ResumeWrites,
         NoteFacts,
         DeleteSnapshot,
+        CloseLive,
+        RevertTo,
     )
 }

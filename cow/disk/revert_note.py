@@ -15,24 +15,22 @@ from typing import Final
 from cow.disk.codec import checksum
 from cow.disk.directory import REVERTING_NAME
 from cow.disk.files import Files
+from cow.disk.layout import REVERT_MAGIC, REVERT_NOTE
 from cow.disk.plain import read_plain
 
-# magic, snapshot id of the target, checksum
-_NOTE: Final = struct.Struct("<8s16sQ")
-_MAGIC: Final = b"snapfsRV"
 # Of no snapshot: the note is damaged, and nobody knows its target any more.
 UNKNOWN_TARGET: Final = bytes(16)
 
 
 def encode_note(snapshot_id: bytes) -> bytes:
-    return _NOTE.pack(_MAGIC, snapshot_id, checksum(_MAGIC + snapshot_id))
+    return REVERT_NOTE.pack(REVERT_MAGIC, snapshot_id, checksum(REVERT_MAGIC + snapshot_id))
 
 
 def decode_note(data: bytes) -> bytes:
     """Inverse of `encode_note`; UNKNOWN_TARGET for anything else."""
     with contextlib.suppress(struct.error):
-        magic, snapshot_id, digest = _NOTE.unpack(data)
-        if magic == _MAGIC and digest == checksum(_MAGIC + snapshot_id):
+        magic, snapshot_id, digest = REVERT_NOTE.unpack(data)
+        if magic == REVERT_MAGIC and digest == checksum(REVERT_MAGIC + snapshot_id):
             return bytes(snapshot_id)
     return UNKNOWN_TARGET
 

@@ -49,6 +49,12 @@ class CutInstance:
                 f"The live view {self.live} is not mounted any more; mount the image again for a new snapshot.",
                 path=self.live,
             )
+        if revert := self.status["revert"]:
+            raise SnapfsError(
+                f"{self.image} is on its way back to {revert['name'] or revert['id']}, so there is no instant to "
+                f"take a snapshot of; snapfs status {self.live} says how to go on.",
+                path=self.image,
+            )
         ShownFile(self.live, (self.live_file.name,)).check_answers()
 
     def prepare(self, name: str) -> None:

@@ -66,7 +66,14 @@ class Cuts:
     """The cuts of one instance, one after the other; `count_writers` says how many descriptors of the live file
     are open for writing."""
 
-    def __init__(self, instance: Instance, engine: LiveEngine, maps: Maps, count_writers: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        engine: LiveEngine,
+        maps: Maps,
+        turns: Turns,
+        count_writers: Callable[[], int],
+    ) -> None:
         self._instance, self._engine, self._maps = instance, engine, maps
         self._count_writers = count_writers
         self._prepared: Cut | None = None
@@ -77,7 +84,7 @@ class Cuts:
         # Also at the start: what was over before is merged by who comes after.
         self._may_merge = trio.Event()
         self._may_merge.set()
-        self._turns = Turns()
+        self._turns = turns
 
     @property
     def _path(self) -> Path:
