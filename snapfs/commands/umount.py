@@ -157,9 +157,15 @@ def _check_no_revert(status: dict[str, Any]) -> None:
     # A server from before there were reverts tells nothing of one.
     if revert := status.get("revert"):
         target = revert["name"] or revert["id"]
+        if revert["is_running"]:
+            raise SnapfsError(
+                f"{status['image']} is being reverted to {target}; wait until that is done (see snapfs status), or "
+                "leave it half-way with --force (the store is kept, and one can go on after the next mount).",
+                path=status["image"],
+            )
         raise SnapfsError(
-            f"{status['image']} is only half-way back to {target}; have snapfs revert {status['live']} {target} come "
-            "to its end first, or leave it so with --force (the store is kept, and the next mount goes on).",
+            f"{status['image']} is only half-way back to {target}; have snapfs revert {status['live']} {target} "
+            "come to its end first, or leave it so with --force (the store is kept, and one can go on after the next mount).",
             path=status["image"],
         )
 
