@@ -18,6 +18,7 @@
     resume       snapfs snapshot of several: they go on          Done
     cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
     delete       snapfs delete                                   Done           OfSnapshot, Timed
+    name         snapfs revert: it stays beside newer ones        Done           OfSnapshot, Timed
     close-live   snapfs revert: nobody opens the live file       Done           Timed
     revert       snapfs revert: the image becomes a snapshot     Reverted       OfSnapshot
 
@@ -291,6 +292,14 @@ class NoteFacts(OfCut, Timed, Request[FactsNoted]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NameSnapshot(OfSnapshot, Timed, Request[Done]):
+    """The snapshot has no name, and gets one."""
+
+    op, answer = "name", Done
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CloseLive(Timed, Request[Done]):
     """For a revert over this connection: refused while anybody has the live file open, which nobody can open from
     then on until the connection is closed, or until a revert that has begun is done. Waits while somebody else takes
@@ -326,6 +335,7 @@ REQUESTS: Final[dict[str, type[Request[Any]]]] = {
         ResumeWrites,
         NoteFacts,
         DeleteSnapshot,
+        NameSnapshot,
         CloseLive,
         RevertTo,
     )

@@ -24,7 +24,8 @@ def revert_command(path: Path, name: str, discard: bool, force: bool, as_json: b
     is refused while anything has it open or mounted, and nothing can open it before the revert is done.
 
     What was since is kept as a snapshot, before-revert-TIME, to which one can revert again. Other snapshots stay what
-    they are.
+    they are; one without a name that is reverted to is called taken-TIME from then on, or the new one would take its
+    place.
 
     What was begun is brought to its end also when this command is interrupted. When the machine or snapfs itself ends
     before that, or the side buffer has no room, snapfs status says so and LIVE stays closed until the same command,

@@ -1,6 +1,7 @@
 """`snapfs revert`: the live image becomes what a snapshot shows.
 
     close-live        nobody uses the live view, and from here on nobody can
+    name              a target without one, which the next cut would replace
     prepare-cut, cut  what was since is a snapshot of its own, unless it is discarded; there is nothing to freeze
     cut-facts
     revert            may take long
@@ -21,8 +22,8 @@ from typing import Any, Final
 from snapfs.chosen import read_chosen
 from snapfs.commands.cut_instance import CutInstance
 from snapfs.cut_facts import NOTHING_FROZEN
-from snapfs.errors import InterruptedByUserError, SnapfsError, UsageError
-from snapfs.protocol import CloseLive, NoteFacts, RevertTo, TakeCut, deadline_in
+from snapfs.errors import InterruptedByUserError, UsageError
+from snapfs.protocol import CloseLive, NameSnapshot, NoteFacts, RevertTo, TakeCut, deadline_in
 from snapfs.system.discovery import find_store
 from snapfs.system.holders import check_unused
 from snapfs.system.view_mounts import view_on
@@ -57,8 +58,6 @@ def revert(path: Path, name: str, confirm: Callable[[str], bool], *, discard: bo
     target, is_half_way = status["snapshot"], status["revert"] is not None
     if discard and not is_half_way:
         _check_consent(status, confirm)
-    elif not is_half_way:
-        _check_has_name(target, path)
     check_unused(view_on(status["live_device"]), "nothing was changed")
     instance = CutInstance(store)
     if not is_half_way:
@@ -68,6 +67,8 @@ def revert(path: Path, name: str, confirm: Callable[[str], bool], *, discard: bo
         instance.server.ask(CloseLive(deadline_s=deadline_in(_CLOSE_TIMEOUT_S)))
         kept = kept_id = None
         if not discard and not is_half_way:
+            if not target["name"]:
+                target["name"] = _name(instance, target)
             kept = time.strftime("before-revert-%Y%m%dT%H%M%SZ", time.gmtime())
             kept_id = _keep(instance, kept)
         written_bytes = _revert(instance, target["id"])
@@ -84,14 +85,11 @@ def _check_consent(status: dict[str, Any], confirm: Callable[[str], bool]) -> No
         )
 
 
-def _check_has_name(target: dict[str, Any], path: Path) -> None:
-    """The next cut takes the place of one without."""
-    if not target["name"]:
-        raise SnapfsError(
-            f"The snapshot {target['id']} has no name, and one of what was since would take its place; revert with "
-            "--discard, or to one with a name.",
-            path=path,
-        )
+def _name(instance: CutInstance, target: dict[str, Any]) -> str:
+    """Of its time."""
+    name = f"taken-{target['taken_at'].replace('-', '').replace(':', '')}"
+    instance.server.ask(NameSnapshot(id=target["id"], name=name, deadline_s=deadline_in(_CUT_TIMEOUT_S)))
+    return name
 
 
 def _keep(instance: CutInstance, name: str) -> str:

@@ -165,7 +165,8 @@ def _check_no_revert(status: dict[str, Any]) -> None:
             )
         raise SnapfsError(
             f"{status['image']} is only half-way back to {target}; have snapfs revert {status['live']} {target} "
-            "come to its end first, or leave it so with --force (the store is kept, and one can go on after the next mount).",
+            "come to its end first, or leave it so with --force (the store is kept, and one can go on after the next "
+            "mount).",
             path=status["image"],
         )
 

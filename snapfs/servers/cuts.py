@@ -42,6 +42,7 @@ from snapfs.protocol import (
     DeleteSnapshot,
     FactsNoted,
     HoldWrites,
+    NameSnapshot,
     NoteFacts,
     PrepareCut,
     TakeCut,
@@ -51,6 +52,7 @@ from snapfs.servers.hold import Hold
 from snapfs.servers.instance import Instance
 from snapfs.servers.maps import Maps
 from snapfs.servers.notes import write_facts
+from snapfs.servers.shown_cuts import shown_cut
 from snapfs.servers.turns import Turns
 from snapfs.stamps import id_text, utc_text
 
@@ -236,6 +238,21 @@ class Cuts:
         await self._until_shown()
         for cut in gone:
             await trio.to_thread.run_sync(cut.let_go)
+
+    async def name(self, request: NameSnapshot) -> None:
+        """It stays when there is a newer one."""
+        self._check_name(request.name)
+        facts = shown_cut(self._instance.store, request.id).facts
+        if facts.name:
+            raise SnapfsError(f"The snapshot {request.id} is called {facts.name} already, so nothing was done.")
+        try:
+            await trio.to_thread.run_sync(self._engine.name_cut, facts.generation, request.name)
+        except SnapshotEnded as error:
+            raise SnapfsError(f"The snapshot {request.id} has ended, so nothing was done.") from error
+        except OSError as error:
+            raise self._refusal(error) from error
+        self._instance.new_cut.ring()
+        await self._until_shown()
 
     def look_again(self) -> None:
         """One is over that nobody has deleted."""

@@ -23,6 +23,7 @@ from snapfs.protocol import (
     GetSnapshot,
     GetStatus,
     HoldWrites,
+    NameSnapshot,
     NoteFacts,
     NoteServer,
     OfCut,
@@ -268,6 +269,9 @@ class LiveServer:
             case DeleteSnapshot():
                 self._reverts.check_is_no_target(request.id)
                 await self._cuts.delete(request)
+                return Done()
+            case NameSnapshot():
+                await self._cuts.name(request)
                 return Done()
             case Release():
                 self._reverts.check_whole()

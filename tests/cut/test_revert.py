@@ -95,13 +95,21 @@ def test_discard_has_to_be_meant(instance: Mounted) -> None:
     assert instance.live_file.read_bytes() == since
 
 
-def test_one_without_a_name_would_be_replaced(instance: Mounted) -> None:
+def test_one_without_a_name_gets_one(instance: Mounted) -> None:
     content = instance.live_file.read_bytes()
     write(instance, 0)
-    newest = instance.status()["snapshots"][-1]["id"]
-    assert "has no name" in refused(instance, newest)
-    reverted(instance, newest, "--discard", "--force")
+    told = reverted(instance, instance.status()["snapshots"][-1]["id"])
+    assert told["name"].startswith("taken-")
+    assert names(instance) == [told["name"], told["kept"]]
+    assert file_of(instance, told["name"]).read_bytes() == content == instance.live_file.read_bytes()
+
+
+def test_with_discard_one_without_a_name_stays_so(instance: Mounted) -> None:
+    content = instance.live_file.read_bytes()
+    write(instance, 0)
+    reverted(instance, instance.status()["snapshots"][-1]["id"], "--discard", "--force")
     assert instance.live_file.read_bytes() == content
+    assert names(instance) == [""]
 
 
 def test_a_filesystem_is_what_it_was(ground: CutGround) -> None:
