@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cow.disk.layout import Protect as Protect
     from cow.disk.layout import State as State
     from cow.disk.plain import open_plain as open_plain
+    from cow.disk.revert_note import read_revert_note as read_revert_note
     from cow.disk.store import Store as Store
     from cow.disk.store import open_reader as open_reader
     from cow.errors import BlockReleased as BlockReleased
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from cow.live.overflow import Event as Event
     from cow.live.overflow import EventKind as EventKind
     from cow.live.overflow import OverflowPolicy as OverflowPolicy
+    from cow.live.reverting import Revert as Revert
     from cow.live.size import stored_in as stored_in
     from cow.mount.check import Report as Report
     from cow.mount.check import dump as dump
@@ -72,6 +74,7 @@ _OWNERS = {
     "cow.disk.image": "Image",
     "cow.disk.layout": "CONTROL_MAGIC Counter CutCounter Durability HEADER_MAGIC MAX_DEVICE_ID_BYTES Protect State",
     "cow.disk.plain": "open_plain",
+    "cow.disk.revert_note": "read_revert_note",
     "cow.disk.store": "Store open_reader",
     "cow.errors": "BlockReleased BufferFull CowError Damaged EngineClosed NotAStore OutOfRange SnapshotEnded "
     "SnapshotLost StoreBusy StoreDamaged StoreError",
@@ -79,6 +82,7 @@ _OWNERS = {
     "cow.live.cutting": "discard_cut prepare_cut",
     "cow.live.engine": "LiveEngine",
     "cow.live.overflow": "Event EventKind OverflowPolicy",
+    "cow.live.reverting": "Revert",
     "cow.live.size": "stored_in",
     "cow.mount.check": "Report dump verify",
     "cow.mount.recovery": "Opened Outcome Request open_store",

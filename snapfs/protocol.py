@@ -18,6 +18,9 @@
     resume       snapfs snapshot of several: they go on          Done
     cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
     delete       snapfs delete                                   Done           OfSnapshot, Timed
+    name         snapfs revert: it stays beside newer ones        Done           OfSnapshot, Timed
+    close-live   snapfs revert: nobody opens the live file       Done           Timed
+    revert       snapfs revert: the image becomes a snapshot     Reverted       OfSnapshot
 
 Rules:
 - A connection bears one request after the other.
@@ -33,6 +36,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
+from snapfs.cut_facts import Facts
 from snapfs.errors import SnapfsError
 
 SOCKET_NAME: Final = "socket"
@@ -152,6 +156,13 @@ class FactsNoted:
     """Whether the snapshot view shows the cut."""
 
     shown: bool
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """How much of the image was another than the snapshot has."""
+
+    written_bytes: int
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -274,63 +285,36 @@ class DeleteSnapshot(OfSnapshot, Timed, Request[Done]):
     op, answer = "delete", Done
 
 
-@dataclass(frozen=True)
-class Unfrozen:
-    """A filesystem that was mounted and not frozen; `offset` is its place in the image, None if not one."""
-
-    mount_point: str
-    reason: str
-    offset: int | None
-
-
-@dataclass(frozen=True)
-class Writer:
-    """Who writes to the live file other than through a filesystem of the kernel, and where in the image: `length`
-    bytes from `offset` on, or (None) anywhere in it."""
-
-    name: str
-    offset: int | None = None
-    length: int | None = None
-
-
-@dataclass(frozen=True)
-class Member:
-    """The snapshot `id` of an image."""
-
-    image: str
-    id: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """Snapshots of one instant, of several images."""
-
-    id: str
-    members: tuple[Member, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Facts:
-    """What was at rest at a cut, and what was not; its map depends on that."""
-
-    freeze_ms: float | None
-    frozen: tuple[str, ...]
-    frozen_offsets: tuple[int, ...]
-    not_frozen: tuple[Unfrozen, ...]
-    writers: tuple[Writer, ...]
-    # Known when all of them have been taken.
-    group: Group | None = None
-
-
-NOTHING_FROZEN: Final = Facts(freeze_ms=None, frozen=(), frozen_offsets=(), not_frozen=(), writers=())
-
-
 @dataclass(frozen=True, kw_only=True)
 class NoteFacts(OfCut, Timed, Request[FactsNoted]):
     """After the thaw. Answered when the snapshot view shows the cut, or does not."""
 
     op, answer = "cut-facts", FactsNoted
     facts: Facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameSnapshot(OfSnapshot, Timed, Request[Done]):
+    """The snapshot has no name, and gets one."""
+
+    op, answer = "name", Done
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloseLive(Timed, Request[Done]):
+    """For a revert over this connection: refused while anybody has the live file open, which nobody can open from
+    then on until the connection is closed, or until a revert that has begun is done. Waits while somebody else takes
+    a cut."""
+
+    op, answer = "close-live", Done
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevertTo(OfSnapshot, Request[Reverted]):
+    """Answered when it is done, which may take hours, or has stopped. It goes on when the connection is closed."""
+
+    op, answer = "revert", Reverted
 
 
 REQUESTS: Final[dict[str, type[Request[Any]]]] = {
@@ -353,5 +337,8 @@ REQUESTS: Final[dict[str, type[Request[Any]]]] = {
         ResumeWrites,
         NoteFacts,
         DeleteSnapshot,
+        NameSnapshot,
+        CloseLive,
+        RevertTo,
     )
 }

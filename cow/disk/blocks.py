@@ -19,7 +19,7 @@ An older cut that has the block in this one is asked with `own=False`: what this
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Final
 
@@ -69,6 +69,20 @@ def classify(cut: Cut, first: int, end: int, *, free_counts: bool = True, own: b
     if end - first <= _PIECE_BLOCKS:
         return _explain(cut, first, end, free_counts, own, entry_runs)
     return _in_pieces(cut, first, end, free_counts, own, entry_runs)
+
+
+def explain_through(cuts: Sequence[Cut], first: int, end: int) -> Iterator[Run]:
+    """The same for readers of the first of `cuts`, which has in those after it, up to the newest, what it does not
+    have itself. OWED: the image has it."""
+    looked_at = [iter(classify(cuts[0], first, end))]
+    while looked_at:
+        run = next(looked_at[-1], None)
+        if run is None:
+            looked_at.pop()
+        elif run[0] is _OWED and len(looked_at) < len(cuts):
+            looked_at.append(iter(classify(cuts[len(looked_at)], run[1], run[2], own=False)))
+        else:
+            yield run
 
 
 def count_lost(cut: Cut, first: int, end: int, *, free_counts: bool = True) -> int:

@@ -3,6 +3,7 @@
     header          what the store is for (the commit point); header.spare is room for the next one
     control         the numbers the processes share
     staging         the ring
+    reverting       while the image is being reverted: to which snapshot
     lock            held with flock while the store is in use; the holder's process number in it
     segments/       the records of all cuts: 00000001-00000001 and so on, by number and generation
     cut-00000001/   settled, changed, released, free, index, numbers; free.seal once the map of free blocks is
@@ -28,11 +29,21 @@ from cow.errors import StoreBusy
 CONTROL_NAME, STAGING_NAME, LOCK_NAME, SEAL_NAME = "control", "staging", "lock", "seal"
 SOCKET_NAME, LOG_NAME = "socket", "log"
 UNFINISHED_NAME = HEADER_NAME + ".new"
+REVERTING_NAME = "reverting"
+NEW_REVERTING_NAME = REVERTING_NAME + ".new"
 # The files that are no cut's.
 COMMON_NAMES = frozenset({CONTROL_NAME, STAGING_NAME, "segments"})
-_PLAIN_NAMES = frozenset(
-    {HEADER_NAME, SPARE_NAME, UNFINISHED_NAME, CONTROL_NAME, STAGING_NAME, LOCK_NAME, SOCKET_NAME, LOG_NAME}
-)
+_REVERT_NAMES = frozenset({REVERTING_NAME, NEW_REVERTING_NAME})
+_PLAIN_NAMES = _REVERT_NAMES | {
+    HEADER_NAME,
+    SPARE_NAME,
+    UNFINISHED_NAME,
+    CONTROL_NAME,
+    STAGING_NAME,
+    LOCK_NAME,
+    SOCKET_NAME,
+    LOG_NAME,
+}
 _CUT_PREFIX = "cut-"
 # What FUSE and NFS rename a file to that is removed while it is open, until it is closed.
 _STAND_INS = (".fuse_hidden", ".nfs")

@@ -24,6 +24,12 @@ HEADER = struct.Struct("<8sII QQQQ BBBB II 16s16s")
 # snapshot_id; then the name
 HEADER_CUT = struct.Struct("<QQQQ IIIBBxx 16s")
 HEADER_CHECKSUM = struct.Struct("<Q")
+
+# --- the note of a revert ------------------------------------------------------------------------------------
+
+REVERT_MAGIC = b"snapfsRV"
+# magic, snapshot id of the target, checksum of both
+REVERT_NOTE = struct.Struct("<8s16sQ")
 MAX_PATH_BYTES = 4096
 # What one byte can count.
 MAX_DEVICE_ID_BYTES = 255

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from cow.disk.cut import Cut
 from cow.disk.header import CutHeader
@@ -39,6 +40,18 @@ class Chain:
             if not store.header.shown:
                 on_none()
         return gone
+
+    def name(self, generation: int, name: str) -> None:
+        """A snapshot that the next one would have replaced stays beside it, under this name; one that has a name is
+        called so from here on. OSError, SnapshotEnded: as for `forget`."""
+        store = self._store
+        with self._turn:
+            if not any(one.generation == generation for one in store.header.shown):
+                raise SnapshotEnded(f"cut {generation} has ended")
+            change_cuts(
+                store,
+                [replace(one, name=name) if one.generation == generation else one for one in store.header.cuts],
+            )
 
     def merge(self) -> Cut | None:
         """Merge a hidden cut into the one before it; None when there is none that can be merged now. One at a time.

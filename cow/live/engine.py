@@ -257,6 +257,10 @@ class LiveEngine:
         self._after_change()
         return gone
 
+    def name_cut(self, generation: int, name: str) -> None:
+        """See `Chain.name`."""
+        self._chain.name(generation, name)
+
     def merge_cut(self) -> Cut | None:
         """See `Chain.merge`; for the caller to let go."""
         merged = self._chain.merge()

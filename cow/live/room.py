@@ -57,6 +57,8 @@ class Room:
         # The cut that was found to be cut short.
         self._short_generation = _NO_CUT
         self.is_ending = False
+        # While nothing may end a snapshot, whatever the policy: without room a write fails.
+        self.spares_snapshots = False
         # Counts what writes that wait for room may have waited for (lock held).
         self.news = 0
         # The threads whose writes wait for room.
@@ -151,7 +153,7 @@ class Room:
         with self._changed:
             if self.news != news:
                 return
-            policy = self._policy
+            policy = OverflowPolicy.BREAK_WRITE if self.spares_snapshots else self._policy
             is_untold = policy is OverflowPolicy.WAIT and not self._told_waiting
             self._told_waiting |= is_untold
         if policy is OverflowPolicy.BREAK_WRITE:

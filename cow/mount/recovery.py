@@ -42,6 +42,7 @@ from cow.disk.header import CutHeader, Header, cut_header, read_header, write_he
 from cow.disk.image import Image
 from cow.disk.layout import STAGING_BYTES, Counter, CutCounter, Durability, Protect, State
 from cow.disk.numbers import Control, SharedPages
+from cow.disk.revert_note import read_revert_note, remove_revert_note
 from cow.disk.seal import break_seal, read_seal
 from cow.disk.staging import Staging, slot_count
 from cow.disk.store import Store, open_parts
@@ -107,8 +108,17 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
                 raise StoreDamaged(str(path), "has lost its header")
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
         if not header.shown or _is_unseen(path, header, request, files):
-            return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
-        return _carry_on(path, header, image, request, files, lock_fd)
+            opened = Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
+        else:
+            opened = _carry_on(path, header, image, request, files, lock_fd)
+        if opened.outcome is not Outcome.CARRIED_ON and read_revert_note(path) is not None:
+            # There is nothing left to go on with, nor to go back to.
+            opened.notes.append(
+                "a revert of the image was under way, and no snapshot is left: the image is partly of one instant "
+                "and partly of another; restore it from a backup"
+            )
+            remove_revert_note(path, files)
+        return opened
     except BaseException:
         if lock_fd >= 0:
             os.close(lock_fd)

@@ -30,6 +30,7 @@ _COMMANDS = (
     "mount",
     "release",
     "restore",
+    "revert",
     "snapshot",
     "status",
     "umount",

@@ -67,6 +67,10 @@ def _lines(status: dict[str, Any]) -> list[str]:
         ("changed", format_size(snapshot["changed_blocks"] * size)),
         ("side buffer", _buffer_text(status["buffer"])),
     ]
+    revert = status.get("revert")
+    if revert and revert["is_running"]:
+        share = 100 * revert["done_blocks"] // revert["blocks"] if revert["blocks"] else 0
+        rows.append(("revert", f"to {revert['name'] or revert['id']}, {share} % done"))
     if status["error"]:
         rows.append(("error", status["error"]))
     return [f"{name:<12} {text}" for name, text in rows]

@@ -11,7 +11,11 @@ from snapfs.cli.types import PATH
 
 @click.command("umount", short_help="End both views.")
 @click.argument("path", metavar="LIVE|SNAP|IMAGE", type=PATH)
-@click.option("--force", is_flag=True, help="Also when the image was deleted and the live view is all that is left.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also when the live view is all that is left of a deleted image, or a revert is not done.",
+)
 def umount_command(path: Path, force: bool) -> None:
     """Unmount both views, whichever is named, and end the snapshot. When somebody uses one, nothing changes.
 

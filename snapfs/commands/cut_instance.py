@@ -10,19 +10,17 @@ from pathlib import Path
 from snapfs.client import Connection, connected
 from snapfs.commands.ended import ended
 from snapfs.commands.status import read_status
+from snapfs.cut_facts import Facts, Group, Unfrozen
 from snapfs.errors import NotMountedError, SnapfsError
 from snapfs.freezing.window import Frozen
 from snapfs.protocol import (
     CutTaken,
     DeleteSnapshot,
-    Facts,
-    Group,
     HoldWrites,
     NoteFacts,
     PrepareCut,
     ResumeWrites,
     TakeCut,
-    Unfrozen,
     deadline_in,
 )
 from snapfs.system.shown_files import ShownFile
@@ -62,6 +60,12 @@ class CutInstance:
             raise NotMountedError(
                 f"The live view {self.live} is not mounted any more; mount the image again for a new snapshot.",
                 path=self.live,
+            )
+        if revert := self.status["revert"]:
+            raise SnapfsError(
+                f"{self.image} is on its way back to {revert['name'] or revert['id']}, so there is no instant to "
+                f"take a snapshot of; snapfs status {self.live} says how to go on.",
+                path=self.image,
             )
         ShownFile(self.live, (self.live_file.name,)).check_answers()
         self._check_writes()

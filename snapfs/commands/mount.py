@@ -20,6 +20,7 @@ from snapfs.errors import BusyError, DoneWithProblem, ExitCode, SnapfsError, sho
 from snapfs.log import configure_log
 from snapfs.options import MountOptions
 from snapfs.protocol import BeginMap
+from snapfs.servers.half_way import target_of
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.pipe import READY, failure_line, sentence_of
 from snapfs.stacks import dump_stacks_on_signal
@@ -122,6 +123,8 @@ def _opened(
             opened.store.control[Counter.LIMIT_BYTES] = options.buffer_limit_bytes or 0
         signals.check()
         notes += _container_notes(image_fd, options.image)
+        if target := target_of(opened.store):
+            notes.append(f"{target.half_way(options.image, options.live / options.image.name)}.")
         if options.skip_swap and not is_new:
             notes.append("Swap space counts as it did when this snapshot was taken; --skip-swap is for new cuts.")
         yield instance, opened, notes

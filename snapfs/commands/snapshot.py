@@ -31,18 +31,14 @@ import snapfs
 from snapfs.commands.cut_instance import CutInstance
 from snapfs.commands.ended import while_they_last
 from snapfs.commands.snapshots import thinning_out_until
+from snapfs.cut_facts import Group, Member, Writer
 from snapfs.errors import SnapfsError, UsageError
 from snapfs.freezing.guest_agent import connect_agent
 from snapfs.freezing.hooks import Hooks, find_hooks
 from snapfs.freezing.plan import NotFrozen, Plan, planned
 from snapfs.freezing.window import Frozen, cut_frozen
 from snapfs.options import SnapshotOptions, check_name
-from snapfs.protocol import (
-    CutTaken,
-    Group,
-    Member,
-    Writer,
-)
+from snapfs.protocol import CutTaken
 from snapfs.retention import Keep
 from snapfs.system.discovery import find_store
 from snapfs.system.mounts import canonical_path

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cow import LOCK_NAME
+from cow import LOCK_NAME, read_revert_note
 from snapfs.client import request
 from snapfs.commands.as_owner import as_owner
 from snapfs.commands.status import read_status
@@ -37,7 +37,8 @@ _NOT_THERE = (errno.ENOENT, errno.ENOTCONN)
 def umount(path: Path, *, force: bool = False) -> None:
     """Unmount the instance behind `path` and wait until it has ended. BusyError: nothing was changed.
 
-    An image that was deleted or replaced, and whose only copy this would end, takes `force`. DoneWithProblem: it
+    An image that was deleted or replaced, and whose only copy this would end, takes `force`, as does one that is
+    half-way back to a snapshot. DoneWithProblem: it
     has ended, but not all that was written to the live view is in the image, or something became of the image.
     """
     mount = find_instance(path)
@@ -87,6 +88,12 @@ def _end(mount: Mount, store: Path, lock_fd: int, *, force: bool) -> None:
     _await_end(lock_fd, store, status["pid"])
     if sentence := describe_image_end(status["image_state"], status["image"]):
         raise DoneWithProblem(sentence, path=status["image"])
+    if (revert := status.get("revert")) and read_revert_note(store) is not None:
+        raise DoneWithProblem(
+            f"{status['image']} is unmounted half-way back to {revert['name'] or revert['id']}; its store, "
+            f"{name_of(store)}, is kept: mount it again, and snapfs revert goes on.",
+            path=status["image"],
+        )
     if lost:
         raise DoneWithProblem(
             f"{status['image']} is unmounted, but something that was written to the live view is not in it ({lost}); "
@@ -106,6 +113,7 @@ def _without_views(mount: Mount, store: Path, *, force: bool) -> tuple[dict[str,
         )
     if not force:
         _check_has_name(status)
+        _check_no_revert(status)
     request(store, StopMap(deadline_s=deadline_in(_STOP_MAP_TIMEOUT_S)))
     try:
         for view in (snap, live):
@@ -114,7 +122,8 @@ def _without_views(mount: Mount, store: Path, *, force: bool) -> tuple[dict[str,
         with contextlib.suppress(SnapfsError):
             request(store, BeginMap())
         raise
-    lost = _write_out(store, live)
+    # Of one that is closed for a revert nobody has written anything.
+    lost = "" if status.get("revert") else _write_out(store, live)
     for view in (snap, live):
         with contextlib.suppress(NotMountedError):
             unmount_unused(view)
@@ -140,6 +149,24 @@ def _check_has_name(status: dict[str, Any]) -> None:
         live_file = Path(status["live"]) / status["view_name"]
         raise SnapfsError(
             f"{what}; save it first (cp --sparse=always {live_file} elsewhere), or let it go with --force.",
+            path=status["image"],
+        )
+
+
+def _check_no_revert(status: dict[str, Any]) -> None:
+    # A server from before there were reverts tells nothing of one.
+    if revert := status.get("revert"):
+        target = revert["name"] or revert["id"]
+        if revert["is_running"]:
+            raise SnapfsError(
+                f"{status['image']} is being reverted to {target}; wait until that is done (see snapfs status), or "
+                "leave it half-way with --force (the store is kept, and one can go on after the next mount).",
+                path=status["image"],
+            )
+        raise SnapfsError(
+            f"{status['image']} is only half-way back to {target}; have snapfs revert {status['live']} {target} "
+            "come to its end first, or leave it so with --force (the store is kept, and one can go on after the next "
+            "mount).",
             path=status["image"],
         )
 

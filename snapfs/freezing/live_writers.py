@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from snapfs.cut_facts import Writer
 from snapfs.freezing.live_filesystems import Number, Volume, live_loops, live_volumes
-from snapfs.protocol import Writer
 from snapfs.system.block_devices import SYS_BLOCK, LoopDevice
 from snapfs.system.mounts import namespace_mounts, read_mounts
 from snapfs.system.open_files import OpenFile, device_of_fd, mount_ids_of_device, process_name, processes_that_write

@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from snapfs.cut_facts import Writer
 from snapfs.errors import SnapfsError
 from snapfs.freezing.fsfreeze import freeze, never_frozen, thaw
 from snapfs.freezing.guest_agent import GuestAgent
 from snapfs.freezing.live_filesystems import LiveFilesystem, find_live_filesystems, open_filesystem
 from snapfs.freezing.live_parts import Part
 from snapfs.freezing.live_writers import WriterSight, look_for_writers, writers_at_cut
-from snapfs.protocol import CutTaken, Writer
+from snapfs.protocol import CutTaken
 from snapfs.system import libc
 from snapfs.system.mounts import DEAD_VIEW_ERRORS
 

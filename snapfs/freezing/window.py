@@ -18,12 +18,13 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
+from snapfs.cut_facts import Writer
 from snapfs.errors import SnapfsError
 from snapfs.freezing.fsfreeze import why_not_frozen
 from snapfs.freezing.grace_period import GracePeriods
 from snapfs.freezing.plan import GuestTarget, NotFrozen, Plan, Target
 from snapfs.freezing.watchdog import Watchdog, lock_memory, unlock_memory
-from snapfs.protocol import CutTaken, Writer, deadline_in
+from snapfs.protocol import CutTaken, deadline_in
 from snapfs.system.signals import Signals
 
 

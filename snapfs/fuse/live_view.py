@@ -69,10 +69,14 @@ class LiveView(LiveImage, View):
 
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self._check_open(flags, ctx)
+        if self.is_closed:
+            raise pyfuse3.FUSEError(errno.EBUSY)
         writes = wants_write(flags)
+        self.opened += 1
         self.open_for_writing += writes
         # Only this view changes the image, so the kernel's pages of it stay right when it is closed.
         return pyfuse3.FileInfo(fh=_WRITING if writes else _READING, keep_cache=True)
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         self.open_for_writing -= fh == _WRITING
+        self.opened -= 1

@@ -43,6 +43,7 @@ from snapfs.protocol import (
     DeleteSnapshot,
     FactsNoted,
     HoldWrites,
+    NameSnapshot,
     NoteFacts,
     PrepareCut,
     TakeCut,
@@ -52,6 +53,7 @@ from snapfs.servers.hold import Hold
 from snapfs.servers.instance import Instance
 from snapfs.servers.maps import Maps
 from snapfs.servers.notes import write_facts
+from snapfs.servers.shown_cuts import shown_cut
 from snapfs.servers.turns import Turns
 from snapfs.stamps import id_text, utc_text
 
@@ -67,7 +69,14 @@ class Cuts:
     """The cuts of one instance, one after the other; `count_writers` says how many descriptors of the live file
     are open for writing."""
 
-    def __init__(self, instance: Instance, engine: LiveEngine, maps: Maps, count_writers: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        engine: LiveEngine,
+        maps: Maps,
+        turns: Turns,
+        count_writers: Callable[[], int],
+    ) -> None:
         self._instance, self._engine, self._maps = instance, engine, maps
         self._count_writers = count_writers
         self._prepared: Cut | None = None
@@ -80,7 +89,7 @@ class Cuts:
         # Also at the start: what was over before is merged by who comes after.
         self._may_merge = trio.Event()
         self._may_merge.set()
-        self._turns = Turns()
+        self._turns = turns
 
     @property
     def _path(self) -> Path:
@@ -250,6 +259,21 @@ class Cuts:
         await self._until_shown()
         for cut in gone:
             await trio.to_thread.run_sync(cut.let_go)
+
+    async def name(self, request: NameSnapshot) -> None:
+        """It stays when there is a newer one."""
+        self._check_name(request.name)
+        facts = shown_cut(self._instance.store, request.id).facts
+        if facts.name:
+            raise SnapfsError(f"The snapshot {request.id} is called {facts.name} already, so nothing was done.")
+        try:
+            await trio.to_thread.run_sync(self._engine.name_cut, facts.generation, request.name)
+        except SnapshotEnded as error:
+            raise SnapfsError(f"The snapshot {request.id} has ended, so nothing was done.") from error
+        except OSError as error:
+            raise self._refusal(error) from error
+        self._instance.new_cut.ring()
+        await self._until_shown()
 
     def look_again(self) -> None:
         """One is over that nobody has deleted."""

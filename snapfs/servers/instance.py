@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from cow import Image, Store
+from cow import Image, Store, read_revert_note
 from snapfs.options import MountOptions
 from snapfs.serving.permissions import Permissions
 from snapfs.system.block_ioctl import sector_bytes_of
@@ -125,5 +125,5 @@ class Instance:
 
     @property
     def keeps_store(self) -> bool:
-        """Whether the store outlives a clean end."""
-        return self.options.store is not None
+        """Whether the store outlives a clean end: an image that is half-way back to a snapshot needs it."""
+        return self.options.store is not None or read_revert_note(self.store.path) is not None

@@ -14,6 +14,8 @@ from snapfs.fuse import session
 from snapfs.fuse.live_view import LiveView
 from snapfs.protocol import (
     BeginMap,
+    CloseLive,
+    CutPrepared,
     DeleteSnapshot,
     Done,
     ExpectEnd,
@@ -21,6 +23,7 @@ from snapfs.protocol import (
     GetSnapshot,
     GetStatus,
     HoldWrites,
+    NameSnapshot,
     NoteFacts,
     NoteServer,
     OfCut,
@@ -28,6 +31,7 @@ from snapfs.protocol import (
     Release,
     Request,
     ResumeWrites,
+    RevertTo,
     SetLimit,
     SnapshotGiven,
     StatusGiven,
@@ -47,9 +51,11 @@ from snapfs.servers.pipe import SERVED, tell
 from snapfs.servers.process import become_server, stop_signals
 from snapfs.servers.releases import Releases
 from snapfs.servers.report import no_snapshot, snapshot_of, status_of
+from snapfs.servers.reverts import Reverts
 from snapfs.servers.session import mount_view, serve_view
 from snapfs.servers.shown_cuts import ShownCut, newest_shown, shown_cut
 from snapfs.servers.trouble import Trouble
+from snapfs.servers.turns import Turns
 from snapfs.servers.write_out import write_out
 from snapfs.system.discovery import DISK_ERRORS
 from snapfs.system.lost_snapshots import note_lost
@@ -120,8 +126,10 @@ class LiveServer:
             async with trio.open_nursery() as serving:
                 self._maps = Maps(instance, self.engine, serving)
                 self._releases = Releases(instance, self.engine, self._maps)
-                self._cuts = Cuts(instance, self.engine, self._maps, self._count_writers)
-                serving.start_soon(serve, listen(instance.store.path), self._answer, self._cuts.on_left)
+                self._turns = Turns()
+                self._cuts = Cuts(instance, self.engine, self._maps, self._turns, self._count_writers)
+                self._reverts = Reverts(instance, self.engine, self._view, self._turns)
+                serving.start_soon(serve, listen(instance.store.path), self._answer, self._on_left)
                 serving.start_soon(self._cuts.merge_always)
                 serving.start_soon(self._watch_room)
                 serving.start_soon(self._watch_writing)
@@ -129,6 +137,7 @@ class LiveServer:
                 await anext(signals)
                 _LOG.debug("told to end: writing out")
                 self._maps.cancel()
+                self._reverts.stop()
                 self.engine.room.stop_waiting()
                 # Without a supervisor nobody has done it yet, and who mounts anew waits for us.
                 await write_out(instance, _ORPHAN_S if self._is_orphan else _WRITE_OUT_S)
@@ -136,6 +145,10 @@ class LiveServer:
                 ending.start_soon(self._watch_supervisor, signals)
                 serving.cancel_scope.cancel()
             ending.cancel_scope.cancel()
+
+    async def _on_left(self, client: Client) -> None:
+        await self._reverts.on_left(client)
+        await self._cuts.on_left(client)
 
     def _count_writers(self) -> int:
         return self._view.open_for_writing
@@ -242,7 +255,7 @@ class LiveServer:
             case GetMap():
                 return self._maps.given(shown_cut(self._instance.store, request.id).cut)
             case PrepareCut():
-                return await self._cuts.prepare(request, client)
+                return await self._prepare_cut(request, client)
             case HoldWrites():
                 await self._cuts.hold(request, client)
                 return Done()
@@ -254,13 +267,30 @@ class LiveServer:
             case NoteFacts():
                 return await self._cuts.note_facts(request, client)
             case DeleteSnapshot():
+                self._reverts.check_is_no_target(request.id)
                 await self._cuts.delete(request)
                 return Done()
+            case NameSnapshot():
+                await self._cuts.name(request)
+                return Done()
             case Release():
+                self._reverts.check_whole()
                 return await self._releases.release(request)
+            case CloseLive():
+                await self._reverts.close_live(request, client)
+                return Done()
+            case RevertTo():
+                return await self._reverts.revert(request, client)
             case _:
                 await self._do(request)
                 return Done()
+
+    async def _prepare_cut(self, request: PrepareCut, client: Client) -> CutPrepared:
+        self._reverts.check_whole()
+        await self._turns.take(client, request.left_s)
+        # There may have been one meanwhile, which has stopped.
+        self._reverts.check_whole()
+        return await self._cuts.prepare(request, client)
 
     async def _do(self, request: Request[Any]) -> None:
         """What has no answer of its own."""
@@ -289,7 +319,10 @@ class LiveServer:
         if not self._instance.store.is_whole:
             self.engine.look_at_store()
         snapshot = self._snapshot(newest_shown(self._instance.store))
-        status = status_of(self._instance, self.engine, image_state, snapshot, self._trouble.sentence())
+        revert = self._reverts.status()
+        stopped = None if revert is None or revert["is_running"] else self._reverts.sentence()
+        error = "; ".join(filter(None, (self._trouble.sentence(), stopped))) or None
+        status = status_of(self._instance, self.engine, image_state, snapshot, revert, error)
         return StatusGiven(status)
 
     def _snapshot(self, shown: ShownCut | None) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from typing import Any
 import trio
 
 from cow import Cut, CutCounter, LiveEngine, Protect, SnapshotEnded
+from snapfs.cut_facts import NOTHING_FROZEN, Facts
 from snapfs.log import log_fd
-from snapfs.protocol import NOTHING_FROZEN, Facts, MapGiven
+from snapfs.protocol import MapGiven
 from snapfs.servers.free_file import FreeRuns
 from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.notes import read_facts, read_regions

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cow import Files
-from snapfs.protocol import Facts
+from snapfs.cut_facts import Facts
 from snapfs.usedmap.result import Region
 from snapfs.wire import parsed
 

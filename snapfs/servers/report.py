@@ -16,11 +16,16 @@ _OWING_STATES = (State.ACTIVE, State.DAMAGED)
 
 
 def status_of(
-    instance: Instance, engine: LiveEngine, image_state: str, snapshot: dict[str, Any], error: str | None
+    instance: Instance,
+    engine: LiveEngine,
+    image_state: str,
+    snapshot: dict[str, Any],
+    revert: dict[str, Any] | None,
+    error: str | None,
 ) -> dict[str, Any]:
     """The status object of a running instance; sizes in bytes, counts in blocks, times in UTC.
 
-    `snapshot` is the newest, as of `snapshot_of`.
+    `snapshot` is the newest, as of `snapshot_of`; `revert` as of `Reverts.status`.
     """
     header = instance.store.header
     return {
@@ -39,6 +44,7 @@ def status_of(
         "snapshot": snapshot,
         "snapshots": [listed(shown) for shown in shown_cuts(instance.store)],
         "buffer": _buffer(instance, engine),
+        "revert": revert,
         "error": error,
     }
 

@@ -34,6 +34,10 @@ class LiveImage(Served):
         self._device_times_ns = (info.st_atime_ns, info.st_mtime_ns) if permissions.is_device else None
         # Descriptors of whoever may write. A front is told of the end of one when its last copy and mapping is gone.
         self.open_for_writing = 0
+        # Of anybody.
+        self.opened = 0
+        # Nobody new is let in.
+        self.is_closed = False
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
         self._syncers = trio.CapacityLimiter(_SYNCERS)

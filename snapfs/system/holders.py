@@ -43,7 +43,7 @@ _PATIENCE_S = 2.0
 _LOOK_S = 0.01
 
 
-def check_unused(view: ViewId | None) -> None:
+def check_unused(view: ViewId | None, consequence: str = "nothing was unmounted") -> None:
     """BusyError names who uses the view, if it is mounted and anybody does."""
     for mount in mounts_of(view)[:1]:
         check_reachable(mount)
@@ -51,7 +51,7 @@ def check_unused(view: ViewId | None) -> None:
         if holders:
             raise BusyError(
                 f"{mount.mount_point} is in use: {describe(holders)}; end that{_how_to_end(mount)} and try again "
-                "(nothing was unmounted).",
+                f"({consequence}).",
                 path=mount.mount_point,
                 holders=[holder.description for holder in holders],
             )

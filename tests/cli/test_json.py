@@ -50,6 +50,8 @@ def test_what_a_mounted_image_prints(bench: Bench) -> None:
     check("cut", printed("snapshot", bench.live, "--name", "kept", "--keep-last", "1"))
     check("cut", printed("snapshot", bench.live))
     check("list", printed("list", bench.live))
+    check("revert", printed("revert", bench.live, "kept"))
+    check("revert", printed("revert", bench.live, "kept", "--discard", "--force"))
     check("delete", printed("delete", bench.live, "--keep-last", "1", "--dry-run"))
     check("status", printed("status", bench.live, "--snapshot", "kept"))
     check("map", printed("map", bench.live, "--snapshot", "kept"))

@@ -146,6 +146,20 @@ def test_a_reader_goes_on_through_cuts_that_come_and_go(chain: Chain) -> None:
         assert reader.read(0, len(OLD)) == expected
 
 
+def test_an_unnamed_one_that_gets_a_name_is_not_replaced(chain: Chain) -> None:
+    chain.cut("")
+    assert chain.rig.store is not None
+    chain.rig.engine.name_cut(chain.rig.cut.generation, "late")
+    chain.expected = {"late": chain.expected[""]}
+    chain.write(0, 8, 2)
+    chain.cut("next")
+    chain.write(4, 8, 3)
+    chain.check()
+    chain.rig.abandon()
+    chain.rig.open()
+    chain.check()
+
+
 def test_an_unnamed_one_is_replaced_by_the_next(chain: Chain) -> None:
     chain.cut("a")
     chain.write(0, 8, 2)

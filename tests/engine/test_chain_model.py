@@ -11,6 +11,8 @@ from engine_rig import NEXT_BOOT, Rig, pattern
 
 from cow.disk.layout import Durability
 from cow.errors import BlockReleased
+from cow.live import reverting
+from cow.live.reverting import Revert
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 512
@@ -28,6 +30,10 @@ class Snapshot:
     content: bytes
     free: set[int] = field(default_factory=set)
     released: set[int] = field(default_factory=set)
+
+
+class Stopped(Exception):
+    """A revert is not wanted any more."""
 
 
 class Model:
@@ -50,6 +56,7 @@ class Model:
             *[self._compact] * 2,
             self._free,
             self._release,
+            self._revert,
             self._stop,
         ]
         for number in range(STEPS):
@@ -120,6 +127,45 @@ class Model:
         self._rig.engine.release(first, end)
         self._snapshots[max(self._snapshots)].released |= set(range(first, end))
 
+    def _revert(self) -> None:
+        """To any; or it is stopped on the way, perhaps with all processes or the power, and another one ends it."""
+        if self._dice.random() < 0.5 and self._revert_to(self._dice.choice(sorted(self._snapshots)), stops=True):
+            if self._dice.random() < 0.7:
+                self._stop()
+            # What the image holds now is nobody's to know, so it does not count where the next one leaves it.
+            self._image = bytearray(self._rig.live())
+        self._revert_to(self._dice.choice(sorted(self._snapshots)))
+
+    def _revert_to(self, generation: int, *, stops: bool = False) -> bool:
+        """Whether it was stopped."""
+        rig, snapshot = self._rig, self._snapshots[generation]
+        assert rig.store is not None
+        work = Revert(rig.store, rig.engine, generation, rig.new_reader(generation).read_into)
+        pieces = self._dice.randrange(8) if stops else BLOCKS
+
+        def check_wanted() -> None:
+            nonlocal pieces
+            rig.compactor.drain()
+            pieces -= 1
+            if pieces < 0:
+                raise Stopped
+
+        try:
+            work.run(check_wanted)
+        except BlockReleased:
+            assert snapshot.released
+        except Stopped:
+            return True
+        else:
+            self._know_reverted(snapshot)
+        return False
+
+    def _know_reverted(self, snapshot: Snapshot) -> None:
+        assert not snapshot.released
+        for block_no in set(range(BLOCKS)) - snapshot.free:
+            offset, length = self._rig.geometry.extent(block_no, block_no + 1)
+            self._image[offset : offset + length] = snapshot.content[offset : offset + length]
+
     def _stop(self) -> None:
         """A clean end, a kill, or with durability `power` the loss of it."""
         rig = self._rig
@@ -171,6 +217,10 @@ class Model:
 
 @pytest.mark.parametrize("durability", list(Durability))
 @pytest.mark.parametrize("seed", range(12))
-def test_every_snapshot_is_right_whatever_is_done(make_rig: MakeRig, durability: Durability, seed: int) -> None:
+def test_every_snapshot_is_right_whatever_is_done(
+    make_rig: MakeRig, durability: Durability, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The compactor runs between two pieces only.
+    monkeypatch.setattr(reverting, "_PIECE_BYTES", 3 * BLOCK_BYTES)
     rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=32)
     Model(rig, seed).run()

@@ -34,8 +34,9 @@ from snapfs.client import connected
 from snapfs.commands.limit import limit
 from snapfs.commands.release import release
 from snapfs.commands.snapshot import SnapshotOptions, snapshot
+from snapfs.cut_facts import NOTHING_FROZEN
 from snapfs.errors import SnapfsError
-from snapfs.protocol import NOTHING_FROZEN, NoteFacts, PrepareCut, TakeCut, deadline_in
+from snapfs.protocol import NoteFacts, PrepareCut, TakeCut, deadline_in
 from snapfs.system import libc
 
 _ANSWER_S, _REST_S = 60.0, 60.0

@@ -22,7 +22,7 @@ NOT_OURS = {
     *("alone", "chkdsk", "flock", "fsck.exfat", "ls", "preadv", "rsync"),
     *("libfuse3-dev", "pkg-config", "noload", "norecovery", "nouuid"),
     # Built in the code from parts.
-    *("SNAPFS_IMAGE", "SNAPFS_LIVE", "SNAPFS_MOUNT_POINTS", "header.new"),
+    *("SNAPFS_IMAGE", "SNAPFS_LIVE", "SNAPFS_MOUNT_POINTS", "header.new", "reverting.new"),
 }
 NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_]\w*)*(\(.*\))?")
 # DEST.json, IMAGE.snapfs, STORE/log, segments/NNNNNNNN: capitals that stand for a name or a number.

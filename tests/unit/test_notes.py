@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cow.disk.files import Files
-from snapfs.protocol import Facts, Unfrozen, Writer
+from snapfs.cut_facts import Facts, Unfrozen, Writer
 from snapfs.servers.notes import FACTS_NAME, REGIONS_NAME, read_facts, read_regions, write_facts, write_regions
 from snapfs.usedmap.result import Region
 

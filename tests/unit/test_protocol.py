@@ -10,23 +10,24 @@ import pytest
 
 from cow.disk import directory
 from snapfs import protocol, wire
+from snapfs.cut_facts import NOTHING_FROZEN, Facts, Unfrozen, Writer
 from snapfs.errors import SnapfsError
 from snapfs.protocol import (
-    NOTHING_FROZEN,
     REQUESTS,
     BeginMap,
+    CloseLive,
     CutPrepared,
     CutTaken,
     DeleteSnapshot,
     Done,
     ExpectEnd,
-    Facts,
     FactsNoted,
     GetMap,
     GetSnapshot,
     GetStatus,
     HoldWrites,
     MapGiven,
+    NameSnapshot,
     NoteFacts,
     NoteServer,
     OfCut,
@@ -36,6 +37,8 @@ from snapfs.protocol import (
     Released,
     Request,
     ResumeWrites,
+    Reverted,
+    RevertTo,
     SetLimit,
     SnapshotGiven,
     StatusGiven,
@@ -43,9 +46,7 @@ from snapfs.protocol import (
     TakeCut,
     TellDamage,
     Timed,
-    Unfrozen,
     WriteOut,
-    Writer,
     deadline_in,
 )
 from snapfs.wire import BadMessageError, answer_line, parse_answer, parse_request, refusal_line, request_line
@@ -73,6 +74,9 @@ PAIRS: list[tuple[Request[Any], Any]] = [
     (StopMap(deadline_s=1.0), Done()),
     (PrepareCut(deadline_s=1.0), CutPrepared(4)),
     (DeleteSnapshot(id="x", deadline_s=1.0), Done()),
+    (NameSnapshot(id="x", name="mon", deadline_s=1.0), Done()),
+    (CloseLive(deadline_s=1.0), Done()),
+    (RevertTo(id="x"), Reverted(4096)),
     (HoldWrites(generation=4, deadline_s=1.0), Done()),
     (ResumeWrites(), Done()),
     (TakeCut(generation=4, deadline_s=1.0), CutTaken("x", "2026-01-31T12:00:00Z", 1.25, 0)),
