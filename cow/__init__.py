@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cow.compact.compactor import Compactor as Compactor
+    from cow.disk.blocks import count_preserved as count_preserved
     from cow.disk.cut import Cut as Cut
     from cow.disk.directory import CONTROL_NAME as CONTROL_NAME
     from cow.disk.directory import LOCK_NAME as LOCK_NAME
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 
 _OWNERS = {
     "cow.compact.compactor": "Compactor",
+    "cow.disk.blocks": "count_preserved",
     "cow.disk.cut": "Cut",
     "cow.disk.directory": "CONTROL_NAME LOCK_NAME LOG_NAME foreign_names remove_store",
     "cow.disk.files": "Files",

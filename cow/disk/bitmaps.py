@@ -122,6 +122,10 @@ class Bitmap:
             bits[first:end] = self._bits[first:end]
         return bits
 
+    def slice(self, first: int, end: int) -> bitarray:
+        """The bits as they are now, in memory of the caller's own."""
+        return self._bits[first:end]
+
     def count(self) -> int:
         """All ones, without touching the holes."""
         return sum(

@@ -17,8 +17,8 @@ from snapfs.options import format_size
 def list_command(path: Path, as_json: bool, quiet: bool) -> None:
     """Say which snapshots there are, oldest first; the last is the one that SNAP shows.
 
-    The others are in SNAP/.snapshots/NAME/. The size is what has been preserved since each was taken and before the
-    next one: the older ones need it too.
+    The others are in SNAP/.snapshots/NAME/. Of each the size of what was preserved from it to the next, and after
+    it how much of that it alone holds: about what would come back if it were deleted, for older ones read the rest.
     """
     from snapfs.commands.snapshots import listed
 
@@ -33,4 +33,5 @@ def list_command(path: Path, as_json: bool, quiet: bool) -> None:
 
 def _line(one: dict[str, Any]) -> str:
     name = one["name"] or "-"
-    return f"{name:<24} {one['taken_at']}  {one['state']:<10} {format_size(one['stored_bytes']):>10}  {one['id']}"
+    sizes = f"{format_size(one['stored_bytes']):>10} {format_size(one['alone_bytes']):>10}"
+    return f"{name:<24} {one['taken_at']}  {one['state']:<10} {sizes}  {one['id']}"

@@ -14,13 +14,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from cow import Cut, Store, count_preserved
 from snapfs.chosen import id_of
 from snapfs.client import request
+from snapfs.commands.cuts import open_cuts
 from snapfs.commands.status import read_status
 from snapfs.errors import SnapfsError
 from snapfs.protocol import DeleteSnapshot, deadline_in
 from snapfs.retention import Keep, kept
-from snapfs.stamps import local_time
+from snapfs.stamps import id_text, local_time
 from snapfs.system.discovery import find_store
 
 _DELETE_TIMEOUT_S = 60.0
@@ -43,9 +45,25 @@ class Fate:
 
 
 def listed(path: Path) -> list[dict[str, Any]]:
-    """The snapshots of the instance behind `path`, oldest first."""
-    snapshots: list[dict[str, Any]] = read_status(find_store(path))["snapshots"]
-    return snapshots
+    """The snapshots of the instance behind `path`, oldest first, each with what it alone holds."""
+    store = find_store(path)
+    snapshots: list[dict[str, Any]] = read_status(store)["snapshots"]
+    reader = open_cuts(store)
+    try:
+        alone = dict(_alone_shares(reader))
+    finally:
+        reader.close()
+    # One that is over since the look alone is nobody's any more.
+    return [one | {"alone_bytes": int(one["stored_bytes"] * alone.get(one["id"], 1))} for one in snapshots]
+
+
+def _alone_shares(reader: Store) -> Iterator[tuple[str, float]]:
+    """Of what each cut preserved, the share that would go with it: older ones do not have the rest."""
+    older: Cut | None = None
+    for facts, cut in zip(reader.header.cuts, reader.cuts, strict=True):
+        preserved = count_preserved(cut, older)
+        yield id_text(facts.snapshot_id), preserved.alone_blocks / max(1, preserved.blocks)
+        older = cut if cut.numbers.is_kept else None
 
 
 def delete(path: Path, names: Sequence[str], *, dry_run: bool = False) -> list[Fate]:

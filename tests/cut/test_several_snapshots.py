@@ -108,6 +108,16 @@ def test_several_are_deleted_at_once_by_name_or_id(instance: Mounted) -> None:
     assert names(instance) == [""]
 
 
+def test_the_list_says_what_each_alone_holds(instance: Mounted) -> None:
+    for name in "ab":
+        kept(instance, name, 0)
+        write(instance, 2 * MIB if name == "b" else MIB)
+    wait_until(lambda: instance.status()["buffer"]["staged_bytes"] == 0, what="the compactor")
+    a, b = snapshots(instance)
+    assert a["alone_bytes"] == a["stored_bytes"]
+    assert b["alone_bytes"] * 2 == pytest.approx(b["stored_bytes"], rel=0.01)
+
+
 def test_what_is_deleted_gives_its_room_back(instance: Mounted) -> None:
     kept(instance, "a", 0)
     kept(instance, "b", 0)

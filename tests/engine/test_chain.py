@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
 
+from cow.disk.blocks import Preserved, count_preserved
 from cow.disk.layout import Durability, State
 from cow.errors import Damaged, SnapshotEnded, SnapshotLost
 from cow.snapshot import SnapshotReader
@@ -467,3 +468,15 @@ def test_nothing_is_left_of_what_was_deleted(chain: Chain, tmp_path: Path) -> No
     chain.rig.compactor.give_back()
     assert chain.rig.cut.segments.numbers() == []
     assert list((chain.rig.store_path / "segments").iterdir()) == []
+
+
+def test_what_a_snapshot_alone_holds_is_what_no_older_one_reads_in_it(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 8, 2)
+    chain.cut("b")
+    chain.write(0, 24, 3)
+    assert chain.rig.store is not None
+    a, b = chain.rig.store.cuts
+    assert count_preserved(a, None) == Preserved(8, 8)
+    assert count_preserved(b, a) == Preserved(24, 8)
+    assert count_preserved(b, None) == Preserved(24, 24)
