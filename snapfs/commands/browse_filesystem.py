@@ -6,7 +6,8 @@
 Rules:
 - Nothing is written anywhere: neither into the snapshot, which nobody can, nor into a second device. So a btrfs on
   several devices is refused: its others would be taken from whatever else is attached, such as the live view.
-- What is mounted is what was asked for. Of a btrfs the kernel decides by UUID which one it is, so it is asked.
+- What is mounted is what was asked for. Of a btrfs the kernel decides by UUID which one it is, and by the number of
+  the device, which may have been another one's: that is forgotten first, and the kernel asked afterwards.
 - Device files and setuid programs of the image mean nothing here.
 - Only kinds that `usedmap` reads are mounted, and only where it is sure what they are.
 
@@ -25,6 +26,7 @@ from typing import Final
 from snapfs.errors import SnapfsError
 from snapfs.system import libc
 from snapfs.system.attached import attached
+from snapfs.system.btrfs_control import forget_device
 from snapfs.system.mounts import find_mount, unmount
 from snapfs.usedmap.result import MapError, Region
 from snapfs.usedmap.source import Source
@@ -115,6 +117,8 @@ def show_filesystem(fd: int, image_bytes: int, region: Region, point: Path) -> S
     if region.kind == "btrfs":
         _check_one_device(source)
     with attached(fd, region.offset, region.length) as device:
+        if region.kind == "btrfs":
+            forget_device(device)
         shown = _mount(device, point, kind, source)
         if region.kind == "btrfs":
             _check_is_on(point, device)

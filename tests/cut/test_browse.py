@@ -13,6 +13,8 @@ from browse_rig import assert_nothing_left, browsed, ext4_with, files_of, make_d
 from cut_rig import MIB, MKFS, CutGround, cut, run, snapfs
 from mounted import Mounted
 
+from snapfs.system.btrfs_control import forget_device
+
 # What a cut leaves to be replayed on XFS, even a frozen one, are changes of its superblock.
 PLAIN = {"ext4": "ro", "xfs": "ro,nouuid,norecovery", "btrfs": "ro"}
 WITHOUT_REPLAY = {"ext4": "ro,noload", "xfs": "ro,nouuid,norecovery", "btrfs": "ro,rescue=nologreplay"}
@@ -187,6 +189,25 @@ def test_what_is_shown_is_over_with_the_next_cut(ground: CutGround, place: Path)
     assert snapfs("browse", "--end", place).returncode == 0
     browsed(instance.live, place)
     assert (place / "large").read_bytes() == (files / "large").read_bytes()
+
+
+def test_a_btrfs_on_a_device_whose_number_another_one_had(ground: CutGround, place: Path) -> None:
+    """The kernel knows the devices of a btrfs on several of them for longer than they are there."""
+    instance, point = live_filesystem(ground, "btrfs")
+    write(point / "file", "text")
+    cut(instance.live)
+    loops = [ground.loop(ground.image(128 * MIB, f"{name}.img")) for name in ("one", "other")]
+    run("mkfs.btrfs", "-q", "-f", "-d", "raid0", "-m", "raid0", *loops)
+    run("btrfs", "device", "scan", *loops)
+    for loop in list(loops):
+        ground.drop_loop(loop)
+    try:
+        # The lowest number that is free, so most likely the first of them.
+        browsed(instance.live, place)
+        assert (place / "file").read_text() == "text"
+    finally:
+        for loop in loops:
+            forget_device(loop)
 
 
 def test_the_object_of_the_end_has_what_was_unmounted(ground: CutGround, place: Path) -> None:
