@@ -25,20 +25,37 @@ _CACHED_RECORDS = 16
 _ZEROS = memoryview(bytes(1 << 20))
 
 
-class PreservedReader:
-    """What `cut` has of its blocks, for its own readers, or (`own` is False) for those of a cut before it.
+class Desk:
+    """What one reader has at hand, in whichever of the cuts that it looks through; used by one thread at a time.
 
-    Used by one thread at a time. `may_wait`: else WouldWait where the disk would have to be waited for.
+    `may_wait`: else WouldWait where the disk would have to be waited for.
     """
 
-    def __init__(self, store: Store, cut: Cut, *, own: bool) -> None:
-        self.cut, self._own, self.may_wait = cut, own, True
+    def __init__(self) -> None:
+        self.may_wait = True
+        # By their entries: generation, first block, number of blocks, content.
+        self.records: OrderedDict[int, tuple[int, int, int, memoryview]] = OrderedDict()
+        self._scratch = memoryview(bytearray(0))
+
+    def scratch(self, length: int) -> memoryview:
+        if len(self._scratch) < length:
+            self._scratch = memoryview(bytearray(length))
+        return self._scratch[:length]
+
+    def clear(self) -> None:
+        """It is not used for a while."""
+        self.records.clear()
+        self._scratch = memoryview(bytearray(0))
+
+
+class PreservedReader:
+    """What `cut` has of its blocks, for its own readers, or (`own` is False) for those of a cut before it."""
+
+    def __init__(self, store: Store, cut: Cut, desk: Desk, *, own: bool) -> None:
+        self.cut, self._own, self._desk = cut, own, desk
         self.generation, self.numbers, self.settled = cut.generation, cut.numbers, cut.settled.file
         self.geometry, self._staging = store.geometry, store.staging
-        # Of one cut few are of use at once; of many that are looked through, not even those.
-        self._segments = SegmentReader(cut.segments, store.files, *(() if own else (1,)))
-        self._records: OrderedDict[int, tuple[int, int, memoryview]] = OrderedDict()
-        self._scratch = memoryview(bytearray(0))
+        self._segments = SegmentReader(cut.segments, store.files, store.open_segments)
 
     def explain(self, first: int, end: int) -> Iterable[Run]:
         """What explains the blocks, here: OWED is what this cut does not have."""
@@ -73,8 +90,8 @@ class PreservedReader:
     def _read_staged(self, view: memoryview, offset: int, first: int, end: int, first_entry: int) -> None:
         seq = first_entry & SEQ_MASK
         staging, size = self._staging, self.geometry.block_bytes
-        raw = self._scratch_of((end - first) * size)
-        if self.may_wait:
+        raw = self._desk.scratch((end - first) * size)
+        if self._desk.may_wait:
             staging.read_into(raw, seq)
         elif not staging.try_read_into(raw, seq):
             raise WouldWait
@@ -114,25 +131,20 @@ class PreservedReader:
         return self._own and self.cut.released.get(block_no)
 
     def _record(self, entry: int, block_no: int) -> tuple[int, int, memoryview]:
-        cached = self._records.get(entry)
+        records = self._desk.records
+        cached = records.get(entry)
         if cached is None:
-            header, raw = self._segments.read(entry, block_no, may_wait=self.may_wait)
-            cached = header.block_no, header.block_count, memoryview(raw)
-            self._records[entry] = cached
-            if len(self._records) > _CACHED_RECORDS:
-                self._records.popitem(last=False)
-        return cached
+            header, raw = self._segments.read(entry, block_no, may_wait=self._desk.may_wait)
+            cached = header.generation, header.block_no, header.block_count, memoryview(raw)
+            records[entry] = cached
+            if len(records) > _CACHED_RECORDS:
+                records.popitem(last=False)
+        elif not self.cut.segments.has(cached[0]):
+            raise Damaged("the index points to a record of another snapshot", block_no)
+        return cached[1:]
 
     def _place(self, view: memoryview, offset: int, first: int, end: int, raw: memoryview) -> None:
         skip, at, count = self.geometry.overlap(first, end, offset, len(view))
         if skip + count > len(raw):
             raise Damaged("the record is shorter than its blocks", first)
         view[at : at + count] = raw[skip : skip + count]
-
-    def _scratch_of(self, length: int) -> memoryview:
-        if len(self._scratch) < length:
-            self._scratch = memoryview(bytearray(length))
-        return self._scratch[:length]
-
-    def close(self) -> None:
-        self._segments.close()

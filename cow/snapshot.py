@@ -11,10 +11,12 @@ meanwhile. What makes a plain read right:
 4.  `released`, the snapshot's state and the cut are looked at last: each of them is stored before the
     first write that takes something away from this read.
 
-An older cut has in the later ones what it does not have itself: each is looked through up to the newest, and what is
-owed there too is in the image. If there is a newer one after the image was read, the bytes may be of its time: the
-look goes on there. Nothing of an older cut changes any more, but that another one is merged into it, which has the
-same content for it; so a list of cuts that is out of date is as good as the present one, up to its newest.
+An older cut has in the later ones what it does not have itself, and what is owed in the newest too is in the image.
+If there is a newer one after the image was read, the bytes may be of its time: the look goes on there. Nothing of an
+older cut changes any more, but that another one is merged into it, which has the same content for it. So a list of
+cuts that is out of date is as good as the present one, up to its newest, and which of them has a block need not be
+asked for each read (`FrozenCuts`). But the index of a cut that was merged is not kept up to date: what is not found
+there any more is looked for again with the present list.
 
 A block goes owed -> staged -> segment, and its record may be squeezed into another segment once, so every step
 is repeated a few times at most.
@@ -26,13 +28,15 @@ from functools import partial
 from typing import Final
 
 from cow.disk.blocks import Kind, classify
-from cow.disk.header import read_header
+from cow.disk.cut import Cut
+from cow.disk.header import Header, read_header
 from cow.disk.image import Image
 from cow.disk.layout import KEPT_STATES, Counter, CutCounter, unpack_missing
 from cow.disk.store import Store
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.faults import missing_pages
-from cow.preserved import PreservedReader
+from cow.frozen import NOWHERE, UNCLEAR, FrozenCuts
+from cow.preserved import Desk, PreservedReader
 
 # Places in the pages as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _GENERATION: Final = Counter.GENERATION.value
@@ -42,6 +46,8 @@ _UNREADABLE: Final = CutCounter.UNREADABLE.value
 _FREE_BLOCKS: Final = CutCounter.FREE_BLOCKS.value
 _MISSING_BYTES: Final = CutCounter.MISSING_BYTES.value
 _OWED: Final = Kind.OWED
+# No list of cuts has this number.
+_NEVER: Final = -1
 _FREE: Final = Kind.FREE
 
 
@@ -54,11 +60,13 @@ class SnapshotReader:
         self._generation = store.cut.generation
         self._end = store.end_of(self._generation)
         self.geometry = store.geometry
-        self._own = PreservedReader(store, store.cut, own=True)
-        # The cut itself and those after it, as far as they are known.
+        self._desk = Desk()
+        self._own = PreservedReader(store, store.cut, self._desk, own=True)
+        # The cut itself and those after it, as far as they are known; whether all of them are looked through.
         self._links = [self._own]
+        self._frozen = FrozenCuts((), self.geometry.block_count)
+        self._looks_through = False
         self._headers = self._control[_HEADERS]
-        self._may_wait = True
 
     def check(self) -> None:
         """Raise what a read now would raise for the snapshot as a whole."""
@@ -67,7 +75,7 @@ class SnapshotReader:
         state, is_unreadable = numbers[_STATE], numbers[_UNREADABLE]
         # After all of it was looked at, here and by the read: any of it may have been zeros in the place of what is
         # gone. What follows from all other maps is an error then; from this one, that the image is read.
-        for link in self._links:
+        for link in self._links if self._looks_through else {self._own, self._links[-1]}:
             if not link.settled.has_its_size:
                 raise Damaged("files of it were cut short or cannot be read")
         if missing_pages[0] and not is_unreadable and not self._is_whole():
@@ -82,37 +90,56 @@ class SnapshotReader:
     def _is_whole(self) -> bool:
         return self._store.can_hold_a_cut and all(link.cut.is_whole for link in self._links)
 
-    def _follow(self, headers: int, generation: int) -> None:
-        """There is another list of cuts: SnapshotEnded when it does not show this one."""
-        if not self._may_wait:
-            raise WouldWait
+    def _follow(self, headers: int, generation: int, *, within_read: bool = False) -> None:
+        """There is another list of cuts: SnapshotEnded when it does not show this one.
+
+        `within_read`: those that were merged stay until it is over, when the list is looked at again.
+        """
         header = read_header(self._store.path)
         mine = None if header is None else header.cut_of(self._generation)
         if header is None or mine is None or mine.is_hidden:
             raise SnapshotEnded("this snapshot was replaced by a newer one, or deleted")
-        for one in header.cuts:
-            # A later one than the numbers tell of may still be taken back.
-            if self._links[-1].generation < one.generation <= generation:
-                opening = partial(self._store.open_cut, one.generation, writable=False, header=header)
-                cut = self._store.looked_through.hold(one.generation, opening)
-                self._links.append(PreservedReader(self._store, cut, own=False))
-        self._headers = headers
+        added: list[PreservedReader] = []
+        try:
+            for one in header.cuts:
+                # A later one than the numbers tell of may still be taken back.
+                if self._links[-1].generation < one.generation <= generation:
+                    cut = self._hold(one.generation, header)
+                    added.append(PreservedReader(self._store, cut, self._desk, own=False))
+        except BaseException:
+            for link in added:
+                link.cut.let_go()
+            raise
+        links, merged = [*self._links, *added], list[PreservedReader]()
+        if not within_read:
+            merged = [link for link in links[1:-1] if header.cut_of(link.generation) is None]
+            self._headers = headers
+        # All of it or nothing: a list with holes would read what is of another time.
+        self._links = [link for link in links if link not in merged]
+        self._frozen = FrozenCuts(self._links[1:-1], self.geometry.block_count)
+        for link in merged:
+            link.cut.let_go()
+
+    def _hold(self, generation: int, header: Header) -> Cut:
+        looked_through = self._store.looked_through
+        if self._desk.may_wait:
+            opening = partial(self._store.open_cut, generation, writable=False, header=header)
+            return looked_through.hold(generation, opening)
+        cut = looked_through.try_hold(generation)
+        if cut is None:
+            raise WouldWait
+        return cut
 
     def try_read(self, view: memoryview, offset: int) -> bool:
         """`read_into`, unless the disk would have to be waited for: then False, and `view` holds nothing."""
-        self._set_may_wait(False)
+        self._desk.may_wait = False
         try:
             self.read_into(view, offset)
         except WouldWait:
             return False
         finally:
-            self._set_may_wait(True)
+            self._desk.may_wait = True
         return True
-
-    def _set_may_wait(self, may_wait: bool) -> None:
-        self._may_wait = may_wait
-        for link in self._links:
-            link.may_wait = may_wait
 
     def reads_as_zeros(self, offset: int, length: int) -> bool:
         """Whether a read would find nothing but free blocks, so that it can be answered without one.
@@ -141,8 +168,9 @@ class SnapshotReader:
         Damaged, SnapshotLost, SnapshotEnded, BlockReleased or OSError: `view` holds nothing of use.
         """
         first, end = self.geometry.span(offset, len(view))
+        self._looks_through = False
         try:
-            self._read_from(0, view, offset, first, end)
+            self._read(view, offset, first, end)
             is_released = self._cut.released.any_set(first, end)
         finally:
             # Damage found in a snapshot that is over is no damage: say that it is over.
@@ -150,15 +178,56 @@ class SnapshotReader:
         if is_released:
             raise BlockReleased(first)
 
+    def _read(self, view: memoryview, offset: int, first: int, end: int) -> None:
+        while True:
+            headers = self._control[_HEADERS]
+            try:
+                self._read_once(view, offset, first, end)
+                if self._frozen.is_still_so():
+                    return
+            except Damaged:
+                # Merged, and then moved: the list tells who has it now.
+                now = self._control[_HEADERS]
+                if headers == now == self._headers:
+                    raise
+                self._follow(now, self._control[_GENERATION])
+
+    def _read_once(self, view: memoryview, offset: int, first: int, end: int) -> None:
+        links, frozen = self._links, self._frozen
+        if len(links) == 1:
+            self._read_from(0, view, offset, first, end)
+            return
+        for run in self._own.explain(first, end):
+            if run[0] is not _OWED:
+                self._own.read(view, offset, run)
+                continue
+            self._check_there(self._own, run[1], run[2])
+            for place, low, high in frozen.runs(run[1], run[2]):
+                if place == NOWHERE:
+                    self._read_from(len(links) - 1, view, offset, low, high)
+                elif place == UNCLEAR:
+                    self._looks_through = True
+                    self._read_from(1, view, offset, low, high)
+                else:
+                    self._read_there(links[place], view, offset, low, high)
+
+    def _read_there(self, link: PreservedReader, view: memoryview, offset: int, first: int, end: int) -> None:
+        """What is settled there, and has been before."""
+        for run in link.explain(first, end):
+            if run[0] is _OWED:
+                raise Damaged("files of it were cut short or cannot be read", first)
+            link.read(view, offset, run)
+
     def _read_from(self, at: int, view: memoryview, offset: int, first: int, end: int) -> None:
         """What the cut number `at` of the list has of the blocks from there, the rest from those after it."""
-        link = self._links[at]
+        links = self._links
+        link = links[at]
         if at and not link.numbers.is_kept:
             raise Damaged("a later cut that it is read through is lost", first)
         for run in link.explain(first, end):
             if run[0] is not _OWED:
                 link.read(view, offset, run)
-            elif at + 1 < len(self._links):
+            elif at + 1 < len(links):
                 self._check_there(link, run[1], run[2])
                 self._read_from(at + 1, view, offset, run[1], run[2])
             else:
@@ -168,28 +237,28 @@ class SnapshotReader:
         skip, at, count = self.geometry.overlap(first, end, offset, len(view))
         start, _ = self.geometry.extent(first, end)
         owed = [view[at : at + count]]
-        if self._may_wait:
+        link = self._links[newest]
+        if self._desk.may_wait:
             self._image.read_into(owed, start + skip)
         elif not self._image.try_read_into(owed, start + skip):
             raise WouldWait
-        link = self._links[newest]
         for run in link.explain(first, end):
             if run[0] is not _OWED:
                 link.read(view, offset, run)
             else:
-                is_newest = self._is_newest()
+                is_newest = self._is_newest(link)
                 self._check_there(link, run[1], run[2])
                 if not is_newest:
+                    self._looks_through = True
                     self._read_from(newest + 1, view, offset, run[1], run[2])
 
-    def _is_newest(self) -> bool:
-        """Whether there is no later cut than those that are known; after the call they are. No number: the page is
-        gone, which is found out last."""
-        generation, newest = self._control[_GENERATION], self._links[-1].generation
-        if generation in (0, newest):
-            return True
-        self._follow(self._control[_HEADERS], generation)
-        return self._links[-1].generation == newest
+    def _is_newest(self, link: PreservedReader) -> bool:
+        """Whether there is no later cut; after the call those that there are are known. No number: the page is gone,
+        which is found out last."""
+        generation = self._control[_GENERATION]
+        if generation not in (0, self._links[-1].generation):
+            self._follow(self._control[_HEADERS], generation, within_read=True)
+        return self._links[-1] is link
 
     def _check_there(self, link: PreservedReader, first: int, end: int) -> None:
         """What the image lost when it was cut short, while that cut owed these blocks, may be zeros now: there, and
@@ -205,13 +274,18 @@ class SnapshotReader:
         for link in self._links:
             link.cut.trim()
 
+    def rest(self) -> None:
+        """Nobody reads for a while: keep nothing but the snapshot's own files open, nor in memory."""
+        links, self._links = self._links, [self._own]
+        self._frozen, self._headers = FrozenCuts((), self.geometry.block_count), _NEVER
+        self._desk.clear()
+        for link in links[1:]:
+            link.cut.let_go()
+
     def forget(self) -> None:
-        """Hold no file of a segment open; a read opens what it needs."""
-        for link in self._links:
-            link.close()
+        """The same, and no file of a segment open, whoever reads; he opens what he needs."""
+        self.rest()
+        self._store.open_segments.close()
 
     def close(self) -> None:
-        for link in self._links:
-            link.close()
-        for link in self._links[1:]:
-            link.cut.let_go()
+        self.forget()

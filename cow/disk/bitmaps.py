@@ -114,6 +114,10 @@ class Bitmap:
         for offset, length in self.file.data_ranges(first // 8, bitmap_bytes(end)):
             yield from self._runs(1, max(first, offset * 8), min((offset + length) * 8, end))
 
+    def bits(self, first: int, end: int) -> bitarray:
+        """Those of a few blocks, as they are now, in memory of the caller's own."""
+        return self._bits[first:end]
+
     def copy(self) -> bitarray:
         """All bits as they are now, in memory of the caller's own; the holes of the file are not touched."""
         bits = bitarray(self.block_count, "little")

@@ -115,6 +115,11 @@ class Page:
         elif self._numbers[0] != self.magic:
             raise StoreDamaged(str(path.parent), f"has a damaged {self.title}")
 
+    @property
+    def view(self) -> memoryview:
+        """To look at numbers by their places as quickly as can be, until the page is closed."""
+        return self._numbers
+
     def __getitem__(self, place: int) -> int:
         return self._numbers[place]
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cow.disk.layout import MAX_SEGMENT_NO
+from cow.disk.plain import open_plain
 
 # No generation is as high.
 NO_END = 1 << 63
+# Of each cut one is appended to and a few are read at once; more cuts than this are seldom looked through.
+_MOST_OPEN = 128
 _NAME = re.compile(r"(\d{8,})-(\d{8,})", re.ASCII)
 
 
@@ -51,6 +56,56 @@ class Segments:
 
     def _present(self) -> Iterator[tuple[int, int, Path]]:
         return (found for found in present_segments(self.directory) if self.generation <= found[1] < self.until)
+
+
+class OpenSegment:
+    """A file of a segment; closed when nobody has it any more."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, path: Path) -> None:
+        self.fd = -1
+        self.fd = open_plain(path, os.O_RDONLY)
+
+    @property
+    def is_removed(self) -> bool:
+        return not os.fstat(self.fd).st_nlink
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class OpenSegments:
+    """The segments of a store that are open for readers: those that were used last, whoever reads which cut, for
+    their numbers are the store's. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, OpenSegment] = OrderedDict()
+
+    def of(self, segments: Segments, segment_no: int) -> OpenSegment:
+        """To be let go soon. OSError: it is not there, or no plain file."""
+        with self._lock:
+            opened = self._open.get(segment_no)
+            if opened is not None:
+                self._open.move_to_end(segment_no)
+                return opened
+        # Without the lock: it may wait for the disk.
+        opened = OpenSegment(segments.find(segment_no))
+        with self._lock:
+            # One that was squeezed or given back keeps its space on disk as long as it is open somewhere.
+            for old_no in [old_no for old_no, old in self._open.items() if old.is_removed]:
+                del self._open[old_no]
+            opened = self._open.setdefault(segment_no, opened)
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+        return opened
+
+    def close(self) -> None:
+        """All that nobody reads at this moment, and those when he has; a read opens what it needs."""
+        with self._lock:
+            self._open.clear()
 
 
 def present_segments(directory: Path) -> list[tuple[int, int, Path]]:

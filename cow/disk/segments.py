@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 
 from cow.disk.codec import RecordHeader, decode, parse_header
@@ -31,10 +30,9 @@ from cow.disk.layout import (
 )
 from cow.disk.numbers import Control
 from cow.disk.plain import open_plain
-from cow.disk.segment_files import Segments
+from cow.disk.segment_files import OpenSegment, OpenSegments, Segments
 from cow.errors import CowError, Damaged, WouldWait
 
-_OPEN_SEGMENTS = 32
 _MAGIC = RECORD_MAGIC.to_bytes(4, "little")
 
 
@@ -150,11 +148,10 @@ class SegmentWriter:
 
 
 class SegmentReader:
-    """Reads single records by index entry, checked; used by one thread at a time."""
+    """Reads single records by index entry, checked; `opened`: what it has open in common with others."""
 
-    def __init__(self, segments: Segments, files: Files, max_open: int = _OPEN_SEGMENTS) -> None:
-        self._segments, self._files, self._max_open = segments, files, max_open
-        self._open: OrderedDict[int, int] = OrderedDict()
+    def __init__(self, segments: Segments, files: Files, opened: OpenSegments | None = None) -> None:
+        self._segments, self._files, self._opened = segments, files, opened or OpenSegments()
 
     def read(self, entry: int, block_no: int, *, may_wait: bool = True) -> tuple[RecordHeader, Data]:
         """Header and raw blocks of the record that holds `block_no`; Damaged when it does not.
@@ -164,7 +161,8 @@ class SegmentReader:
         if entry == LOST_ENTRY:
             raise Damaged("its preserved content is lost", block_no)
         place = unpack_place(entry)
-        data = self._read_place(self._descriptor(place.segment_no, block_no), place, may_wait=may_wait)
+        segment = self._segment(place.segment_no, block_no)
+        data = self._read_place(segment.fd, place, may_wait=may_wait)
         try:
             header, raw = decode(data, seed=self._segments.seed)
         except Damaged as error:
@@ -183,30 +181,18 @@ class SegmentReader:
             raise WouldWait
         return data
 
-    def _descriptor(self, segment_no: int, block_no: int) -> int:
-        fd = self._open.get(segment_no)
-        if fd is not None:
-            self._open.move_to_end(segment_no)
-            return fd
+    def _segment(self, segment_no: int, block_no: int) -> OpenSegment:
         try:
-            fd = open_plain(self._segments.find(segment_no), os.O_RDONLY)
+            return self._opened.of(self._segments, segment_no)
         except FileNotFoundError:
             raise Damaged(f"segment {segment_no} is missing", block_no) from None
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ELOOP):
                 raise
             raise Damaged(f"segment {segment_no} is no plain file of the store's owner", block_no) from None
-        # A segment that was squeezed or given back keeps its space on disk as long as it is open somewhere.
-        for old_no in [old_no for old_no, old_fd in self._open.items() if not os.fstat(old_fd).st_nlink]:
-            os.close(self._open.pop(old_no))
-        self._open[segment_no] = fd
-        if len(self._open) > self._max_open:
-            os.close(self._open.popitem(last=False)[1])
-        return fd
 
     def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
+        self._opened.close()
 
 
 class ScanProblem(CowError):

@@ -27,6 +27,7 @@ from cow.disk.layout import ENTRY_BYTES, PAGE_OF_NUMBERS_BYTES, Counter, CutCoun
 from cow.disk.numbers import Control, Page, SharedPages
 from cow.disk.plain import check_directory
 from cow.disk.releases import ReleaseQueue
+from cow.disk.segment_files import OpenSegments
 from cow.disk.staging import Staging, file_bytes
 from cow.errors import SnapshotEnded, StoreDamaged, StoreError
 from cow.geometry import Geometry
@@ -41,13 +42,20 @@ class OpenCuts:
         self._lock = threading.Lock()
         self._cuts: dict[int, Cut] = {}
 
+    def try_hold(self, generation: int) -> Cut | None:
+        """To be let go; None when nobody holds it yet."""
+        cut = self._cuts.get(generation)
+        if cut is not None:
+            with contextlib.suppress(SnapshotEnded):
+                return cut.hold()
+        return None
+
     def hold(self, generation: int, open_it: Callable[[], Cut]) -> Cut:
-        """To be let go; `open_it` when nobody holds it yet."""
+        """The same; `open_it` when nobody holds it."""
         with self._lock:
-            cut = self._cuts.get(generation)
+            cut = self.try_hold(generation)
             if cut is not None:
-                with contextlib.suppress(SnapshotEnded):
-                    return cut.hold()
+                return cut
             self._cuts = {number: one for number, one in self._cuts.items() if one.is_open}
             cut = self._cuts[generation] = open_it()
             return cut
@@ -68,6 +76,7 @@ class Store:
     pages: SharedPages | None = None
     older: tuple[Cut, ...] = ()
     looked_through: OpenCuts = field(default_factory=OpenCuts)
+    open_segments: OpenSegments = field(default_factory=OpenSegments)
     _last_generation: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -265,6 +265,8 @@ class LiveEngine:
         """See `Chain.merge`; for the caller to let go."""
         merged = self._chain.merge()
         if merged is not None:
+            with self._lock:
+                self.size.forget_older()
             self._after_change()
         return merged
 

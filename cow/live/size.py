@@ -54,27 +54,52 @@ class BufferSize:
         self._store, self._control, self._block_bytes = store, store.control, store.geometry.block_bytes
         # Its preserver counts here, with the engine's lock held.
         self.promised_bytes = 0
+        # As of the last look at all older cuts: which there were, what they had stored, and the freed slots.
+        self._older: tuple[Cut, ...] = ()
+        self._older_bytes = self._freed_seq = 0
 
     def _look(self) -> tuple[int, int]:
-        """The staged bytes and the stored bytes."""
-        control, store = self._control, self._store
+        """The staged bytes and the stored bytes, from the numbers of every cut."""
+        freed_seq, older_bytes = self._look_at_older(self._store.older)
+        slots = self._control[_RESERVED_SEQ] - freed_seq
+        return slots * self._block_bytes, stored_in(self._store.cut) + older_bytes
+
+    def _look_at_older(self, all_older: tuple[Cut, ...]) -> tuple[int, int]:
+        """Slots below are freed, or of no cut any more; and what the older cuts have stored."""
         # Of one that is lost nobody needs anything, and its records go (`Compactor.tidy`).
-        older = [cut for cut in store.older if cut.numbers.is_kept] if store.older else ()
-        oldest = older[0] if older else store.cut
+        older = [cut for cut in all_older if cut.numbers.is_kept] if all_older else ()
+        oldest = older[0] if older else self._store.cut
         # Freed before stored: a step that ends in between is counted twice, not missed.
-        slots = control[_RESERVED_SEQ] - max(control[_FREED_SEQ], oldest.numbers[_FIRST_SEQ])
-        stored_bytes = stored_in(store.cut)
-        for cut in older:
-            stored_bytes += stored_in(cut)
-        return slots * self._block_bytes, stored_bytes
+        freed_seq = max(self._control[_FREED_SEQ], oldest.numbers[_FIRST_SEQ])
+        return freed_seq, sum(map(stored_in, older))
+
+    def _is_surely_within(self, most_bytes: int) -> bool:
+        """Whether it is no more than that, by the last look at the older cuts: a write's time must not depend on how
+        many there are. What was moved since then counts twice, what was given back still counts; in no other way do
+        they get larger but by a merge, and then they are forgotten here."""
+        store = self._store
+        if not store.older or store.older is not self._older:
+            return False
+        slots = self._control[_RESERVED_SEQ] - self._freed_seq
+        return stored_in(store.cut) + self._older_bytes + slots * self._block_bytes <= most_bytes
+
+    def forget_older(self) -> None:
+        """They have other numbers now (lock held)."""
+        self._older = ()
 
     def over_limit(self, more_bytes: int) -> bool:
         """Whether the side buffer has no room for so much more, raw (lock held)."""
         limit_bytes = self._control[_LIMIT_BYTES]
         if not limit_bytes:
             return False
-        staged_bytes, stored_bytes = self._look()
-        return stored_bytes + staged_bytes + self.promised_bytes + more_bytes > limit_bytes
+        most_bytes = limit_bytes - self.promised_bytes - more_bytes
+        if self._is_surely_within(most_bytes):
+            return False
+        older = self._store.older
+        freed_seq, older_bytes = self._look_at_older(older)
+        slots = self._control[_RESERVED_SEQ] - freed_seq
+        self._older, self._freed_seq, self._older_bytes = older, freed_seq, older_bytes
+        return stored_in(self._store.cut) + older_bytes + slots * self._block_bytes > most_bytes
 
     def percent_of(self, limit_bytes: int) -> int:
         """How much of a limit is taken if what is staged compresses as all before it did."""

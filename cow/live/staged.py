@@ -71,10 +71,13 @@ class StagedPreserver:
     def _store_errno(self) -> int:
         """Why the compactor cannot move slots, of this cut or of one before it that has some still."""
         numbers = self._cut.numbers
-        failed = numbers[_STORE_ERRNO]
-        if not failed and self._control[_FREED_SEQ] < numbers[_FIRST_SEQ]:
-            failed = max((cut.numbers[_STORE_ERRNO] for cut in self._store.older), default=0)
-        return failed
+        freed_seq = self._control[_FREED_SEQ]
+        for older in reversed(self._store.older):
+            # Not on to those that have none there: this is looked at in each write.
+            if numbers[_STORE_ERRNO] or freed_seq >= numbers[_FIRST_SEQ]:
+                break
+            numbers = older.numbers
+        return numbers[_STORE_ERRNO]
 
     def try_fill(self, ticket: Ticket) -> bool:
         seq = ticket.seq

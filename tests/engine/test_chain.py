@@ -14,7 +14,8 @@ import pytest
 from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
 
 from cow.disk.blocks import Preserved, count_preserved
-from cow.disk.layout import Durability, State
+from cow.disk.cut import Cut
+from cow.disk.layout import LOST_ENTRY, Durability, State
 from cow.errors import Damaged, SnapshotEnded, SnapshotLost
 from cow.snapshot import SnapshotReader
 
@@ -76,6 +77,15 @@ class Chain:
         self.rig.rules.look()
         for name, content in self.expected.items():
             assert self.read(name) == content, name
+
+
+def segments_open(chain: Chain) -> list[str]:
+    """One for each descriptor."""
+    paths = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            paths.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in paths if path.startswith(str(chain.rig.store_path / "segments"))]
 
 
 @pytest.fixture(params=list(Durability))
@@ -159,6 +169,79 @@ def test_an_unnamed_one_that_gets_a_name_is_not_replaced(chain: Chain) -> None:
     chain.rig.abandon()
     chain.rig.open()
     chain.check()
+
+
+def test_a_reader_lets_go_of_cuts_that_were_merged(chain: Chain) -> None:
+    chain.cut("a")
+    reader, expected = chain.rig.reader, chain.expected["a"]
+    generations = []
+    for number in range(4):
+        chain.write(number * 5, 12, number + 2)
+        chain.cut(f"later{number}")
+        generations.append(chain.generation(f"later{number}"))
+        assert reader.read(0, len(OLD)) == expected
+        chain.delete(f"later{number}")
+        chain.merge()
+    assert reader.read(0, len(OLD)) == expected
+    assert chain.rig.store is not None
+    assert [chain.rig.store.looked_through.try_hold(one) for one in generations[:-2]] == [None, None]
+
+
+def test_what_was_merged_and_then_moved_is_found_where_it_is_now(chain: Chain) -> None:
+    chain.cut("a")
+    reader, expected = chain.rig.reader, chain.expected["a"]
+    chain.cut("b")
+    chain.write(8, 8, 2)
+    chain.cut("c")
+    assert reader.read(0, len(OLD)) == expected
+    store = chain.rig.store
+    assert store is not None
+    b = store.open_cut(chain.generation("b"), writable=True)
+    chain.delete("b")
+    assert chain.merge() == 1
+    # Nobody keeps that up to date any more.
+    b.index.set_entries(8, [LOST_ENTRY] * 8)
+    b.let_go()
+    assert reader.read(0, len(OLD)) == expected
+
+
+def test_a_list_of_cuts_that_cannot_be_opened_now_stays_as_it_was(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain.cut("a")
+    reader, expected = chain.rig.reader, chain.expected["a"]
+    for number, name in enumerate("bcd"):
+        chain.write(number * 8, 12, number + 2)
+        chain.cut(name)
+    chain.write(8, 40, 9)
+    store = chain.rig.store
+    assert store is not None
+    opened = store.looked_through.hold
+
+    def hold(generation: int, open_it: Callable[[], Cut]) -> Cut:
+        if generation == chain.generation("c"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(generation, open_it)
+
+    with monkeypatch.context() as context:
+        context.setattr(store.looked_through, "hold", hold)
+        with pytest.raises(OSError, match="open files"):
+            reader.read(0, len(OLD))
+    assert reader.read(0, len(OLD)) == expected
+
+
+def test_readers_of_many_have_each_segment_open_once(chain: Chain) -> None:
+    for number in range(12):
+        chain.cut(f"cut{number}")
+        chain.write(number * 5, 5, number + 2)
+        chain.rig.compactor.drain()
+    readers = [chain.rig.new_reader(chain.generation(f"cut{number}")) for number in range(12)]
+    for number, reader in enumerate(readers):
+        assert reader.read(0, len(OLD)) == chain.expected[f"cut{number}"]
+    names = segments_open(chain)
+    assert 12 <= len(names) <= len(set(names)) + 1  # and that which is appended to
+    readers[3].forget()
+    assert len(segments_open(chain)) <= 1
 
 
 def test_an_unnamed_one_is_replaced_by_the_next(chain: Chain) -> None:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 import pytest
 from engine_rig import Rig
 
+from cow.disk.cut import Cut
 from cow.disk.layout import Counter, CutCounter
-from cow.disk.numbers import Page
+from cow.disk.numbers import CutNumbers, Page
+from cow.live.merging import count_merged
 from cow.live.size import BufferSize, Shown
 
 BLOCK_BYTES = 4096
@@ -67,6 +69,72 @@ def test_slots_of_the_cut_before_do_not_count(rig: Rig, size: BufferSize) -> Non
 def test_more_given_back_than_is_counted_yet_is_nothing(rig: Rig, size: BufferSize) -> None:
     rig.numbers[CutCounter.RETURNED_BYTES] = 4 * BLOCK_BYTES
     assert size.shown().stored_bytes == size.staged_bytes()
+
+
+@pytest.fixture
+def older(rig: Rig, size: BufferSize) -> CutNumbers:
+    """Of the first of three cuts, whose slots are freed; it has stored three blocks, and the limit is ten. Looked at
+    once, when there was room."""
+    rig.rules.are_kept = False
+    rig.control[Counter.RESERVED_SEQ] = rig.control[Counter.FREED_SEQ]
+    rig.make_cut("a")
+    numbers = rig.numbers
+    numbers[CutCounter.STORED_BYTES] = 3 * BLOCK_BYTES
+    for name in "bc":
+        rig.make_cut(name)
+    rig.control[Counter.LIMIT_BYTES] = 10 * BLOCK_BYTES
+    assert not size.over_limit(7 * BLOCK_BYTES)
+    return numbers
+
+
+def test_older_cuts_are_looked_at_once_as_long_as_there_is_room(
+    size: BufferSize, older: CutNumbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(size, "_look_at_older", None)
+    assert not size.over_limit(7 * BLOCK_BYTES)
+
+
+def test_what_older_cuts_gave_back_is_room(size: BufferSize, older: CutNumbers) -> None:
+    older[CutCounter.RETURNED_BYTES] = 2 * BLOCK_BYTES
+    assert [size.over_limit(9 * BLOCK_BYTES + more) for more in (0, 1)] == [False, True]
+
+
+def test_what_the_compactor_moved_since_the_last_look_is_not_missed(
+    rig: Rig, size: BufferSize, older: CutNumbers
+) -> None:
+    for name, moved in (("d", 4), ("e", 0)):
+        # Staged for the cut before, which is older from here on.
+        rig.control[Counter.RESERVED_SEQ] += moved
+        before = rig.numbers
+        rig.make_cut(name)
+        assert not size.over_limit(3 * BLOCK_BYTES)
+        before[CutCounter.STORED_BYTES] = moved * BLOCK_BYTES
+        rig.control[Counter.FREED_SEQ] = rig.control[Counter.RESERVED_SEQ]
+        assert [size.over_limit(3 * BLOCK_BYTES + more) for more in (0, 1)] == [False, True]
+
+
+def test_what_is_stored_by_another_cut_after_the_last_look_counts(
+    rig: Rig, size: BufferSize, older: CutNumbers
+) -> None:
+    rig.numbers[CutCounter.STORED_BYTES] = 2 * BLOCK_BYTES
+    assert [size.over_limit(5 * BLOCK_BYTES + more) for more in (0, 1)] == [False, True]
+
+
+def test_what_a_merge_counts_is_not_missed(rig: Rig, older: CutNumbers, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = rig.engine.size
+
+    def look_and_count(older: Cut, cut: Cut) -> None:
+        assert not size.over_limit(3 * BLOCK_BYTES)
+        count_merged(older, cut)
+
+    monkeypatch.setattr("cow.live.chain.count_merged", look_and_count)
+    assert rig.store is not None
+    rig.engine.forget_cut(rig.store.older[1].generation)
+    rig.store.older[1].numbers[CutCounter.STORED_BYTES] = 4 * BLOCK_BYTES
+    merged = rig.engine.merge_cut()
+    assert merged is not None
+    merged.let_go()
+    assert [size.over_limit(3 * BLOCK_BYTES + more) for more in (0, 1)] == [False, True]
 
 
 def test_a_step_that_ends_while_one_looks_is_not_missed(

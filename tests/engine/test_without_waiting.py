@@ -36,3 +36,18 @@ def test_a_preserved_block_that_is_not_cached(make_rig: MakeRig, is_stored: bool
     reader.read_into(view, 0)
     assert view == OLD[:BLOCK_BYTES]
     reader.close()
+
+
+def test_an_older_snapshot_once_somebody_has_opened_the_later_ones(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+    rig.make_cut("old")
+    old = rig.cut.generation
+    rig.write(0, bytes(3 * BLOCK_BYTES))
+    rig.make_cut("new")
+    reader, other = rig.new_reader(old), rig.new_reader(old)
+    view = memoryview(bytearray(len(OLD)))
+    assert not reader.try_read(view, 0)
+    other.read_into(view, 0)
+    assert reader.try_read(view, 0)
+    assert view == OLD
