@@ -46,7 +46,7 @@ class Sizes:
 FULL = Sizes()
 QUICK = Sizes(
     512 * MIB, 128 * MIB, 32 * MIB, divisor=8, fsync_count=100, backup_rate_bytes=64 * MIB, pause_seconds=0.0,
-    few_snapshots=3, many_snapshots=6,
+    few_snapshots=2, many_snapshots=4,
 )  # fmt: skip
 
 
