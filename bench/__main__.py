@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from bench.backup import BackupBench
+from bench.chain import ChainBench
 from bench.image import Master, make_master
 from bench.measure import wrong_bytes
 from bench.peers.base import Peer, PeerError
@@ -27,7 +28,17 @@ from bench.plot import write_plot
 from bench.processes import MemoryPeak
 from bench.report import print_report
 from bench.results import Peak, Results
-from bench.rows import BACKUP_ROWS, MOUNT_ROWS, PEER_NAMES, ROWS_BY_NAME, SECTIONS, SNAPFS, Row, chosen_rows
+from bench.rows import (
+    BACKUP_ROWS,
+    CHAIN_ROWS,
+    MOUNT_ROWS,
+    PEER_NAMES,
+    ROWS_BY_NAME,
+    SECTIONS,
+    SNAPFS,
+    Row,
+    chosen_rows,
+)
 from bench.work import FULL, GROUPS, PEAK_ROW, QUICK, Group, Session, Sizes
 
 PEERS: tuple[type[Peer], ...] = (Snapfs, Qemu, Xfs, Btrfs, Pyfuse3, Libfuse, Raw)
@@ -130,7 +141,7 @@ def run_mounts(
     multiple=True,
     metavar="ROW",
     type=click.Choice([*SECTIONS, *ROWS_BY_NAME]),
-    help="Only this row, or all of mount or backup (again for more).",
+    help="Only this row, or all of mount, backup or chain (again for more).",
 )
 @click.option(
     "--peer", "names", multiple=True, type=click.Choice(PEER_NAMES), help="Only this peer (again for more)."
@@ -168,6 +179,8 @@ def main(
             run_mounts(scratch, sizes, wanted, names, results, console)
         if concerns(BACKUP_ROWS, wanted):
             BackupBench(scratch / "backup", sizes, wanted, names, results, console).run()
+        if concerns(CHAIN_ROWS, wanted):
+            ChainBench(scratch / "chain", sizes, wanted, names, results, console).run()
     print_report(results, console)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{now:%Y-%m-%d-%H%M%S}{'-quick' if quick else ''}"

@@ -19,12 +19,15 @@ DD = "dd"
 PARTCLONE = "partclone"
 # snapfs again, but for the one option that the row is about.
 UNRELEASED = "unreleased"
+# With one snapshot, and the newest of many.
+ONE = "one"
+NEWEST = "newest"
 
 # With a snapshot first; the others are limits rather than rivals.
 MOUNTED = (SNAPFS, QEMU, XFS, BTRFS, PYFUSE3, LIBFUSE, RAW)
 IMAGERS = (SNAPFS, DD, QEMU, PARTCLONE)
 PEER_NAMES = (*MOUNTED, DD, PARTCLONE)
-COLUMNS = (*PEER_NAMES, UNRELEASED)
+COLUMNS = (*PEER_NAMES, UNRELEASED, ONE, NEWEST)
 WITH_SNAPSHOT = (SNAPFS, QEMU, XFS, BTRFS)
 
 
@@ -124,9 +127,26 @@ BACKUP_ROWS = (
         (SNAPFS, UNRELEASED),
     ),
 )
-ROWS = (*MOUNT_ROWS, *BACKUP_ROWS)
+CHAIN_ROWS = (
+    Row("chain-seq-10", "MB/s", "as seq, with 10 snapshots", versus(one=0.9)),
+    Row("chain-seq-100", "MB/s", "with 100", versus(one=0.9)),
+    Row("chain-rand-10", "IOPS", "as rand-qd16, with 10 snapshots", versus(one=0.9)),
+    Row("chain-rand-100", "IOPS", "with 100", versus(one=0.9)),
+    Row("chain-read-oldest", "MB/s", "the oldest of 100 snapshots whole, cold", versus(newest=0.5)),
+    Row("chain-cut-ms", "ms", "one more snapshot when there are 100", versus(one=2), True),
+    Row("chain-delete-ms", "ms", "one in the middle of 100, until nothing of it is left", (), True),
+    Row(
+        "chain-memory",
+        "MiB",
+        "resident memory of all servers for each of 100 snapshots of a hole of 1 TiB",
+        (Goal(None, at_most=2),),
+        True,
+        (SNAPFS,),
+    ),
+)
+ROWS = (*MOUNT_ROWS, *BACKUP_ROWS, *CHAIN_ROWS)
 # A name for all rows of a kind.
-SECTIONS = {"mount": MOUNT_ROWS, "backup": BACKUP_ROWS}
+SECTIONS = {"mount": MOUNT_ROWS, "backup": BACKUP_ROWS, "chain": CHAIN_ROWS}
 ROWS_BY_NAME = {row.name: row for row in ROWS}
 
 

@@ -35,14 +35,19 @@ class Sizes:
     # Until the host has taken back what memory the guest has freed, where it does that.
     pause_seconds: float = 5.0
 
+    # The rows of chains say 10 and 100.
+    few_snapshots: int = 10
+    many_snapshots: int = 100
+
     def mib(self, amount: int) -> int:
         return amount * MIB // self.divisor
 
 
 FULL = Sizes()
 QUICK = Sizes(
-    512 * MIB, 128 * MIB, 32 * MIB, divisor=8, fsync_count=100, backup_rate_bytes=64 * MIB, pause_seconds=0.0
-)
+    512 * MIB, 128 * MIB, 32 * MIB, divisor=8, fsync_count=100, backup_rate_bytes=64 * MIB, pause_seconds=0.0,
+    few_snapshots=2, many_snapshots=4,
+)  # fmt: skip
 
 
 @dataclass

@@ -38,9 +38,12 @@ class Snapfs(Peer):
         status = self.status()
         self.main_pid = status["pid"]
         self.store = Path(status["store"])
-        # The rows are about a snapshot that knows what is free; finding that out takes about half a second, once.
-        wait_until(lambda: self.status()["snapshot"]["map"] == "ready", "the map of used blocks")
+        self.wait_for_map()
         processes.settle(self.pids())
+
+    def wait_for_map(self) -> None:
+        """The rows are about a snapshot that knows what is free; finding that out takes about half a second, once."""
+        wait_until(lambda: self.status()["snapshot"]["map"] == "ready", "the map of used blocks")
 
     def status(self) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(run(str(PROGRAM), "status", str(self.live_folder), "--json"))

@@ -122,7 +122,8 @@ class Room:
             self._look_at_limit(limit_bytes)
 
     def _look_at_limit(self, limit_bytes: int) -> None:
-        percent = self._size.percent_of(limit_bytes)
+        with self._changed:
+            percent = self._size.percent_of(limit_bytes)
         reached = max((step for step in _WARN_PERCENT if percent >= step), default=0)
         if reached <= self._warned_percent:
             return

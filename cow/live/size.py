@@ -95,16 +95,23 @@ class BufferSize:
         most_bytes = limit_bytes - self.promised_bytes - more_bytes
         if self._is_surely_within(most_bytes):
             return False
-        older = self._store.older
-        freed_seq, older_bytes = self._look_at_older(older)
-        slots = self._control[_RESERVED_SEQ] - freed_seq
-        self._older, self._freed_seq, self._older_bytes = older, freed_seq, older_bytes
-        return stored_in(self._store.cut) + older_bytes + slots * self._block_bytes > most_bytes
+        self._look_again()
+        slots = self._control[_RESERVED_SEQ] - self._freed_seq
+        return stored_in(self._store.cut) + self._older_bytes + slots * self._block_bytes > most_bytes
+
+    def _look_again(self) -> None:
+        self._older = self._store.older
+        self._freed_seq, self._older_bytes = self._look_at_older(self._older)
 
     def percent_of(self, limit_bytes: int) -> int:
-        """How much of a limit is taken if what is staged compresses as all before it did."""
-        staged_bytes, taken_bytes = self._look()
-        numbers = self._store.cut.numbers
+        """How much of a limit is taken if what is staged compresses as all before it did (lock held)."""
+        store, freed_seq = self._store, self._control[_FREED_SEQ]
+        numbers = store.cut.numbers
+        # Older cuts get more only while the compactor moves slots of theirs.
+        if store.older is not self._older or self._freed_seq < min(freed_seq, numbers[_FIRST_SEQ]):
+            self._look_again()
+        staged_bytes = (self._control[_RESERVED_SEQ] - max(freed_seq, self._freed_seq)) * self._block_bytes
+        taken_bytes = stored_in(store.cut) + self._older_bytes
         payload_bytes, raw_bytes = numbers[_STORED_BYTES], numbers[_STORED_RAW_BYTES]
         taken_bytes += staged_bytes * payload_bytes // raw_bytes if raw_bytes else staged_bytes
         return 100 * taken_bytes // limit_bytes

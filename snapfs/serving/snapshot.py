@@ -114,6 +114,8 @@ class SnapshotImage(Served):
             shown.close()
         for shown in self._shown.values():
             shown.let_go_of_lost()
+        # Some may be of what is over, and take room as long as they are open.
+        store.open_segments.close()
 
     def trim(self) -> None:
         """Give back the resident memory of the mappings."""

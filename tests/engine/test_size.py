@@ -92,6 +92,7 @@ def test_older_cuts_are_looked_at_once_as_long_as_there_is_room(
 ) -> None:
     monkeypatch.setattr(size, "_look_at_older", None)
     assert not size.over_limit(7 * BLOCK_BYTES)
+    assert size.percent_of(10 * BLOCK_BYTES) == 30
 
 
 def test_what_older_cuts_gave_back_is_room(size: BufferSize, older: CutNumbers) -> None:
@@ -111,6 +112,18 @@ def test_what_the_compactor_moved_since_the_last_look_is_not_missed(
         before[CutCounter.STORED_BYTES] = moved * BLOCK_BYTES
         rig.control[Counter.FREED_SEQ] = rig.control[Counter.RESERVED_SEQ]
         assert [size.over_limit(3 * BLOCK_BYTES + more) for more in (0, 1)] == [False, True]
+
+
+def test_the_share_of_the_limit_counts_what_the_compactor_moved(
+    rig: Rig, size: BufferSize, older: CutNumbers
+) -> None:
+    rig.control[Counter.RESERVED_SEQ] += 4
+    before = rig.numbers
+    rig.make_cut("d")
+    assert size.percent_of(10 * BLOCK_BYTES) == 70
+    before[CutCounter.STORED_BYTES] = BLOCK_BYTES
+    rig.control[Counter.FREED_SEQ] = rig.control[Counter.RESERVED_SEQ]
+    assert size.percent_of(10 * BLOCK_BYTES) == 40
 
 
 def test_what_is_stored_by_another_cut_after_the_last_look_counts(
