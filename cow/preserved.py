@@ -19,25 +19,49 @@ _FREE: Final = Kind.FREE
 _STAGED: Final = Kind.STAGED
 _STORED: Final = Kind.STORED
 _LOST: Final = Kind.LOST
-# Neighbouring requests often end and begin inside one record; it is decompressed once.
-_CACHED_RECORDS = 16
+# Of what one reader has decompressed: as much as the largest request of a view.
+_CACHED_BYTES: Final = 1 << 20
 # As long as the largest request of a view.
 _ZEROS = memoryview(bytes(1 << 20))
+# The first block, how many there are, and their bytes.
+Record = tuple[int, int, memoryview]
+
+
+class Records:
+    """What a reader has decompressed last, from whichever cuts: neighbouring requests often end and begin inside one
+    record. Bounded for all cuts together: an old one is read through all after it, and there may be hundreds.
+    """
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[tuple[int, int], Record] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, generation: int, entry: int) -> Record | None:
+        """Of the index entry of that cut: the same one means another record only in another cut."""
+        return self._found.get((generation, entry))
+
+    def put(self, generation: int, entry: int, record: Record) -> None:
+        self._found[generation, entry] = record
+        self._bytes += len(record[2])
+        while self._bytes > _CACHED_BYTES and len(self._found) > 1:
+            _, (_, _, raw) = self._found.popitem(last=False)
+            self._bytes -= len(raw)
 
 
 class PreservedReader:
     """What `cut` has of its blocks, for its own readers, or (`own` is False) for those of a cut before it.
 
-    Used by one thread at a time. `may_wait`: else WouldWait where the disk would have to be waited for.
+    Used by one thread at a time, as is `records`, which is of all that it looks through. `may_wait`: else WouldWait
+    where the disk would have to be waited for.
     """
 
-    def __init__(self, store: Store, cut: Cut, *, own: bool) -> None:
+    def __init__(self, store: Store, cut: Cut, records: Records, *, own: bool) -> None:
         self.cut, self._own, self.may_wait = cut, own, True
         self.generation, self.numbers, self.settled = cut.generation, cut.numbers, cut.settled.file
         self.geometry, self._staging = store.geometry, store.staging
         # Of one cut few are of use at once; of many that are looked through, not even those.
         self._segments = SegmentReader(cut.segments, store.files, *(() if own else (1,)))
-        self._records: OrderedDict[int, tuple[int, int, memoryview]] = OrderedDict()
+        self._records = records
         self._scratch = memoryview(bytearray(0))
 
     def explain(self, first: int, end: int) -> Iterable[Run]:
@@ -113,14 +137,12 @@ class PreservedReader:
     def _is_released(self, block_no: int) -> bool:
         return self._own and self.cut.released.get(block_no)
 
-    def _record(self, entry: int, block_no: int) -> tuple[int, int, memoryview]:
-        cached = self._records.get(entry)
+    def _record(self, entry: int, block_no: int) -> Record:
+        cached = self._records.get(self.generation, entry)
         if cached is None:
             header, raw = self._segments.read(entry, block_no, may_wait=self.may_wait)
             cached = header.block_no, header.block_count, memoryview(raw)
-            self._records[entry] = cached
-            if len(self._records) > _CACHED_RECORDS:
-                self._records.popitem(last=False)
+            self._records.put(self.generation, entry, cached)
         return cached
 
     def _place(self, view: memoryview, offset: int, first: int, end: int, raw: memoryview) -> None:

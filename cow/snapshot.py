@@ -32,7 +32,7 @@ from cow.disk.layout import KEPT_STATES, Counter, CutCounter, unpack_missing
 from cow.disk.store import Store
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.faults import missing_pages
-from cow.preserved import PreservedReader
+from cow.preserved import PreservedReader, Records
 
 # Places in the pages as plain numbers: to look a member of an enumeration up takes longer than to use it.
 _GENERATION: Final = Counter.GENERATION.value
@@ -54,7 +54,8 @@ class SnapshotReader:
         self._generation = store.cut.generation
         self._end = store.end_of(self._generation)
         self.geometry = store.geometry
-        self._own = PreservedReader(store, store.cut, own=True)
+        self._records = Records()
+        self._own = PreservedReader(store, store.cut, self._records, own=True)
         # The cut itself and those after it, as far as they are known.
         self._links = [self._own]
         self._headers = self._control[_HEADERS]
@@ -95,7 +96,7 @@ class SnapshotReader:
             if self._links[-1].generation < one.generation <= generation:
                 opening = partial(self._store.open_cut, one.generation, writable=False, header=header)
                 cut = self._store.looked_through.hold(one.generation, opening)
-                self._links.append(PreservedReader(self._store, cut, own=False))
+                self._links.append(PreservedReader(self._store, cut, self._records, own=False))
         self._headers = headers
 
     def try_read(self, view: memoryview, offset: int) -> bool:
