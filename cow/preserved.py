@@ -19,10 +19,33 @@ _FREE: Final = Kind.FREE
 _STAGED: Final = Kind.STAGED
 _STORED: Final = Kind.STORED
 _LOST: Final = Kind.LOST
-# Neighbouring requests often end and begin inside one record; it is decompressed once.
-_CACHED_RECORDS = 16
+# Of what one reader has decompressed: as much as the largest request of a view.
+_CACHED_BYTES: Final = 1 << 20
 # As long as the largest request of a view.
 _ZEROS = memoryview(bytes(1 << 20))
+
+
+# Generation, first block, number of blocks, content.
+Record = tuple[int, int, int, memoryview]
+
+
+class Records:
+    """What a reader has decompressed last: neighbouring requests often end and begin inside one record. Whatever cuts
+    they are from, for the index entries of one store name different records."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[int, Record] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, entry: int) -> Record | None:
+        return self._found.get(entry)
+
+    def put(self, entry: int, record: Record) -> None:
+        self._found[entry] = record
+        self._bytes += len(record[3])
+        while self._bytes > _CACHED_BYTES and len(self._found) > 1:
+            _, (*_, raw) = self._found.popitem(last=False)
+            self._bytes -= len(raw)
 
 
 class Desk:
@@ -33,8 +56,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.may_wait = True
-        # By their entries: generation, first block, number of blocks, content.
-        self.records: OrderedDict[int, tuple[int, int, int, memoryview]] = OrderedDict()
+        self.records = Records()
         self._scratch = memoryview(bytearray(0))
 
     def scratch(self, length: int) -> memoryview:
@@ -44,7 +66,7 @@ class Desk:
 
     def clear(self) -> None:
         """It is not used for a while."""
-        self.records.clear()
+        self.records = Records()
         self._scratch = memoryview(bytearray(0))
 
 
@@ -136,9 +158,7 @@ class PreservedReader:
         if cached is None:
             header, raw = self._segments.read(entry, block_no, may_wait=self._desk.may_wait)
             cached = header.generation, header.block_no, header.block_count, memoryview(raw)
-            records[entry] = cached
-            if len(records) > _CACHED_RECORDS:
-                records.popitem(last=False)
+            records.put(entry, cached)
         elif not self.cut.segments.has(cached[0]):
             raise Damaged("the index points to a record of another snapshot", block_no)
         return cached[1:]

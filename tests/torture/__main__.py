@@ -6,10 +6,12 @@ import importlib
 import sys
 
 CAMPAIGNS = {
+    "chain": "chain_campaign",
     "cuts": "cuts_campaign",
     "maps": "maps_campaign",
     "model": "model_campaign",
     "run": "instance_campaign",
+    "together": "together_campaign",
 }
 
 

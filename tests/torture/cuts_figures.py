@@ -19,6 +19,9 @@ MORE_SEGMENTS = 4  # descriptors of segments: each reader of a snapshot has thos
 MORE_MAPPINGS = 24  # of memory: heaps and stacks of threads that come and go with the load
 MORE_PSS = 12 * MIB  # of each process: heaps keep the 1 MiB buffers of requests that came at once, of each thread one
 MORE_DISK = 4 * MIB  # the same work stores a little more or less
+# And for each snapshot that was kept beside others: what the heap of a process does not give back.
+MORE_MAPPINGS_EACH = 8
+MORE_PSS_EACH = 2 * MIB
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,11 @@ class Figures:
         used = f", {self.filesystem / MIB:.1f} MiB of its filesystem" if self.filesystem else ""
         return [*rows, f"{'together':<11} {total / MIB:.1f} MiB; store {self.disk / MIB:.1f} MiB{used}"]
 
-    def more_than(self, first: Figures) -> list[str]:
-        """What is held beyond the bounds above."""
-        found = [] if len(self.cuts) == 1 else [f"there are {len(self.cuts)} cuts in the store: {self.cuts}"]
+    def more_than(self, first: Figures, kept: int = 0) -> list[str]:
+        """What is held beyond the bounds above, when so many snapshots were kept at once meanwhile."""
+        found = []
+        if len(self.cuts) != len(first.cuts):
+            found.append(f"there are {len(self.cuts)} cuts in the store: {self.cuts}")
         if self.processes.keys() != first.processes.keys():
             found.append(f"the processes are {[*self.processes]}, were {[*first.processes]}")
         for name, held in self.processes.items():
@@ -76,8 +81,8 @@ class Figures:
                     ("descriptors", held.descriptors, before.descriptors, 0),
                     ("descriptors of segments", held.segments, before.segments, MORE_SEGMENTS),
                     ("mappings of the store", held.files, before.files, 0),
-                    ("mappings", held.mappings, before.mappings, MORE_MAPPINGS),
-                    ("bytes of memory", held.pss, before.pss, MORE_PSS),
+                    ("mappings", held.mappings, before.mappings, MORE_MAPPINGS + kept * MORE_MAPPINGS_EACH),
+                    ("bytes of memory", held.pss, before.pss, MORE_PSS + kept * MORE_PSS_EACH),
                 )
                 if now > was + more
             ]
