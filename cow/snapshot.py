@@ -158,7 +158,7 @@ class SnapshotReader:
         for run in link.explain(first, end):
             if run[0] is not _OWED:
                 link.read(view, offset, run)
-            elif at + 1 < len(self._links):
+            elif at + 1 < len(self._links) or not self._is_newest():
                 self._check_there(link, run[1], run[2])
                 self._read_from(at + 1, view, offset, run[1], run[2])
             else:

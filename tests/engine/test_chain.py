@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
+from engine_rig import BOOT, NEXT_BOOT, Rig, SpoiltImage, pattern
 
 from cow.disk.layout import Durability
 from cow.errors import Damaged, SnapshotEnded, SnapshotLost
@@ -415,6 +415,19 @@ def test_what_an_image_lost_is_not_replaced_by_what_a_later_one_preserved(
                 chain.read_at("a", block_no)
         chain.merge()
     assert chain.read("d") == chain.expected["d"]
+
+
+def test_what_a_later_one_preserved_is_not_asked_of_the_image(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=32)
+    rig.spoil()
+    rig.open()
+    chain = Chain(rig)
+    chain.cut("a")
+    chain.cut("b")
+    chain.write(3, 1, 2)
+    assert isinstance(rig.image, SpoiltImage)
+    rig.image.bad.add(3)
+    assert chain.read("a") == chain.expected["a"]
 
 
 def test_nothing_is_left_of_what_was_deleted(chain: Chain, tmp_path: Path) -> None:
