@@ -12,9 +12,11 @@ meanwhile. What makes a plain read right:
     first write that takes something away from this read.
 
 An older cut has in the later ones what it does not have itself: each is looked through up to the newest, and what is
-owed there too is in the image. If there is a newer one after the image was read, the bytes may be of its time: the
-look goes on there. Nothing of an older cut changes any more, but that another one is merged into it, which has the
-same content for it; so a list of cuts that is out of date is as good as the present one, up to its newest.
+owed there too is in the image. If there is a newer one after the image was read, the bytes may be of its time.
+Nothing of an older cut changes any more, but that another one is merged into it, which has the same content for it;
+so a list of cuts that is out of date is as good as the present one, up to its newest. But what the maps said before a
+longer list was read says nothing together with that: one that is not in it may have been merged meanwhile. So the
+look begins again at the first.
 
 A block goes owed -> staged -> segment, and its record may be squeezed into another segment once, so every step
 is repeated a few times at most.
@@ -43,6 +45,10 @@ _FREE_BLOCKS: Final = CutCounter.FREE_BLOCKS.value
 _MISSING_BYTES: Final = CutCounter.MISSING_BYTES.value
 _OWED: Final = Kind.OWED
 _FREE: Final = Kind.FREE
+
+
+class _LongerList(Exception):
+    """There is a later cut than those that were read through."""
 
 
 class SnapshotReader:
@@ -76,7 +82,11 @@ class SnapshotReader:
             self._follow(headers, generation)
         if state not in KEPT_STATES:
             raise SnapshotLost(f"the snapshot is {numbers.state.name.lower()}")
-        if is_unreadable or self._end[0] == self._generation:
+        if self._end[0] == self._generation:
+            # Deleted or lost: what is deleted is not in the list any more, though the number may not say so yet.
+            self._follow(headers, generation)
+            raise SnapshotLost("the snapshot's store is damaged as a whole")
+        if is_unreadable:
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 
     def _is_whole(self) -> bool:
@@ -142,13 +152,21 @@ class SnapshotReader:
         """
         first, end = self.geometry.span(offset, len(view))
         try:
-            self._read_from(0, view, offset, first, end)
+            self._read_through(view, offset, first, end)
             is_released = self._cut.released.any_set(first, end)
         finally:
             # Damage found in a snapshot that is over is no damage: say that it is over.
             self.check()
         if is_released:
             raise BlockReleased(first)
+
+    def _read_through(self, view: memoryview, offset: int, first: int, end: int) -> None:
+        while True:
+            try:
+                return self._read_from(0, view, offset, first, end)
+            except _LongerList:
+                # What is not in it may have been merged since into any that was looked at.
+                continue
 
     def _read_from(self, at: int, view: memoryview, offset: int, first: int, end: int) -> None:
         """What the cut number `at` of the list has of the blocks from there, the rest from those after it."""
@@ -158,10 +176,11 @@ class SnapshotReader:
         for run in link.explain(first, end):
             if run[0] is not _OWED:
                 link.read(view, offset, run)
-            elif at + 1 < len(self._links) or not self._is_newest():
+            elif at + 1 < len(self._links):
                 self._check_there(link, run[1], run[2])
                 self._read_from(at + 1, view, offset, run[1], run[2])
             else:
+                self._check_newest()
                 self._read_image(at, view, offset, run[1], run[2])
 
     def _read_image(self, newest: int, view: memoryview, offset: int, first: int, end: int) -> None:
@@ -177,19 +196,19 @@ class SnapshotReader:
             if run[0] is not _OWED:
                 link.read(view, offset, run)
             else:
-                is_newest = self._is_newest()
+                self._check_newest()
                 self._check_there(link, run[1], run[2])
-                if not is_newest:
-                    self._read_from(newest + 1, view, offset, run[1], run[2])
 
-    def _is_newest(self) -> bool:
-        """Whether there is no later cut than those that are known; after the call they are. No number: the page is
-        gone, which is found out last."""
-        generation, newest = self._control[_GENERATION], self._links[-1].generation
-        if generation in (0, newest):
-            return True
-        self._follow(self._control[_HEADERS], generation)
-        return self._links[-1].generation == newest
+    def _check_newest(self) -> None:
+        """_LongerList: there was a later cut than those that were known. No number: the page is gone, which is found
+        out last."""
+        newest, looked_for = self._links[-1].generation, 0
+        while (generation := self._control[_GENERATION]) not in (0, looked_for, self._links[-1].generation):
+            self._follow(self._control[_HEADERS], generation)
+            # It may be gone by then, and there is a later one.
+            looked_for = generation
+        if self._links[-1].generation != newest:
+            raise _LongerList
 
     def _check_there(self, link: PreservedReader, first: int, end: int) -> None:
         """What the image lost when it was cut short, while that cut owed these blocks, may be zeros now: there, and
