@@ -12,11 +12,12 @@ meanwhile. What makes a plain read right:
     first write that takes something away from this read.
 
 An older cut has in the later ones what it does not have itself, and what is owed in the newest too is in the image.
-If there is a newer one after the image was read, the bytes may be of its time: the look goes on there. Nothing of an
-older cut changes any more, but that another one is merged into it, which has the same content for it. So a list of
-cuts that is out of date is as good as the present one, up to its newest, and which of them has a block need not be
-asked for each read (`FrozenCuts`). But the index of a cut that was merged is not kept up to date: what is not found
-there any more is looked for again with the present list.
+If there is a newer one after the image was read, the bytes may be of its time. Nothing of an older cut changes any
+more, but that another one is merged into it, which has the same content for it. So a list of cuts that is out of date
+is as good as the present one, up to its newest, and which of them has a block need not be asked for each read
+(`FrozenCuts`). But the index of a cut that was merged is not kept up to date: what is not found there any more is
+looked for again with the present list. And what the maps said before a longer list was read says nothing together
+with that: one that is not in it may have been merged meanwhile. So the look begins again at the first.
 
 A block goes owed -> staged -> segment, and its record may be squeezed into another segment once, so every step
 is repeated a few times at most.
@@ -49,6 +50,10 @@ _OWED: Final = Kind.OWED
 # No list of cuts has this number.
 _NEVER: Final = -1
 _FREE: Final = Kind.FREE
+
+
+class _LongerList(Exception):
+    """There is a later cut than those that were read through."""
 
 
 class SnapshotReader:
@@ -84,17 +89,18 @@ class SnapshotReader:
             self._follow(headers, generation)
         if state not in KEPT_STATES:
             raise SnapshotLost(f"the snapshot is {numbers.state.name.lower()}")
-        if is_unreadable or self._end[0] == self._generation:
+        if self._end[0] == self._generation:
+            # Deleted or lost: what is deleted is not in the list any more, though the number may not say so yet.
+            self._follow(headers, generation)
+            raise SnapshotLost("the snapshot's store is damaged as a whole")
+        if is_unreadable:
             raise SnapshotLost("the snapshot's store is damaged as a whole")
 
     def _is_whole(self) -> bool:
         return self._store.can_hold_a_cut and all(link.cut.is_whole for link in self._links)
 
-    def _follow(self, headers: int, generation: int, *, within_read: bool = False) -> None:
-        """There is another list of cuts: SnapshotEnded when it does not show this one.
-
-        `within_read`: those that were merged stay until it is over, when the list is looked at again.
-        """
+    def _follow(self, headers: int, generation: int) -> None:
+        """There is another list of cuts: SnapshotEnded when it does not show this one."""
         header = read_header(self._store.path)
         mine = None if header is None else header.cut_of(self._generation)
         if header is None or mine is None or mine.is_hidden:
@@ -110,10 +116,9 @@ class SnapshotReader:
             for link in added:
                 link.cut.let_go()
             raise
-        links, merged = [*self._links, *added], list[PreservedReader]()
-        if not within_read:
-            merged = [link for link in links[1:-1] if header.cut_of(link.generation) is None]
-            self._headers = headers
+        links = [*self._links, *added]
+        merged = [link for link in links[1:-1] if header.cut_of(link.generation) is None]
+        self._headers = headers
         # All of it or nothing: a list with holes would read what is of another time.
         self._links = [link for link in links if link not in merged]
         self._frozen = FrozenCuts(self._links[1:-1], self.geometry.block_count)
@@ -185,6 +190,9 @@ class SnapshotReader:
                 self._read_once(view, offset, first, end)
                 if self._frozen.is_still_so():
                     return
+            except _LongerList:
+                # What is not in it may have been merged since into any that was looked at.
+                continue
             except Damaged:
                 # Merged, and then moved: the list tells who has it now.
                 now = self._control[_HEADERS]
@@ -231,6 +239,7 @@ class SnapshotReader:
                 self._check_there(link, run[1], run[2])
                 self._read_from(at + 1, view, offset, run[1], run[2])
             else:
+                self._check_newest()
                 self._read_image(at, view, offset, run[1], run[2])
 
     def _read_image(self, newest: int, view: memoryview, offset: int, first: int, end: int) -> None:
@@ -246,19 +255,19 @@ class SnapshotReader:
             if run[0] is not _OWED:
                 link.read(view, offset, run)
             else:
-                is_newest = self._is_newest(link)
+                self._check_newest()
                 self._check_there(link, run[1], run[2])
-                if not is_newest:
-                    self._looks_through = True
-                    self._read_from(newest + 1, view, offset, run[1], run[2])
 
-    def _is_newest(self, link: PreservedReader) -> bool:
-        """Whether there is no later cut; after the call those that there are are known. No number: the page is gone,
-        which is found out last."""
-        generation = self._control[_GENERATION]
-        if generation not in (0, self._links[-1].generation):
-            self._follow(self._control[_HEADERS], generation, within_read=True)
-        return self._links[-1] is link
+    def _check_newest(self) -> None:
+        """_LongerList: there was a later cut than those that were known. No number: the page is gone, which is found
+        out last."""
+        newest, looked_for = self._links[-1].generation, 0
+        while (generation := self._control[_GENERATION]) not in (0, looked_for, self._links[-1].generation):
+            self._follow(self._control[_HEADERS], generation)
+            # It may be gone by then, and there is a later one.
+            looked_for = generation
+        if self._links[-1].generation != newest:
+            raise _LongerList
 
     def _check_there(self, link: PreservedReader, first: int, end: int) -> None:
         """What the image lost when it was cut short, while that cut owed these blocks, may be zeros now: there, and

@@ -8,12 +8,13 @@ It takes time by what the hidden cut holds, in a thread of the live server, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from cow.disk.blocks import count_lost
 from cow.disk.cut import Cut
 from cow.disk.header import CutHeader
-from cow.disk.layout import Counter, CutCounter, State, pack_missing, unpack_missing
+from cow.disk.layout import LOST_ENTRY, Counter, CutCounter, State, pack_missing, unpack_missing
 from cow.disk.store import Store
 
 _PIECE_BLOCKS = 1 << 16
@@ -44,7 +45,7 @@ def merge_maps(store: Store, generation: int) -> None:
         at = next(at for at, cut in enumerate(cuts) if cut.generation == generation)
         older, cut = cuts[at - 1], cuts[at]
         if cut.numbers.is_kept:
-            _merge(older, cut)
+            _merge(store, older, cut)
         elif older.numbers.is_kept:
             # What it had for the one before it, nobody can tell.
             older.note_unreadable(store.files)
@@ -57,18 +58,46 @@ def merge_maps(store: Store, generation: int) -> None:
             one.let_go()
 
 
-def _merge(older: Cut, cut: Cut) -> None:
-    # Before anything is settled there: what was owed while the image was too short may have been zeros.
-    missing_bytes = max(unpack_missing(one.numbers[CutCounter.MISSING_BYTES]) for one in (older, cut))
-    older.numbers[CutCounter.MISSING_BYTES] = pack_missing(missing_bytes)
+def _merge(store: Store, older: Cut, cut: Cut) -> None:
+    _note_lost(store, older, cut)
     for first, end in cut.settled.set_runs():
-        for low in range(first, end, _PIECE_BLOCKS):
-            for run in older.settled.clear_runs(low, min(low + _PIECE_BLOCKS, end)):
-                older.index.allocate(*run)
-                older.index.set_entries(run[0], cut.index.get_range(*run))
-                older.settled.set_range(*run)
+        for run in _owed_runs(older, first, end):
+            older.index.allocate(*run)
+            older.index.set_entries(run[0], cut.index.get_range(*run))
+            older.settled.set_range(*run)
     for run in cut.changed.set_runs():
         older.changed.set_range(*run)
+    # What both owed when the image was cut short, it cannot give for the one before either.
+    missing_bytes = max(_missing_bytes(older), _missing_bytes(cut))
+    if missing_bytes:
+        older.numbers[CutCounter.MISSING_BYTES] = pack_missing(missing_bytes)
+
+
+def _note_lost(store: Store, older: Cut, cut: Cut) -> None:
+    """What the image lost while the one before owed it, it does not have in this one, which preserved what was there
+    later. Durably before any of it is settled: else the record would pass for its own after a power loss."""
+    missing_bytes, geometry = _missing_bytes(older), store.geometry
+    if not missing_bytes:
+        return
+    first, _ = geometry.span(max(0, geometry.image_bytes - missing_bytes), 1)
+    runs = [
+        run for low, high in cut.settled.set_runs(first, geometry.block_count) for run in _owed_runs(older, low, high)
+    ]
+    for run in runs:
+        older.index.allocate(*run)
+        older.index.set_stored(*run, LOST_ENTRY)
+    store.files.sync(older.index.file.fd)
+    for run in runs:
+        older.settled.set_range(*run)
+
+
+def _owed_runs(older: Cut, first: int, end: int) -> Iterator[tuple[int, int]]:
+    for low in range(first, end, _PIECE_BLOCKS):
+        yield from older.settled.clear_runs(low, min(low + _PIECE_BLOCKS, end))
+
+
+def _missing_bytes(cut: Cut) -> int:
+    return unpack_missing(cut.numbers[CutCounter.MISSING_BYTES])
 
 
 def count_merged(older: Cut, cut: Cut) -> None:

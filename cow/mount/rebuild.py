@@ -153,9 +153,10 @@ def distrust_index(store: Store) -> None:
             cut.index.set_stored(first, first + len(entries), 0)
 
 
-def mend_index(store: Store, staged: dict[int, int]) -> None:
+def mend_index(store: Store, staged: dict[int, int], *, settled_is_known: bool) -> None:
     """Fill entries that are missing or lost from the records and slots that hold their blocks. A lost one only from
-    the cut's own: what was merged into it preserved the block too, but later, with other content."""
+    the cut's own: what was merged into it preserved the block too, but later, with other content. What was never
+    merged stays where it is, and what is not settled here was not."""
     cut, count = store.cut, store.geometry.block_count
     for number in cut.segments.numbers():
         for found in scan_segment(cut.segments, number, store.files, verify=True):
@@ -167,7 +168,10 @@ def mend_index(store: Store, staged: dict[int, int]) -> None:
             # where this one has none.
             if cut.segments.generation <= record.generation < cut.segments.until and end <= count:
                 entry = LOST_ENTRY if record.flag is RecordFlag.LOST else pack_place(place)
-                _fill_entries(cut, first, end, entry, is_own=record.generation == cut.generation)
+                is_own = record.generation == cut.generation
+                for is_settled, low, high in cut.settled.runs(first, end):
+                    if is_settled or is_own or not settled_is_known:
+                        _fill_entries(cut, low, high, entry, is_own=is_own)
     for block_no, seq in staged.items():
         _fill_entries(cut, block_no, block_no + 1, STAGED | seq, is_own=True)
 

@@ -182,7 +182,7 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     store.cut.numbers[CutCounter.FREE_BLOCKS] = store.cut.free.count()
     lost_blocks = drop_doubtful(store, staged, settled_is_known="settled" not in broken)
     if power_lost or lost_blocks or INDEX_NAME in broken or _count_lost(store):
-        mend_index(store, staged)
+        mend_index(store, staged, settled_is_known="settled" not in broken)
     settle_preserved(store)
     if power_lost or "changed" in broken:
         assume_changed(store)

@@ -145,6 +145,8 @@ class Rig:
         self.image: Image = CopiedImage(self.image_fd, len(old), self.files)
         self.geometry = Geometry(len(old), block_bytes)
         self.events: list[Event] = []
+        # What the compactor does when it is woken.
+        self.on_wake: Callable[[], None] = lambda: None
         self._readers: list[tuple[SnapshotReader, Cut]] = []
         self.store: Store | None = None
         self.rules = Rules(lambda: self.store)
@@ -173,7 +175,7 @@ class Rig:
         self.control = opened.store.control
         self.cut = opened.store.cut
         self.numbers = self.cut.numbers
-        self.engine = LiveEngine(opened.store, self.image, self.policy, self.events.append)
+        self.engine = LiveEngine(opened.store, self.image, self.policy, self.events.append, lambda: self.on_wake())
         self.reader = self.new_reader()
         self.compactor = Compactor(opened.store)
         self.rules.watch(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
+from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, SpoiltImage, pattern
 
 from cow.disk.blocks import Preserved, count_preserved
 from cow.disk.cut import Cut
@@ -536,6 +536,68 @@ def test_one_whose_files_are_gone_is_called_damaged(chain: Chain) -> None:
     with pytest.raises(SnapshotLost):
         chain.read("a")
     assert chain.read("b") == chain.expected["b"]
+
+
+def cut_image_short(chain: Chain, blocks: int) -> None:
+    """What lies behind is lost, and zeros from the next cut on."""
+    os.truncate(chain.rig.image_path, blocks * BLOCK_BYTES)
+    chain.rig.image.look()
+    os.truncate(chain.rig.image_path, len(OLD))
+
+
+def test_what_an_image_lost_stays_missing_when_the_cut_that_noted_it_is_merged(chain: Chain) -> None:
+    chain.cut("a")
+    chain.cut("b")
+    cut_image_short(chain, 20)
+    chain.delete("b")
+    chain.cut("c")
+    assert chain.merge() == 1
+    assert chain.read("a", 20) == chain.expected["a"][: 20 * BLOCK_BYTES]
+    with pytest.raises(Damaged, match="cut short"):
+        chain.read_at("a", 20)
+
+
+@pytest.mark.parametrize("is_hidden_again", [False, True])
+@pytest.mark.parametrize("end", ["none", "kill", "power"])
+def test_what_an_image_lost_is_not_replaced_by_what_a_later_one_preserved(
+    chain: Chain, end: str, is_hidden_again: bool
+) -> None:
+    if end == "power" and chain.rig.durability is Durability.PROCESS:
+        return
+    chain.cut("a")
+    if is_hidden_again:
+        chain.cut("b")
+    cut_image_short(chain, 20)
+    chain.cut("c")
+    chain.write(10, 20, 2)
+    chain.cut("d")
+    for name in ("b", "c") if is_hidden_again else ("c",):
+        chain.delete(name)
+    if end == "none":
+        assert chain.merge()
+    else:
+        chain.rig.abandon()
+        chain.rig.open(NEXT_BOOT if end == "power" else BOOT)
+    for _ in range(2):
+        assert chain.read("a", 20) == chain.expected["a"][: 20 * BLOCK_BYTES]
+        for block_no in range(20, BLOCKS):
+            with pytest.raises(Damaged):
+                chain.read_at("a", block_no)
+        chain.merge()
+    assert chain.read("d") == chain.expected["d"]
+
+
+def test_what_a_later_one_preserved_is_not_asked_of_the_image(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=32)
+    rig.spoil()
+    rig.open()
+    chain = Chain(rig)
+    chain.cut("a")
+    chain.cut("b")
+    chain.write(3, 1, 2)
+    assert isinstance(rig.image, SpoiltImage)
+    rig.image.bad.add(3)
+    assert chain.read("a") == chain.expected["a"]
 
 
 def test_nothing_is_left_of_what_was_deleted(chain: Chain, tmp_path: Path) -> None:

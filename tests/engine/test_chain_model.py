@@ -2,225 +2,460 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
 
 import pytest
-from engine_rig import NEXT_BOOT, Rig, pattern
+from engine_rig import NEXT_BOOT, Rig, SpoiltImage, pattern
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
-from cow.disk.layout import Durability
-from cow.errors import BlockReleased
+import cow.disk.files
+from cow.disk.filesystems import Storing
+from cow.disk.layout import Counter, Durability, State
+from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost
 from cow.live import reverting
+from cow.live.overflow import OverflowPolicy
 from cow.live.reverting import Revert
+from cow.mount.recovery import Outcome
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 512
 BLOCKS = 48
 OLD = pattern(BLOCKS * BLOCK_BYTES - 50)
-STEPS = 60
 MAX_SNAPSHOTS = 6
-MakeRig = Callable[..., Rig]
+SLOTS = 32
+# In blocks; 0 is none, and the last is never reached.
+LIMITS = [0, 4, 10, 20, 40, 1 << 20]
+
+BLOCK = st.integers(0, BLOCKS - 1)
+RUN = st.tuples(BLOCK, st.integers(1, 12)).map(lambda run: (run[0], min(BLOCKS, sum(run))))
 
 
 @dataclass
 class Snapshot:
-    """What is right: the bytes, but for blocks that read as zeros, and blocks that are released."""
+    """What is right: the bytes, but for blocks that read as zeros, and those that are released or lost.
+
+    `in_image`: blocks of which nobody has a copy yet.
+    """
 
     content: bytes
+    in_image: set[int] = field(default_factory=lambda: set(range(BLOCKS)))
     free: set[int] = field(default_factory=set)
     released: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)
+    is_over: bool = False
+
+    def lose(self, blocks: set[int]) -> None:
+        """The image cannot give them any more."""
+        self.lost |= blocks & self.in_image
+        self.in_image -= blocks
 
 
 class Stopped(Exception):
     """A revert is not wanted any more."""
 
 
-class Model:
-    """A rig, its snapshots by generation, oldest first, and one step after the other by the dice."""
+class ChainMachine(RuleBasedStateMachine):
+    """The snapshots by generation, oldest first, are compared with what they have to be after each step."""
 
-    def __init__(self, rig: Rig, seed: int) -> None:
-        self._rig, self._dice, self._seed = rig, random.Random(seed), seed
-        self._image, self._boot = bytearray(OLD), 0
-        rig.open(self._boot_id)
-        self._snapshots = {rig.cut.generation: Snapshot(OLD)}
-        self._named: set[int] = set()
-        self._readers: dict[int, SnapshotReader] = {}
+    durability = Durability.PROCESS
+    storing = Storing.MAPPED
 
-    def run(self) -> None:
-        steps = [
-            *[self._write] * 6,
-            *[self._cut] * 3,
-            *[self._delete] * 2,
-            *[self._merge] * 2,
-            *[self._compact] * 2,
-            self._free,
-            self._release,
-            self._revert,
-            self._stop,
-        ]
-        for number in range(STEPS):
-            step = self._dice.choice(steps)
-            step()
-            self._check(f"seed {self._seed}, step {number}: {step.__name__}")
+    @initialize(
+        policy=st.sampled_from([OverflowPolicy.BREAK_SNAPSHOT, OverflowPolicy.BREAK_OLDEST]),
+        takes_snapshot=st.sampled_from([True] * 7 + [False]),
+        chain=st.lists(st.integers(1, 1 << 20), max_size=5),
+    )
+    def begin(self, policy: OverflowPolicy, takes_snapshot: bool, chain: list[int]) -> None:
+        """With a chain of snapshots, before each of which this was written."""
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(cow.disk.files, "storing_on", lambda fd: self.storing)
+        self._patch.setattr(reverting, "_PIECE_BYTES", 3 * BLOCK_BYTES)
+        self.directory = Path(tempfile.mkdtemp(prefix="chain-model-"))
+        self.rig = Rig(
+            self.directory,
+            OLD,
+            block_bytes=BLOCK_BYTES,
+            durability=self.durability,
+            staging_slots=SLOTS,
+            policy=policy,
+        )
+        self.rig.takes_snapshot = takes_snapshot
+        self.rig.spoil()
+        self.rig.on_wake = self._make_room
+        self.image, self.boot, self.has_lost = bytearray(OLD), 0, False
+        self.shortest, self.is_short = len(OLD), False
+        self.readers: dict[int, SnapshotReader] = {}
+        self.ended: list[SnapshotReader] = []
+        assert self._open() is Outcome.NEW
+        self._begin_anew()
+        for seed in chain:
+            self.write(seed % BLOCKS, 0, 6 * BLOCK_BYTES, seed)
+            self.cut(is_named=True)
+
+    def _open(self) -> Outcome:
+        opened = self.rig.open(NEXT_BOOT[:-1] + bytes([self.boot]))
+        if opened.outcome is Outcome.CARRIED_ON:
+            said = [note for note in opened.notes if "that are lost and read as errors" in note]
+            assert said == opened.notes
+            assert self.has_lost or not said
+        # There is no view that would have to let go of anything.
+        self.rig.control[Counter.SHOWN_HEADERS] = 1 << 60
+        self.limit_bytes = 0
+        return opened.outcome
+
+    def _begin_anew(self) -> None:
+        """A store that has the present alone, or nothing."""
+        self.shortest = len(OLD)
+        self.snapshots = {1: Snapshot(bytes(self.image))} if self.rig.takes_snapshot else {}
+        self.named: set[int] = set()
+        self.mapped: set[int] = set()
+
+    def _make_room(self) -> None:
+        """The compactor, as far as a write waits for it."""
+        if self.rig.engine.room.pressing:
+            self.rig.compactor.drain()
+            self.rig.compactor.tidy()
+            self.rig.engine.room.look_again()
+
+    @property
+    def bad(self) -> set[int]:
+        assert isinstance(self.rig.image, SpoiltImage)
+        return self.rig.image.bad
+
+    @property
+    def is_newest_shown(self) -> bool:
+        return self.rig.cut.generation in self.snapshots
 
     # --- steps -----------------------------------------------------------------------------------------------
 
-    def _write(self) -> None:
-        first = self._dice.randrange(BLOCKS)
-        offset = first * BLOCK_BYTES + self._dice.randrange(40)
-        data = pattern(self._dice.randint(1, 6 * BLOCK_BYTES), self._dice.randrange(1 << 20))
-        data = data[: len(OLD) - offset]
-        if data:
-            self._rig.write(offset, data)
-            self._image[offset : offset + len(data)] = data
+    @rule(
+        first=BLOCK, shift=st.sampled_from([0, 0, 1, 40]), length=st.integers(1, 6 * BLOCK_BYTES), seed=st.integers(1)
+    )
+    def write(self, first: int, shift: int, length: int, seed: int) -> None:
+        offset = first * BLOCK_BYTES + shift
+        end = min(offset + length, len(OLD))
+        if end > self.shortest:
+            with pytest.raises(OSError, match="cut short"):
+                self.rig.engine.write(end - 1, b"x")
+            end = self.shortest
+            self._see_overflow()
+        if offset >= end:
+            return
+        data, blocks = (
+            pattern(end - offset, seed % (1 << 20)),
+            set(range(*self.rig.geometry.span(offset, end - offset))),
+        )
+        bad = blocks & self.bad
+        self.rig.write(offset, data)
+        self.image[offset:end] = data
+        self._see_overflow()
+        for snapshot in self.snapshots.values():
+            self.has_lost |= bool(bad & snapshot.in_image)
+            snapshot.lose(bad)
+            snapshot.in_image -= blocks
 
-    def _cut(self) -> None:
-        is_named = self._dice.random() < 0.7 and len(self._snapshots) < MAX_SNAPSHOTS
-        newest = max(self._snapshots)
-        if newest not in self._named:
+    def _see_overflow(self) -> None:
+        """Who had to give way, and none that had not."""
+        assert self.rig.store is not None
+        states = {cut.generation: cut.numbers.state for cut in self.rig.store.cuts}
+        kept = [one for one, snapshot in sorted(self.snapshots.items()) if not snapshot.is_over]
+        lost = [one for one in kept if states[one] is State.OVERFLOWED]
+        if lost:
+            assert 0 < self.limit_bytes < LIMITS[-1] * BLOCK_BYTES
+            assert lost == kept[: len(lost)]
+            assert self.rig.policy is OverflowPolicy.BREAK_OLDEST or lost == kept
+        for generation in lost:
+            self.snapshots[generation].is_over = True
+
+    @rule(is_named=st.booleans() | st.just(True))
+    def cut(self, is_named: bool) -> None:
+        if self.is_short:
+            with pytest.raises(OSError, match="cut short"):
+                self.rig.make_cut("refused")
+            return
+        newest = self.rig.cut.generation
+        is_named = is_named and len(self.snapshots) < MAX_SNAPSHOTS
+        self.rig.make_cut(f"n{self.rig.cut.generation}" if is_named else "")
+        if newest in self.snapshots and newest not in self.named:
             self._forget(newest)
-        self._rig.make_cut(f"n{self._dice.getrandbits(64)}" if is_named else "")
-        generation = self._rig.cut.generation
-        self._snapshots[generation] = Snapshot(bytes(self._image))
+        generation = self.rig.cut.generation
+        self.snapshots[generation] = Snapshot(bytes(self.image))
+        self.shortest = len(OLD)
         if is_named:
-            self._named.add(generation)
+            self.named.add(generation)
 
-    def _delete(self) -> None:
-        older = sorted(self._snapshots)[:-1]
-        if older:
-            generation = self._dice.choice(older)
-            for gone in self._rig.engine.forget_cut(generation):
-                gone.let_go()
-            self._forget(generation)
+    @precondition(lambda self: len(self.snapshots) > 1)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        self._delete(data.draw(st.sampled_from(sorted(self.snapshots))))
+
+    @precondition(lambda self: self.snapshots)
+    @rule(all_of_them=st.integers(0, 5))
+    def delete_newest(self, all_of_them: int) -> None:
+        generations = sorted(self.snapshots)
+        for generation in reversed(generations if not all_of_them else generations[1:][-1:]):
+            self._delete(generation)
+
+    def _delete(self, generation: int) -> None:
+        for gone in self.rig.engine.forget_cut(generation):
+            gone.let_go()
+        self._forget(generation)
 
     def _forget(self, generation: int) -> None:
-        del self._snapshots[generation]
-        self._named.discard(generation)
-        self._readers.pop(generation, None)
+        del self.snapshots[generation]
+        if generation in self.readers:
+            self.ended.append(self.readers.pop(generation))
 
-    def _merge(self) -> None:
-        if self._dice.random() < 0.7:
-            self._rig.compactor.drain()
-        gone = self._rig.engine.merge_cut()
+    # More of these than of others.
+    write_more = write_again = write
+    cut_more = cut_again = cut
+
+    @rule(drains=st.booleans() | st.just(True))
+    def merge(self, drains: bool) -> None:
+        if drains:
+            self.rig.compactor.drain()
+        gone = self.rig.engine.merge_cut()
         if gone is not None:
             gone.let_go()
 
-    def _compact(self) -> None:
-        self._rig.compactor.step()
-        self._rig.compactor.squeeze()
-        self._rig.compactor.give_back()
+    merge_more = merge
 
-    def _free(self) -> None:
-        """The map of the newest is known; once for each."""
-        newest = self._snapshots[max(self._snapshots)]
-        if newest.free:
+    @rule()
+    def compact(self) -> None:
+        self.rig.compactor.step()
+
+    @rule()
+    def compact_all(self) -> None:
+        self.rig.compactor.drain()
+        self.rig.compactor.squeeze()
+        self.rig.compactor.give_back()
+        self.rig.compactor.tidy()
+
+    @precondition(lambda self: self.rig.cut.generation not in self.mapped)
+    @rule(run=RUN)
+    def learn_what_is_free(self, run: tuple[int, int]) -> None:
+        """The map of the newest is known, be it deleted by now; once for each."""
+        self.rig.settle_free([run])
+        generation = self.rig.cut.generation
+        self.mapped.add(generation)
+        if self.is_newest_shown:
+            self.snapshots[generation].free = set(range(*run))
+
+    @precondition(lambda self: self.is_newest_shown)
+    @rule(run=RUN)
+    def release(self, run: tuple[int, int]) -> None:
+        self.rig.engine.release(*run)
+        self.snapshots[self.rig.cut.generation].released |= set(range(*run))
+
+    @rule(blocks=st.sampled_from(LIMITS))
+    def limit(self, blocks: int) -> None:
+        self.limit_bytes = blocks * BLOCK_BYTES
+        self.rig.engine.room.set_limit(self.limit_bytes)
+
+    @rule()
+    def settle_again(self) -> None:
+        self.rig.engine.settle_again()
+
+    @precondition(lambda self: self.snapshots and not (self.limit_bytes or self.is_short or self.bad))
+    @rule(data=st.data(), pieces=st.integers(0, 7) | st.just(BLOCKS))
+    def revert(self, data: st.DataObject, pieces: int) -> None:
+        """To any, but not if it takes more pieces; then it is noted, and what comes next comes to a mixture."""
+        generation = data.draw(st.sampled_from(sorted(self.snapshots)))
+        target = self.snapshots[generation]
+        if target.is_over or target.lost:
             return
-        first = self._dice.randrange(BLOCKS - 4)
-        end = min(BLOCKS, first + self._dice.randint(1, 16))
-        self._rig.settle_free([(first, end)])
-        newest.free = set(range(first, end))
-
-    def _release(self) -> None:
-        first = self._dice.randrange(BLOCKS)
-        end = min(BLOCKS, first + self._dice.randint(1, 12))
-        self._rig.engine.release(first, end)
-        self._snapshots[max(self._snapshots)].released |= set(range(first, end))
-
-    def _revert(self) -> None:
-        """To any; or it is stopped on the way, perhaps with all processes or the power, and another one ends it."""
-        if self._dice.random() < 0.5 and self._revert_to(self._dice.choice(sorted(self._snapshots)), stops=True):
-            if self._dice.random() < 0.7:
-                self._stop()
-            # What the image holds now is nobody's to know, so it does not count where the next one leaves it.
-            self._image = bytearray(self._rig.live())
-        self._revert_to(self._dice.choice(sorted(self._snapshots)))
-
-    def _revert_to(self, generation: int, *, stops: bool = False) -> bool:
-        """Whether it was stopped."""
-        rig, snapshot = self._rig, self._snapshots[generation]
-        assert rig.store is not None
-        work = Revert(rig.store, rig.engine, generation, rig.new_reader(generation).read_into)
-        pieces = self._dice.randrange(8) if stops else BLOCKS
 
         def check_wanted() -> None:
             nonlocal pieces
-            rig.compactor.drain()
+            self.rig.compactor.drain()
             pieces -= 1
             if pieces < 0:
                 raise Stopped
 
+        assert self.rig.store is not None
+        work = Revert(self.rig.store, self.rig.engine, generation, self.rig.new_reader(generation).read_into)
+        expected = bytearray(self.image)
+        for block_no in set(range(BLOCKS)) - target.free:
+            offset, length = self.rig.geometry.extent(block_no, block_no + 1)
+            expected[offset : offset + length] = target.content[offset : offset + length]
         try:
             work.run(check_wanted)
         except BlockReleased:
-            assert snapshot.released
+            assert target.released
         except Stopped:
-            return True
+            expected = self.rig.live()
+        assert self.rig.live() == (self.image if target.released else expected)
+        written = {
+            block_no
+            for block_no in range(BLOCKS)
+            for offset, length in [self.rig.geometry.extent(block_no, block_no + 1)]
+            if expected[offset : offset + length] != self.image[offset : offset + length]
+        }
+        self.image[:] = self.rig.live()
+        for snapshot in self.snapshots.values() if not target.released else ():
+            snapshot.in_image -= written
+
+    @rule(block_no=BLOCK)
+    def spoil(self, block_no: int) -> None:
+        self.bad.add(block_no)
+
+    @precondition(lambda self: not self.is_short)
+    @rule(length=st.integers(1, len(OLD)), stays=st.booleans())
+    def cut_image_short(self, length: int, stays: bool) -> None:
+        length, info = max(1, len(OLD) - length), os.stat(self.rig.image_path)
+        os.truncate(self.rig.image_path, length)
+        # Else it would be somebody else's change.
+        os.utime(self.rig.image_path, ns=(info.st_atime_ns, info.st_mtime_ns))
+        self.rig.image.look()
+        self.shortest, self.is_short, self.has_lost = min(length, self.shortest), True, True
+        self.image[length:] = bytes(len(OLD) - length)
+        gone = set(range(self.shortest // BLOCK_BYTES, BLOCKS))
+        for snapshot in self.snapshots.values():
+            snapshot.lose(gone)
+        if not stays:
+            self.make_image_whole()
+
+    @precondition(lambda self: self.is_short)
+    @rule()
+    def make_image_whole(self) -> None:
+        info = os.stat(self.rig.image_path)
+        os.truncate(self.rig.image_path, len(OLD))
+        os.utime(self.rig.image_path, ns=(info.st_atime_ns, info.st_mtime_ns))
+        self.is_short = False
+
+    @rule(end=st.integers(0, 9).map(lambda number: ["clean", "kill", "power"][min(number // 4, 2)]))
+    def stop(self, end: str) -> None:
+        """A clean end, a kill, or the loss of power, in which nothing was lost."""
+        if self.is_short:
+            self.make_image_whole()
+        self.readers.clear()
+        self.ended.clear()
+        if end == "clean":
+            self.rig.seal()
         else:
-            self._know_reverted(snapshot)
-        return False
-
-    def _know_reverted(self, snapshot: Snapshot) -> None:
-        assert not snapshot.released
-        for block_no in set(range(BLOCKS)) - snapshot.free:
-            offset, length = self._rig.geometry.extent(block_no, block_no + 1)
-            self._image[offset : offset + length] = snapshot.content[offset : offset + length]
-
-    def _stop(self) -> None:
-        """A clean end, a kill, or with durability `power` the loss of it."""
-        rig = self._rig
-        self._readers.clear()
-        kind = self._dice.choice(["clean", "kill", "power"])
-        if kind == "clean":
-            rig.seal()
+            self.rig.abandon()
+        self.boot += end == "power"
+        outcome = self._open()
+        if not self.snapshots:
+            assert outcome is Outcome.NEW
+        elif end == "power" and self.durability is Durability.PROCESS:
+            assert outcome is Outcome.LOST
         else:
-            rig.abandon()
-        if kind == "power" and rig.durability is Durability.POWER:
-            self._boot += 1
-        assert rig.open(self._boot_id).notes == []
-
-    @property
-    def _boot_id(self) -> bytes:
-        return NEXT_BOOT[:-1] + bytes([self._boot])
+            assert outcome is Outcome.CARRIED_ON
+        if outcome is not Outcome.CARRIED_ON:
+            self._begin_anew()
 
     # --- what is right ---------------------------------------------------------------------------------------
 
-    def _check(self, when: str) -> None:
-        rig = self._rig
+    @invariant()
+    def check(self) -> None:
+        rig = self.rig
         assert rig.store is not None
         rig.rules.look()
-        assert rig.live() == bytes(self._image), when
-        shown = [one.generation for one in rig.store.header.cuts if not one.is_hidden]
-        assert shown == sorted(self._snapshots), when
-        for generation, snapshot in self._snapshots.items():
-            self._check_snapshot(generation, snapshot, f"{when}: cut {generation}")
-
-    def _check_snapshot(self, generation: int, snapshot: Snapshot, when: str) -> None:
-        reader = self._reader(generation)
-        for block_no in range(BLOCKS):
-            offset, length = self._rig.geometry.extent(block_no, block_no + 1)
-            try:
-                found = reader.read(offset, length)
-            except BlockReleased:
-                assert block_no in snapshot.released, f"{when}, block {block_no}"
-                continue
-            assert block_no not in snapshot.released, f"{when}, block {block_no}"
-            expected = bytes(length) if block_no in snapshot.free else snapshot.content[offset : offset + length]
-            assert found == expected, f"{when}, block {block_no}"
+        expected = self.image[: self.shortest] if self.is_short else self.image
+        assert rig.image_path.read_bytes()[: len(expected)] == expected
+        assert [one.generation for one in rig.store.header.shown] == sorted(self.snapshots)
+        if not self.snapshots:
+            assert rig.numbers.state is State.NONE
+        for generation, snapshot in self.snapshots.items():
+            if snapshot.is_over:
+                with pytest.raises(SnapshotLost):
+                    self._reader(generation).read(0, 1)
+            else:
+                self._check_snapshot(self._reader(generation), snapshot)
+        for reader in self.ended:
+            with pytest.raises((SnapshotEnded, SnapshotLost)):
+                reader.read(0, 1)
 
     def _reader(self, generation: int) -> SnapshotReader:
-        """One that lives on through what comes, or, as the dice have it, a new one."""
-        if generation not in self._readers or self._dice.random() < 0.1:
-            self._readers[generation] = self._rig.new_reader(generation)
-        return self._readers[generation]
+        """One that lives on through what comes."""
+        if generation not in self.readers:
+            self.readers[generation] = self.rig.new_reader(generation)
+        return self.readers[generation]
+
+    @rule()
+    def read_anew(self) -> None:
+        """Readers that begin now."""
+        self.readers.clear()
+
+    def _check_snapshot(self, reader: SnapshotReader, snapshot: Snapshot) -> None:
+        for raised, first, end in self._runs_of(snapshot):
+            offset, length = self.rig.geometry.extent(first, end)
+            if raised:
+                with pytest.raises(raised):
+                    reader.read(offset, length)
+                continue
+            expected = bytearray(snapshot.content[offset : offset + length])
+            for block_no in snapshot.free & set(range(first, end)):
+                at, count = self.rig.geometry.extent(block_no, block_no + 1)
+                expected[at - offset : at - offset + count] = bytes(count)
+            assert reader.read(offset, length) == expected, f"blocks {first} to {end - 1}"
+
+    def _runs_of(self, snapshot: Snapshot) -> Iterator[tuple[tuple[type[Exception], ...], int, int]]:
+        """Runs of blocks that can be read, and each of the others with what it raises."""
+
+        def raised(block_no: int) -> tuple[type[Exception], ...]:
+            if block_no in snapshot.released:
+                return (BlockReleased,)
+            if block_no in snapshot.free:
+                return ()
+            if block_no in snapshot.lost:
+                return (Damaged, OSError)
+            return (OSError,) if block_no in snapshot.in_image & self.bad else ()
+
+        for error, blocks in groupby(range(BLOCKS), raised):
+            run = list(blocks)
+            if error:
+                yield from ((error, block_no, block_no + 1) for block_no in run)
+            else:
+                yield (), run[0], run[-1] + 1
+
+    def teardown(self) -> None:
+        if hasattr(self, "rig"):
+            self.rig.close()
+            shutil.rmtree(self.directory)
+            self._patch.undo()
 
 
-@pytest.mark.parametrize("durability", list(Durability))
-@pytest.mark.parametrize("seed", range(12))
-def test_every_snapshot_is_right_whatever_is_done(
-    make_rig: MakeRig, durability: Durability, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The compactor runs between two pieces only.
-    monkeypatch.setattr(reverting, "_PIECE_BYTES", 3 * BLOCK_BYTES)
-    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=durability, staging_slots=32)
-    Model(rig, seed).run()
+class DurableChainMachine(ChainMachine):
+    durability = Durability.POWER
+
+
+class WrittenChainMachine(ChainMachine):
+    storing = Storing.WRITTEN
+
+
+class DurableWrittenChainMachine(ChainMachine):
+    durability = Durability.POWER
+    storing = Storing.WRITTEN
+
+
+MACHINES = [ChainMachine, DurableChainMachine, WrittenChainMachine, DurableWrittenChainMachine]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_snapshot_is_right_whatever_is_done(machine: type[RuleBasedStateMachine]) -> None:
+    quick = settings(
+        max_examples=12,
+        stateful_step_count=50,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(machine, settings=quick)

@@ -1,4 +1,4 @@
-"""The campaign of the model: the engine against two byte arrays, with a fresh seed each round.
+"""The campaign of the model: the engine against byte arrays, one for each time, with a fresh seed each round.
 
 The tests run the same machines with the same steps every time; here each round takes others, and after each step the
 rules of the store's maps are looked at. What a fault takes to be seen again is printed:
@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterable
 
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
-from test_model import MACHINES
+from test_chain_model import MACHINES as CHAIN_MACHINES
+from test_model import MACHINES as ENGINE_MACHINES
 
 Machine = type[RuleBasedStateMachine]
+MACHINES: list[Machine] = [*ENGINE_MACHINES, *CHAIN_MACHINES]
 
 
 def play(machine: Machine, number: int, examples: int, steps: int) -> None:
