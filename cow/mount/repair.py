@@ -113,8 +113,11 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
     numbers, pages = store.cut.numbers, {CONTROL_NAME, NUMBERS_NAME}
     _restore_numbers(store, seal, are_known=end is End.KILLED and not replaced & pages)
     if numbers[CutCounter.STATE] not in KEPT_STATES:
-        # Nobody can read it any more, and its records may be gone already.
-        forget_staging(store)
+        # Nobody can read it any more, and its records may be gone already. The ring has what later cuts staged, too.
+        if end is End.KILLED and not replaced & pages:
+            adopt_staging(store)
+        else:
+            forget_staging(store)
         return []
     broken = (replaced | _broken_maps(store, seal)) - {STAGING_NAME}
     if end is End.KILLED and broken & pages:

@@ -105,6 +105,20 @@ def test_what_gave_way_stays_lost_when_the_store_is_carried_on(rig: Rig) -> None
     assert rig.snapshot() == content
 
 
+def test_what_is_in_the_ring_survives_a_kill_behind_one_that_gave_way(rig: Rig) -> None:
+    rig.write(0, random_bytes(BLOCKS, 1))
+    kept(rig, "a", 2)
+    rig.compactor.drain()
+    rig.engine.room.set_limit(LIMIT_BYTES)
+    _, content = kept(rig, "b", 3)
+    rig.engine.room.set_limit(0)
+    rig.write(30 * BLOCK_BYTES, random_bytes(4, 4))
+    rig.abandon()
+    assert rig.open().notes == []
+    assert states(rig) == [State.OVERFLOWED, State.ACTIVE]
+    assert rig.snapshot() == content
+
+
 def test_what_the_oldest_alone_needed_is_owed_no_more(rig: Rig) -> None:
     rig.write(0, random_bytes(BLOCKS, 1))
     rig.make_cut("a")

@@ -164,8 +164,9 @@ class ChainMachine(RuleBasedStateMachine):
         self.rig.write(offset, data)
         self.image[offset:end] = data
         self._see_overflow()
+        # Perhaps only to one that was deleted and waits to be merged.
+        self.has_lost |= bool(bad)
         for snapshot in self.snapshots.values():
-            self.has_lost |= bool(bad & snapshot.in_image)
             snapshot.lose(bad)
             snapshot.in_image -= blocks
 

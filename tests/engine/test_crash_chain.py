@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from engine_rig import BOOT, Rig, pattern
 from stops import Recorder, recording
 
-from cow.disk.layout import Durability
+from cow.disk.layout import Counter, Durability
+from cow.errors import SnapshotLost
+from cow.live.overflow import OverflowPolicy
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 4096
@@ -32,15 +35,22 @@ class Write:
     first: int
     count: int
     seed: int
+    # Whether it cannot be compressed.
+    is_random: bool = False
+
+    @property
+    def data(self) -> bytes:
+        length = self.count * BLOCK_BYTES
+        return random.Random(self.seed).randbytes(length) if self.is_random else pattern(length, self.seed)
 
     def apply(self, model: Model) -> Model:
-        image, data = bytearray(model.image), pattern(self.count * BLOCK_BYTES, self.seed)
+        image, data = bytearray(model.image), self.data
         image[self.first * BLOCK_BYTES : self.first * BLOCK_BYTES + len(data)] = data
         return replace(model, image=bytes(image[: len(OLD)]))
 
     def run(self, rig: Rig) -> None:
         offset = self.first * BLOCK_BYTES
-        rig.write(offset, pattern(self.count * BLOCK_BYTES, self.seed)[: len(OLD) - offset])
+        rig.write(offset, self.data[: len(OLD) - offset])
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,27 @@ class Merge:
             gone.let_go()
 
 
-STEPS = [
+@dataclass(frozen=True)
+class Overflow:
+    """A write for which there is no room before the oldest snapshot has given way."""
+
+    write: Write
+    oldest: str
+
+    def apply(self, model: Model) -> Model:
+        return Delete(self.oldest).apply(self.write.apply(model))
+
+    def run(self, rig: Rig) -> None:
+        rig.compactor.drain()
+        rig.engine.room.set_limit(rig.engine.size.shown().stored_bytes + 1)
+        self.write.run(rig)
+        rig.engine.settle_again()
+        rig.engine.room.set_limit(0)
+
+
+Step = Write | Cut | Delete | Merge | Overflow
+
+STEPS: list[Step] = [
     Write(0, 3, 2),
     Cut("a"),
     Write(2, 4, 3),
@@ -101,19 +131,63 @@ STEPS = [
 ]
 
 
-def models() -> list[Model]:
+NEWEST_DELETED: list[Step] = [
+    Write(0, 3, 2),
+    Cut("a"),
+    Write(2, 4, 3),
+    Cut("b"),
+    Write(4, 4, 4),
+    Delete("b"),
+    Write(6, 4, 5),
+    Cut("c"),
+    Write(0, 6, 6),
+    Merge(),
+    Delete("c"),
+    Delete("a"),
+    Write(3, 4, 7),
+    Cut("d"),
+    Write(4, 4, 8),
+    Delete("d"),
+    Merge(),
+    Write(0, 4, 9),
+    Cut("e"),
+    Write(1, 3, 10),
+]
+
+OLDEST_GIVES_WAY: list[Step] = [
+    Write(0, 12, 2, is_random=True),
+    Cut("a"),
+    Write(0, 12, 3),
+    Cut("b"),
+    Write(10, 3, 3),
+    Cut("c"),
+    Overflow(Write(14, 4, 4), "a"),
+    Write(0, 3, 5),
+    Cut("d"),
+    Merge(),
+    Write(9, 3, 6),
+    Delete("c"),
+    Merge(),
+    Write(12, 2, 7),
+]
+
+
+def models(steps: list[Step]) -> list[Model]:
     states = [Model()]
-    for step in STEPS:
+    for step in steps:
         states.append(step.apply(states[-1]))
     return states
 
 
-def read(rig: Rig, generation: int) -> bytes:
+def read(rig: Rig, generation: int) -> bytes | None:
+    """What the snapshot holds; None of one that gave way."""
     assert rig.store is not None
     cut = rig.store.open_cut(generation, writable=False)
     reader = SnapshotReader(replace(rig.store, cut=cut), rig.image)
     try:
         return reader.read(0, len(OLD))
+    except SnapshotLost:
+        return None
     finally:
         reader.close()
         cut.let_go()
@@ -124,13 +198,15 @@ def check_snapshots(rig: Rig, sure: Model, possible: Model, when: str) -> None:
     shown = [one for one in rig.store.header.cuts if not one.is_hidden]
     assert sure.snapshots.keys() & possible.snapshots.keys() <= {one.name for one in shown}, when
     for one in shown:
-        right = [model.snapshots[one.name] for model in (sure, possible) if one.name in model.snapshots]
+        right = [model.snapshots.get(one.name) for model in (sure, possible)]
         assert read(rig, one.generation) in right, f"{when}: snapshot {one.name!r}"
 
 
-def check_after(rig: Rig, done: int, boot: bytes, when: str) -> None:
-    states = models()
-    sure, possible = states[done], states[min(done + 1, len(STEPS))]
+def check_after(rig: Rig, steps: list[Step], done: int, boot: bytes, when: str) -> None:
+    states = models(steps)
+    sure, possible = states[done], states[min(done + 1, len(steps))]
+    # One that has none is left without.
+    rig.takes_snapshot = False
     assert rig.open(boot).notes == [], when
     check_snapshots(rig, sure, possible, when)
     rig.write(0, pattern(len(OLD), 77))
@@ -138,33 +214,53 @@ def check_after(rig: Rig, done: int, boot: bytes, when: str) -> None:
     check_snapshots(rig, sure, possible, when)
 
 
-def stop_everywhere(make_rig: MakeRig, tmp_path: Path, durability: Durability, *, power: bool) -> None:
-    rig = make_rig(OLD, durability=durability, staging_slots=16)
+def stop_everywhere(
+    make_rig: MakeRig, tmp_path: Path, durability: Durability, steps: list[Step], *, power: bool
+) -> None:
+    rig = make_rig(OLD, durability=durability, staging_slots=16, policy=OverflowPolicy.BREAK_OLDEST)
     with recording(rig, tmp_path, power=power) as recorder:
-        do_steps(rig, recorder)
+        do_steps(rig, steps, recorder)
     assert len(recorder.moments) > 100
     for moment in recorder.moments:
         boot = moment.number.to_bytes(16, "little") if power else BOOT
         left = Rig(moment.directory, OLD, durability=durability, staging_slots=16)
         try:
-            check_after(left, moment.progress.written, boot, f"at change {moment.number}")
+            check_after(left, steps, moment.progress.written, boot, f"at change {moment.number}")
         finally:
             left.remove()
 
 
-def do_steps(rig: Rig, recorder: Recorder) -> None:
+def do_steps(rig: Rig, steps: list[Step], recorder: Recorder) -> None:
     rig.open()
+    # There is no view that would have to let go of anything, and the compactor works when a write waits.
+    rig.control[Counter.SHOWN_HEADERS] = 1 << 60
+    rig.on_wake = lambda: make_room(rig)
     recorder.arm()
-    for number, step in enumerate(STEPS, 1):
+    for number, step in enumerate(steps, 1):
         step.run(rig)
         recorder.progress.written = number
+    check_snapshots(rig, models(steps)[-1], models(steps)[-1], "at the end")
     rig.seal()
 
 
+def make_room(rig: Rig) -> None:
+    if rig.engine.room.pressing:
+        rig.compactor.drain()
+        rig.compactor.tidy()
+        rig.engine.room.look_again()
+
+
+ALL = pytest.mark.parametrize("steps", [STEPS, NEWEST_DELETED, OLDEST_GIVES_WAY])
+
+
+@ALL
 @pytest.mark.parametrize("durability", list(Durability))
-def test_killed_while_snapshots_come_and_go(make_rig: MakeRig, tmp_path: Path, durability: Durability) -> None:
-    stop_everywhere(make_rig, tmp_path, durability, power=False)
+def test_killed_while_snapshots_come_and_go(
+    make_rig: MakeRig, tmp_path: Path, durability: Durability, steps: list[Step]
+) -> None:
+    stop_everywhere(make_rig, tmp_path, durability, steps, power=False)
 
 
-def test_power_lost_while_snapshots_come_and_go(make_rig: MakeRig, tmp_path: Path) -> None:
-    stop_everywhere(make_rig, tmp_path, Durability.POWER, power=True)
+@ALL
+def test_power_lost_while_snapshots_come_and_go(make_rig: MakeRig, tmp_path: Path, steps: list[Step]) -> None:
+    stop_everywhere(make_rig, tmp_path, Durability.POWER, steps, power=True)
