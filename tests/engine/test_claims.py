@@ -263,15 +263,13 @@ def test_a_limit_may_go_while_a_write_looks_at_it(make_rig: MakeRig, monkeypatch
     rig = opened(make_rig)
     write(rig, 1)
     rig.engine.room.set_limit(FAR_LIMIT)
-    real = rig.engine.size._look
+    real = rig.engine.room._look_at_limit
 
-    def look() -> tuple[int, int]:
-        # With the lock held it is looked whether there is room, and without it how much of the limit is taken.
-        if not rig.engine._lock.locked():
-            rig.engine.room.set_limit(0)
-        return real()
+    def look(limit_bytes: int) -> None:
+        rig.engine.room.set_limit(0)
+        real(limit_bytes)
 
-    monkeypatch.setattr(rig.engine.size, "_look", look)
+    monkeypatch.setattr(rig.engine.room, "_look_at_limit", look)
     rig.write(0, NEW)
     assert rig.control[Counter.LIMIT_BYTES] == 0
     assert holds_new(rig, 0)
@@ -436,13 +434,13 @@ def test_the_owner_is_told_of_a_lost_block_before_it_is_written(
     rig = opened(make_rig, 1)
     rig.engine.room.set_limit(FAR_LIMIT)
     writer, told_when_written = threading.current_thread(), list[EventKind]()
-    real_look, real_write = rig.engine.size._look, rig.image.write
+    real_look, real_write = rig.engine.room._look_at_limit, rig.image.write
     is_written = threading.Event()
 
-    def look() -> tuple[int, int]:
-        if threading.current_thread() is writer and not rig.engine._lock.locked():
+    def look(limit_bytes: int) -> None:
+        if threading.current_thread() is writer:
             beside.run(lambda: write(rig, 9))
-        return real_look()
+        real_look(limit_bytes)
 
     def told(event: Event) -> None:
         if threading.current_thread() is not writer:
@@ -457,7 +455,7 @@ def test_the_owner_is_told_of_a_lost_block_before_it_is_written(
             is_written.set()
         real_write(data, offset)
 
-    monkeypatch.setattr(rig.engine.size, "_look", look)
+    monkeypatch.setattr(rig.engine.room, "_look_at_limit", look)
     monkeypatch.setattr(rig.engine.room, "_on_event", told)
     monkeypatch.setattr(rig.image, "write", write_image)
     write(rig, 1)
