@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from cow.disk.cut import Cut
 from cow.disk.header import CutHeader
+from cow.disk.layout import Counter
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.live.cutting import change_cuts, enter_cut, tell_of_change
@@ -23,11 +24,14 @@ class Chain:
 
     def __init__(self, store: Store) -> None:
         self._store, self._turn = store, threading.Lock()
+        self._note_hidden()
 
     def enter(self, cut: Cut, facts: CutHeader) -> list[Cut]:
         """See `enter_cut`."""
         with self._turn:
-            return enter_cut(self._store, cut, facts)
+            gone = enter_cut(self._store, cut, facts)
+            self._note_hidden()
+        return gone
 
     def forget(self, generation: int, on_none: Callable[[], None]) -> list[Cut]:
         """A snapshot is over; `on_none` is called when it was the last, before there can be another. OSError: nothing
@@ -37,6 +41,7 @@ class Chain:
             if not any(one.generation == generation for one in store.header.shown):
                 raise SnapshotEnded(f"cut {generation} has ended")
             gone = change_cuts(store, without(store.header.cuts, generation))
+            self._note_hidden()
             if not store.header.shown:
                 on_none()
         return gone
@@ -57,7 +62,8 @@ class Chain:
         """Merge a hidden cut into the one before it; None when there is none that can be merged now. One at a time.
         OSError: the disk refuses; it can be tried again."""
         store = self._store
-        generation = next_to_merge(store)
+        with self._turn:
+            generation = next_to_merge(store) if self._is_followed else None
         if generation is None:
             return None
         merge_maps(store, generation)
@@ -74,3 +80,12 @@ class Chain:
         """See there."""
         with self._turn:
             tell_of_change(self._store)
+
+    def _note_hidden(self) -> None:
+        """None that is hidden now is merged before the compactor has seen this list: it may be giving back, or
+        storing again, what the entries to be copied name."""
+        self._hidden_headers = self._store.control[Counter.HEADERS]
+
+    @property
+    def _is_followed(self) -> bool:
+        return self._store.control[Counter.FOLLOWED_HEADERS] >= self._hidden_headers
