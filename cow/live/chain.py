@@ -12,7 +12,8 @@ from dataclasses import replace
 
 from cow.disk.cut import Cut
 from cow.disk.header import CutHeader
-from cow.disk.layout import Counter
+from cow.disk.layout import Counter, CutCounter
+from cow.disk.releases import ReleasedRange, ReleaseQueue
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.live.cutting import change_cuts, enter_cut, tell_of_change
@@ -22,8 +23,8 @@ from cow.live.merging import count_merged, merge_maps, next_to_merge, without
 class Chain:
     """Thread-safe; a change waits for the disk, and for the one before it."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._turn = store, threading.Lock()
+    def __init__(self, store: Store, releases: ReleaseQueue) -> None:
+        self._store, self._releases, self._turn = store, releases, threading.Lock()
         self._note_hidden()
 
     def enter(self, cut: Cut, facts: CutHeader) -> list[Cut]:
@@ -42,6 +43,7 @@ class Chain:
                 raise SnapshotEnded(f"cut {generation} has ended")
             gone = change_cuts(store, without(store.header.cuts, generation))
             self._note_hidden()
+            self._tell_oldest()
             if not store.header.shown:
                 on_none()
         return gone
@@ -74,12 +76,19 @@ class Chain:
                 return None  # the ones before it are gone, and it with them
             change_cuts(store, [one for one in store.header.cuts if one.generation != generation])
             count_merged(cuts[at - 1], cuts[at])
+            # The one before may have released what was copied for it; and it has more itself than the one that is
+            # gone had, so less of the one behind is needed.
+            self._tell_released(cuts[at - 1])
+            self._tell_released(cuts[at + 1])
         return cuts[at]
 
     def tell_of_change(self) -> None:
         """See there."""
         with self._turn:
             tell_of_change(self._store)
+            self._tell_oldest()
+
+    # --- the compactor ---------------------------------------------------------------------------------------
 
     def _note_hidden(self) -> None:
         """None that is hidden now is merged before the compactor has seen this list: it may be giving back, or
@@ -89,3 +98,15 @@ class Chain:
     @property
     def _is_followed(self) -> bool:
         return self._store.control[Counter.FOLLOWED_HEADERS] >= self._hidden_headers
+
+    def _tell_oldest(self) -> None:
+        """Nobody reads through it any more."""
+        for cut in self._store.cuts:
+            if cut.numbers.is_kept:
+                self._tell_released(cut)
+                return
+
+    def _tell_released(self, cut: Cut) -> None:
+        """Of what is released in it, fewer may need the records than did."""
+        if cut.numbers[CutCounter.RELEASED_BLOCKS]:
+            self._releases.put(ReleasedRange(cut.generation, 0, cut.released.block_count))
