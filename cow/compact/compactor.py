@@ -18,6 +18,7 @@ from cow.compact.followed import Followed
 from cow.compact.giveback import GiveBack
 from cow.compact.needs import Needs
 from cow.compact.records import Encoder, RecordWriter
+from cow.compact.released import Released
 from cow.compact.runs import Piece, Run, find_neighbours, join
 from cow.compact.squeeze import Squeezer
 from cow.disk.bitmaps import Bitmap
@@ -51,6 +52,7 @@ class Compactor:
         self._store, self._control, self._staging = store, store.control, store.staging
         self._encoder, self._direct = Encoder(), DirectWriter(store.files)
         self._followed = Followed(store)
+        self._released = Released(store, self._followed)
         self._records = self._new_records()
         self._begin()
         self._step_slots = max(1, _STEP_BYTES // store.header.block_bytes)
@@ -125,7 +127,7 @@ class Compactor:
             if self._cut is before:
                 # What the one before it needs may be less than it was.
                 self._needs.older = self._older_settled
-                self._give_back = GiveBack(self._store, self._cut, self._needs)
+                self._released.look_at(self._cut.generation)
                 return
             self._records.close()
             self._records = self._new_records()
@@ -142,8 +144,9 @@ class Compactor:
     def _begin(self) -> None:
         """With what is released and squeezed of the cut."""
         self._needs = Needs(self._cut.released, self._older_settled)
-        self._give_back = GiveBack(self._store, self._cut, self._needs)
-        self._squeezer = Squeezer(self._store, self._cut, self._records, self._give_back, self._needs)
+        self._released.look_at(self._cut.generation)
+        give_back = GiveBack(self._store, self._cut, self._needs)
+        self._squeezer = Squeezer(self._store, self._cut, self._records, give_back, self._needs)
 
     def _move(self, seq: int, count: int) -> None:
         runs = self._collect(seq, count)
@@ -201,12 +204,12 @@ class Compactor:
     def give_back(self) -> bool:
         """Give the space of some released records back to the disk; False when there are none."""
         self._follow_cut()
-        return self._give_back.step()
+        return self._released.give_back()
 
     @property
     def is_done(self) -> bool:
         """Whether nothing waits to be moved, and nothing was released since `give_back` last found nothing."""
-        return not self.backlog_slots and self._give_back.is_done
+        return not self.backlog_slots and self._released.is_done
 
     def drain(self) -> None:
         """Move everything that is committed; OSError when the store cannot take it."""
@@ -220,4 +223,5 @@ class Compactor:
     def close(self) -> None:
         self._encoder.close()
         self._records.close()
+        self._released.close()
         self._followed.close()

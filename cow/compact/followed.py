@@ -94,6 +94,31 @@ class Followed:
             if one not in opened:
                 cut.let_go()
 
+    # --- the others of the list ------------------------------------------------------------------------------
+
+    @property
+    def generations(self) -> list[int]:
+        """Of all cuts of the list, oldest first."""
+        return [one.generation for one in self._header.cuts]
+
+    def may_lose_records(self, generation: int) -> bool:
+        """Whether records of that cut may be given back now: no entry that names one is being copied, from it or
+        into it. A cut is merged when it is hidden and there is a newer one, and not before this list was looked at,
+        nor before all of its slots are moved; so that is not true of the one that is followed. One after that has its
+        turn later."""
+        if generation >= self.cut.generation:
+            return generation == self.cut.generation
+        facts, later = self._header.cut_of(generation), self._header.next_of(generation)
+        is_merging_in = later is not None and later.is_hidden and later is not self._header.cut
+        return facts is not None and not facts.is_hidden and not is_merging_in
+
+    def hold(self, generation: int) -> Cut:
+        """A cut of the list, to be let go. OSError, ValueError, CowError: it is gone, or damaged."""
+        for cut in (self.older, self.cut, self.later):
+            if cut is not None and cut.generation == generation:
+                return cut.hold()
+        return self._store.open_cut(generation, writable=True, header=self._header)
+
     def remove_needless(self) -> None:
         """Remove the segments that no cut has any more, and those of the oldest ones as long as these are lost."""
         self._remove_needless(self._store.ended())

@@ -43,51 +43,22 @@ class GiveBack:
 
     def __init__(self, store: Store, cut: Cut, needs: Needs) -> None:
         self._control, self._files, self._cut, self._needs = store.control, store.files, cut, needs
-        self._releases, self._is_power = store.releases, store.header.durability is Durability.POWER
-        # What was released before this process began, nobody tells.
-        self._pieces = self._all_pieces() if cut.numbers[CutCounter.RELEASED_BLOCKS] else iter(())
+        self._is_power = store.header.durability is Durability.POWER
 
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing was released since the last `step` that returned False."""
-        return self._releases.is_empty
-
-    def step(self) -> bool:
-        """Give back what a piece of the released blocks holds; False when there is no such piece.
-
-        What the disk does not take back stays taken until the snapshot ends, and nothing else is wrong.
-        """
-        piece = next(self._pieces, None)
-        if piece is None:
-            self._pieces = self._next_pieces()
-            piece = next(self._pieces, None)
-        if piece is None:
-            return False
-        if self._cut.numbers.is_kept:
-            self.give_back(*piece)
-        return True
-
-    def _next_pieces(self) -> Iterator[tuple[int, int]]:
-        if self._releases.has_overflowed():
-            return self._all_pieces()
-        while (released := self._releases.take()) is not None:
-            # Of a cut before: gone with it. Of the next: its bits are looked at when it is followed.
-            if released.generation == self._cut.generation:
-                return self._pieces_of(released.first, released.end)
-        return iter(())
-
-    def _all_pieces(self) -> Iterator[tuple[int, int]]:
-        return (piece for run in self._cut.released.set_runs() for piece in self._pieces_of(*run))
+    def pieces(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """What is released of these blocks, a piece at a time, where the index has anything: most of a large range
+        is a hole."""
+        return (piece for run in self._cut.released.set_runs(first, end) for piece in self._pieces_of(*run))
 
     def _pieces_of(self, first: int, end: int) -> Iterator[tuple[int, int]]:
-        """Where the index has anything: most of a large range is a hole."""
         for offset, length in self._cut.index.file.data_ranges(first * ENTRY_BYTES, end * ENTRY_BYTES):
             high = (offset + length) // ENTRY_BYTES
             for low in range(offset // ENTRY_BYTES, high, _PIECE_BLOCKS):
                 yield low, min(low + _PIECE_BLOCKS, high)
 
     def give_back(self, first: int, end: int) -> None:
-        """Free the records of the released blocks `first` to `end`."""
+        """Free the records of the released blocks `first` to `end`. What the disk does not take back stays taken
+        until the snapshot ends, and nothing else is wrong."""
         # By offset: a record whose blocks come in two pieces of the range is found twice.
         found: dict[int, dict[int, tuple[Place, int]]] = {}
         with contextlib.ExitStack() as opened:

@@ -47,6 +47,8 @@ class Cut:
     numbers: CutNumbers
     segments: Segments
     is_over: bool = False
+    # Of who changes what is lost of it, or excused, and the numbers of that, in the live server.
+    counting: threading.Lock = field(default_factory=threading.Lock)
     _holders: int = 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -1,11 +1,12 @@
 """What was released, on its way from the live server to the compactor, which gives the copies of it back.
 
 A few ranges of blocks in memory that both inherit; one process puts, one takes. When there is no room for another
-range the compactor is told to look at the whole map of released blocks instead: it never misses one.
+range the compactor is told to look at the whole maps of released blocks instead: it never misses one.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import NamedTuple
 
 # How often was put, taken, and found full; then the ranges, round and round.
@@ -26,20 +27,22 @@ class ReleaseQueue:
     def __init__(self, page: memoryview) -> None:
         self._numbers = page.cast("Q")
         self._room = (len(self._numbers) - _RANGES) // len(ReleasedRange._fields)
+        self._putting = threading.Lock()
         # A compactor looks at the whole map when it starts.
         self._seen_full = self._numbers[_FULL]
 
     def put(self, released: ReleasedRange) -> None:
-        """For the live server: its bits are set."""
-        numbers, number = self._numbers, self._numbers[_PUT]
-        if number - numbers[_TAKEN] >= self._room:
-            numbers[_FULL] += 1
-            return
-        at = self._place(number)
-        for place, value in enumerate(released, at):
-            numbers[place] = value
-        # Last: from here on it may be taken.
-        numbers[_PUT] = number + 1
+        """For the live server, which uses one queue in all its threads: its bits are set."""
+        with self._putting:
+            numbers, number = self._numbers, self._numbers[_PUT]
+            if number - numbers[_TAKEN] >= self._room:
+                numbers[_FULL] += 1
+                return
+            at = self._place(number)
+            for place, value in enumerate(released, at):
+                numbers[place] = value
+            # Last: from here on it may be taken.
+            numbers[_PUT] = number + 1
 
     def take(self) -> ReleasedRange | None:
         """For the compactor: the next one, None when there is none."""

@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from cow.disk.cut import Cut
 from cow.disk.header import CutHeader
+from cow.disk.layout import Counter, CutCounter
+from cow.disk.releases import ReleasedRange, ReleaseQueue
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.live.cutting import change_cuts, enter_cut, tell_of_change
@@ -21,13 +23,16 @@ from cow.live.merging import count_merged, merge_maps, next_to_merge, without
 class Chain:
     """Thread-safe; a change waits for the disk, and for the one before it."""
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._turn = store, threading.Lock()
+    def __init__(self, store: Store, releases: ReleaseQueue) -> None:
+        self._store, self._releases, self._turn = store, releases, threading.Lock()
+        self._note_hidden()
 
     def enter(self, cut: Cut, facts: CutHeader) -> list[Cut]:
         """See `enter_cut`."""
         with self._turn:
-            return enter_cut(self._store, cut, facts)
+            gone = enter_cut(self._store, cut, facts)
+            self._note_hidden()
+        return gone
 
     def forget(self, generation: int, on_none: Callable[[], None]) -> list[Cut]:
         """A snapshot is over; `on_none` is called when it was the last, before there can be another. OSError: nothing
@@ -37,6 +42,8 @@ class Chain:
             if not any(one.generation == generation for one in store.header.shown):
                 raise SnapshotEnded(f"cut {generation} has ended")
             gone = change_cuts(store, without(store.header.cuts, generation))
+            self._note_hidden()
+            self._tell_oldest()
             if not store.header.shown:
                 on_none()
         return gone
@@ -57,7 +64,8 @@ class Chain:
         """Merge a hidden cut into the one before it; None when there is none that can be merged now. One at a time.
         OSError: the disk refuses; it can be tried again."""
         store = self._store
-        generation = next_to_merge(store)
+        with self._turn:
+            generation = next_to_merge(store) if self._is_followed else None
         if generation is None:
             return None
         merge_maps(store, generation)
@@ -68,9 +76,37 @@ class Chain:
                 return None  # the ones before it are gone, and it with them
             change_cuts(store, [one for one in store.header.cuts if one.generation != generation])
             count_merged(cuts[at - 1], cuts[at])
+            # The one before may have released what was copied for it; and it has more itself than the one that is
+            # gone had, so less of the one behind is needed.
+            self._tell_released(cuts[at - 1])
+            self._tell_released(cuts[at + 1])
         return cuts[at]
 
     def tell_of_change(self) -> None:
         """See there."""
         with self._turn:
             tell_of_change(self._store)
+            self._tell_oldest()
+
+    # --- the compactor ---------------------------------------------------------------------------------------
+
+    def _note_hidden(self) -> None:
+        """None that is hidden now is merged before the compactor has seen this list: it may be giving back, or
+        storing again, what the entries to be copied name."""
+        self._hidden_headers = self._store.control[Counter.HEADERS]
+
+    @property
+    def _is_followed(self) -> bool:
+        return self._store.control[Counter.FOLLOWED_HEADERS] >= self._hidden_headers
+
+    def _tell_oldest(self) -> None:
+        """Nobody reads through it any more."""
+        for cut in self._store.cuts:
+            if cut.numbers.is_kept:
+                self._tell_released(cut)
+                return
+
+    def _tell_released(self, cut: Cut) -> None:
+        """Of what is released in it, fewer may need the records than did."""
+        if cut.numbers[CutCounter.RELEASED_BLOCKS]:
+            self._releases.put(ReleasedRange(cut.generation, 0, cut.released.block_count))

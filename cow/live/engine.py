@@ -37,7 +37,7 @@ from cow.live.claiming import Claiming
 from cow.live.heartbeat import Heartbeat
 from cow.live.overflow import Event, OverflowPolicy
 from cow.live.pace import Pace
-from cow.live.relief import Relief
+from cow.live.relief import Reliefs
 from cow.live.room import Room
 from cow.live.size import BufferSize
 from cow.live.syncing import Syncer
@@ -67,7 +67,8 @@ class LiveEngine:
         self._cut, self._numbers = store.cut, store.cut.numbers
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._chain = Chain(store)
+        releases = store.releases
+        self._chain = Chain(store, releases)
         self._gate, self.size = Gate(self._changed), BufferSize(store)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
         self._on_beat, self._missed_pages = on_beat, missing_pages[0]
@@ -91,7 +92,7 @@ class LiveEngine:
         self._claiming = Claiming(
             store, image, self._lock, self._changed, self._gate, self.room, self.size, wake_compactor
         )
-        self._relief = Relief(store, store.cut, self._lock, self._claiming.claims)
+        self._reliefs = Reliefs(store, self._lock, releases, self._claiming.claims)
 
     # --- reading ---------------------------------------------------------------------------------------------
 
@@ -241,7 +242,7 @@ class LiveEngine:
             with self._lock:
                 self._cut, self._numbers = cut, cut.numbers
                 ended = self._claiming.begin_cut(cut, preserver)
-                self._relief = Relief(self._store, cut, self._lock, self._claiming.claims)
+                self._reliefs.begin_cut(cut, self._claiming.claims)
                 self._image.forget()
                 self.room.begin_cut()
         with contextlib.suppress(OSError):
@@ -279,20 +280,17 @@ class LiveEngine:
         if not any(cut.numbers.is_kept for cut in self._store.older) and self._numbers.is_kept:
             # What is not settled for want of room is owed, which is right.
             with contextlib.suppress(OSError, SnapshotEnded):
-                self._relief.settle_again()
+                self._reliefs.newest.settle_again()
 
     def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut) -> int:
         """The map of `cut` is known: see `Relief.settle_free`. Of one that is over nothing is done."""
-        relief = self._relief
+        relief = self._reliefs.newest
         return relief.settle_free(free_runs) if relief.cut is cut else 0
 
     def release(self, first: int, end: int, cut: Cut | None = None) -> int:
-        """The imager has these blocks of `cut` (the present one): see `Relief.release`."""
-        relief = self._relief
-        if cut not in (None, relief.cut):
-            raise SnapshotEnded("a newer cut replaced the one that is released")
+        """The imager has these blocks of `cut`, without it the present one: see `Relief.release`."""
         try:
-            return relief.release(first, end)
+            return self._reliefs.of(cut or self._reliefs.newest.cut).release(first, end)
         finally:
             self._wake_compactor()
 

@@ -102,6 +102,11 @@ def _missing_bytes(cut: Cut) -> int:
 
 def count_merged(older: Cut, cut: Cut) -> None:
     """The numbers of what was merged; once, when the header names `cut` no more."""
+    with older.counting:
+        _count_merged(older, cut)
+
+
+def _count_merged(older: Cut, cut: Cut) -> None:
     numbers = older.numbers
     numbers[CutCounter.SETTLED_BLOCKS] = older.settled.count()
     numbers[CutCounter.CHANGED_BLOCKS] = older.changed.count()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 from cow.disk.bitmaps import Bitmap
 from cow.disk.blocks import count_lost
 from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter, Durability
-from cow.disk.releases import ReleasedRange
+from cow.disk.releases import ReleasedRange, ReleaseQueue
 from cow.disk.seal import free_is_noted, seal_free
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
@@ -42,11 +43,14 @@ class _Claimed:
 
 
 class Relief:
-    """For one cut of `store`; does nothing once that is over. `lock` is the engine's."""
+    """For one cut of `store`; does nothing once that is over. `lock` is the engine's, `claims` are those of its time
+    as the newest: in an older cut nobody preserves."""
 
-    def __init__(self, store: Store, cut: Cut, lock: threading.Lock, claims: Claims) -> None:
+    def __init__(
+        self, store: Store, cut: Cut, lock: threading.Lock, claims: Claims | None, releases: ReleaseQueue
+    ) -> None:
         self._store, self.cut, self._lock, self._claims = store, cut, lock, claims
-        self._numbers, self._releases = cut.numbers, store.releases
+        self._numbers, self._releases = cut.numbers, releases
         # One after the other: else each would leave out what the other is just at, and excuse a lost block twice.
         self._turn = threading.Lock()
         self._is_power = store.header.durability is Durability.POWER
@@ -113,7 +117,8 @@ class Relief:
     def release(self, first: int, end: int) -> int:
         """The imager has these blocks: nothing is owed for them, and their copies will be given back.
 
-        Returns how many were not released before. SnapshotEnded: there is a newer cut.
+        Of an older cut they only become unreadable: what is settled in that never changes any more. Returns how many
+        were not released before. SnapshotEnded: there is no such snapshot any more.
         """
         with self._turn, self.cut.held():
             try:
@@ -125,14 +130,14 @@ class Relief:
     def _release(self, first: int, end: int) -> int:
         cut, count, parts = self.cut, 0, Runs()
         for low, high in _pieces(first, end):
-            self._check()
+            self._check_shown()
             # Released before settled: a reader that finds a block settled looks at this last.
             count += self._note_released(low, high, parts)
         if self._is_power:
             # A power loss must not make a block look owed that was overwritten without being preserved.
             self._store.files.sync(cut.released.file.fd)
         for part in parts:
-            self._check()
+            self._check_shown()
             self._settle_unneeded(*part, cut.released)
         return count
 
@@ -142,20 +147,30 @@ class Relief:
         with self._claimed(first, end) as claims:
             for claim in claims:
                 part = claim.first, claim.end
-                lost, before = self._count_lost(*part), released.count_set(*part)
-                released.set_range(*part)
+                # Before the turn at counting, which a merge waits for: this may wait for the disk.
+                released.allocate(*part)
+                with self.cut.counting:
+                    lost, before = self._count_lost(*part), released.count_set(*part)
+                    released.set_range(*part)
+                    now = claim.end - claim.first - before
+                    with self._lock:
+                        numbers[CutCounter.RELEASED_BLOCKS] += now
+                        numbers.put(CutCounter.EXCUSED_BLOCKS, numbers[CutCounter.EXCUSED_BLOCKS] + lost)
                 parts.append(part)
-                now = claim.end - claim.first - before
                 count, excused = count + now, excused + lost
-                with self._lock:
-                    numbers[CutCounter.RELEASED_BLOCKS] += now
-                    numbers.put(CutCounter.EXCUSED_BLOCKS, numbers[CutCounter.EXCUSED_BLOCKS] + lost)
         if excused:
             numbers.keep()
         return count
 
-    def _claimed(self, first: int, end: int) -> _Claimed:
+    def _claimed(self, first: int, end: int) -> AbstractContextManager[list[Claim]]:
+        if self._claims is None or self._store.cut is not self.cut:
+            return nullcontext([Claim(first, end)])
         return _Claimed(self._lock, self._claims, first, end)
+
+    def _check_shown(self) -> None:
+        facts = self._store.header.cut_of(self.cut.generation)
+        if facts is None or facts.is_hidden:
+            raise SnapshotEnded(f"cut {self.cut.generation} has ended")
 
     def _check(self) -> None:
         if self.cut.is_over:
@@ -171,7 +186,9 @@ class Relief:
         """Settle what the cut before does not need; how many were owed. What is not settled there, that one has in
         this one: it is owed whatever this one's readers need. One that is lost needs nothing, and lets nobody read
         through it."""
-        if not self._store.older and self._store.cut is self.cut:
+        if self._store.cut is not self.cut:
+            return 0
+        if not self._store.older:
             return self._settle(first, end, reason)
         cuts = self._store.hold_cuts()
         try:
@@ -190,13 +207,40 @@ class Relief:
         assert reason.all_set(first, end), f"blocks {first} to {end - 1} would be settled for no reason"
         with self._claimed(first, end) as claims:
             for claim in claims:
-                before = settled.count_set(claim.first, claim.end)
-                settled.set_range(claim.first, claim.end)
-                now = claim.end - claim.first - before
+                with self.cut.counting:
+                    before = settled.count_set(claim.first, claim.end)
+                    settled.set_range(claim.first, claim.end)
+                    now = claim.end - claim.first - before
+                    with self._lock:
+                        self._numbers[CutCounter.SETTLED_BLOCKS] += now
                 count += now
-                with self._lock:
-                    self._numbers[CutCounter.SETTLED_BLOCKS] += now
         return count
+
+
+class Reliefs:
+    """The `Relief` of each cut of `store`: each has one owner of what is released in it. Thread-safe."""
+
+    def __init__(self, store: Store, lock: threading.Lock, releases: ReleaseQueue, claims: Claims) -> None:
+        self._store, self._lock, self._releases = store, lock, releases
+        self._making = threading.Lock()
+        self._known: dict[int, Relief] = {}
+        self.begin_cut(store.cut, claims)
+
+    def begin_cut(self, cut: Cut, claims: Claims) -> None:
+        """It is the newest (lock held)."""
+        self.newest = Relief(self._store, cut, self._lock, claims, self._releases)
+        with self._making:
+            self._known = {at: one for at, one in self._known.items() if one.cut.is_open}
+            self._known[cut.generation] = self.newest
+
+    def of(self, cut: Cut) -> Relief:
+        """That of a cut, also of an older one. SnapshotEnded: it is over, or is just being made the newest."""
+        with self._making:
+            if cut.generation not in self._known:
+                if not any(one is cut for one in self._store.older):
+                    raise SnapshotEnded(f"cut {cut.generation} has ended")
+                self._known[cut.generation] = Relief(self._store, cut, self._lock, None, self._releases)
+            return self._known[cut.generation]
 
 
 def _pieces(first: int, end: int) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 
+from cow.disk.bitmaps import Bitmap
 from cow.disk.blocks import Kind, Run, entry_runs
 from cow.disk.codec import slot_checksums, slot_seed
 from cow.disk.cut import Cut
@@ -147,8 +148,8 @@ def distrust_index(store: Store) -> None:
             if entry:
                 is_merged = kind is Kind.STORED and generations.get(unpack_place(entry).segment_no, own) != own
                 cut.index.set_stored(low, high, 0 if is_merged else LOST_ENTRY)
-    for low, high in cut.released.set_runs():
-        # What was released may be gone, and is never read.
+    for low, high in _unneeded(store, cut.released):
+        # It may be gone, and is never read.
         for first, entries in cut.index.filled_runs(low, high):
             cut.index.set_stored(first, first + len(entries), 0)
 
@@ -195,13 +196,19 @@ def settle_preserved(store: Store) -> None:
         for _, low, high, entry in entry_runs(first, entries):
             if entry and not cut.settled.all_set(low, high):
                 cut.settled.set_range(low, high)
-    # What the cut before has in this one stays owed, whatever this one's readers need.
-    older = store.older[-1].settled if store.older and store.older[-1].numbers.is_kept else None
     for given in (cut.free, cut.released):
-        for first, end in given.set_runs():
-            for is_set, low, high in older.runs(first, end) if older is not None else ((True, first, end),):
-                if is_set and not cut.settled.all_set(low, high):
-                    cut.settled.set_range(low, high)
+        for low, high in _unneeded(store, given):
+            if not cut.settled.all_set(low, high):
+                cut.settled.set_range(low, high)
+
+
+def _unneeded(store: Store, given: Bitmap) -> Iterator[tuple[int, int]]:
+    """What of the blocks that the cut's own readers do not need the one before does not have in it either."""
+    older = store.older[-1].settled if store.older and store.older[-1].numbers.is_kept else None
+    for first, end in given.set_runs():
+        for is_set, low, high in older.runs(first, end) if older is not None else ((True, first, end),):
+            if is_set:
+                yield low, high
 
 
 def assume_changed(store: Store) -> None:

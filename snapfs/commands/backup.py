@@ -95,9 +95,8 @@ def _check_options(options: BackupOptions) -> None:
                 raise UsageError(f"{name} needs a DEST that can be read back; name a file instead of -.")
         if os.isatty(sys.stdout.fileno()):
             raise UsageError("The standard output is a terminal; pipe the backup somewhere, or name a file.")
-    for is_asked, name in ((options.cut is not None, "--cut"), (options.release, "--release")):
-        if is_asked and options.snapshot is not None:
-            raise UsageError(f"{name} is about the newest snapshot; leave out --snapshot, or {name}.")
+    if options.cut is not None and options.snapshot is not None:
+        raise UsageError("--cut makes a new snapshot, and --snapshot names one; leave out one of them.")
     if options.resume and options.cut is not None:
         raise UsageError("--resume goes on with an old cut, and --cut makes a new one; leave out one of them.")
 

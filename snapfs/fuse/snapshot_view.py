@@ -58,6 +58,11 @@ class SnapshotView(SnapshotImage, View):
         newest = self.newest
         self.image_inode = NO_INODE if newest is None else pyfuse3.InodeT(IMAGE_INODE + newest.generation)
 
+    @property
+    def shown_inodes(self) -> list[pyfuse3.InodeT]:
+        """Of all that may be opened, the newest too."""
+        return [pyfuse3.InodeT(IMAGE_INODE + one.generation) for one in self.header.shown]
+
     # --- those with a name -----------------------------------------------------------------------------------
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:

@@ -6,7 +6,7 @@ import logging
 
 import trio
 
-from cow import LiveEngine, SnapshotEnded
+from cow import Cut, LiveEngine, SnapshotEnded
 from snapfs.errors import SnapfsError
 from snapfs.protocol import Release, Released
 from snapfs.servers.instance import Instance
@@ -24,29 +24,24 @@ class Releases:
         self._turn = trio.Lock()
 
     async def release(self, request: Release) -> Released:
-        """Whole blocks of the range only. SnapfsError: the snapshot has ended, or is not the newest."""
-        self._check_present(request)
+        """Whole blocks of the range only. SnapfsError: the snapshot has ended."""
+        cut = self._cut_of(request)
         first, end = self._engine.geometry.inner_span(request.offset, request.length)
         if first >= end:
             return Released(0)
-        await self._maps.until_done()
+        if cut is self._instance.store.cut:
+            await self._maps.until_done()
         async with self._turn:
             # It may have waited for long.
-            self._check_present(request)
+            cut = self._cut_of(request)
             request.check_time()
             try:
-                count = await trio.to_thread.run_sync(self._engine.release, first, end, self._instance.store.cut)
+                count = await trio.to_thread.run_sync(self._engine.release, first, end, cut)
             except SnapshotEnded as error:
                 raise SnapfsError(f"The snapshot {request.id} has ended; nothing was released.") from error
-        _LOG.debug("released %d of the blocks %d to %d", count, first, end - 1)
+        _LOG.debug("cut %d: released %d of the blocks %d to %d", cut.generation, count, first, end - 1)
         self._instance.released.ring()
         return Released(count)
 
-    def _check_present(self, request: Release) -> None:
-        store = self._instance.store
-        facts, cut = shown_cut(store, request.id)
-        if cut is not store.cut:
-            raise SnapfsError(
-                f"The snapshot {facts.name or request.id} is not the newest any more, and only of that one parts can "
-                "be released; delete it (snapfs delete) when all of it is safely elsewhere."
-            )
+    def _cut_of(self, request: Release) -> Cut:
+        return shown_cut(self._instance.store, request.id).cut

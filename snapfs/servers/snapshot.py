@@ -135,7 +135,8 @@ class SnapshotServer:
             await trio.lowlevel.wait_readable(self._instance.released.fd)
             self._instance.released.hush()
             _LOG.debug("the kernel drops its pages, for some blocks are released or free")
-            await trio.to_thread.run_sync(session.drop_pages, view.image_inode)
+            for inode in view.shown_inodes:
+                await trio.to_thread.run_sync(session.drop_pages, inode)
 
     def _present_store(self) -> Store:
         """The store as opened by the supervisor, if need be with the header and the maps of a later cut."""

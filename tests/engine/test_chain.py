@@ -375,6 +375,27 @@ def test_a_damaged_copy_is_never_replaced_by_a_later_one(chain: Chain, is_merged
     assert chain.read("last") == chain.expected["last"]
 
 
+def test_a_released_copy_is_never_replaced_by_a_later_one(make_rig: MakeRig) -> None:
+    """It is damaged, and the snapshot before needs it; then the power is lost."""
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=Durability.POWER)
+    rig.open()
+    chain = Chain(rig)
+    for name in ("a", "b", "c", "last"):
+        chain.cut(name)
+        chain.write(0 if name in "bc" else 32, 8, len(chain.expected) + 1)
+        if name == "b":
+            rig.engine.release(0, 8)
+    (segment,) = (rig.store_path / "segments").glob(f"*-{chain.generation('b'):08d}")
+    chain.delete("c")
+    assert chain.merge() == 1
+    rig.rules.are_kept = False
+    rig.abandon()
+    segment.unlink()
+    rig.open(NEXT_BOOT)
+    with pytest.raises(Damaged):
+        chain.read("a", 1)
+
+
 def test_a_block_that_was_lost_stays_so_whatever_is_merged(make_rig: MakeRig) -> None:
     rig = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=32)
     rig.spoil(3)

@@ -257,11 +257,17 @@ class ChainMachine(RuleBasedStateMachine):
         if self.is_newest_shown:
             self.snapshots[generation].free = set(range(*run))
 
-    @precondition(lambda self: self.is_newest_shown)
-    @rule(run=RUN)
-    def release(self, run: tuple[int, int]) -> None:
-        self.rig.engine.release(*run)
-        self.snapshots[self.rig.cut.generation].released |= set(range(*run))
+    @precondition(lambda self: self.snapshots)
+    @rule(run=RUN, data=st.data())
+    def release(self, run: tuple[int, int], data: st.DataObject) -> None:
+        """Of any, most often the newest."""
+        generations = sorted(self.snapshots)
+        generation = data.draw(st.sampled_from([*generations, *generations[-1:] * 3]))
+        assert self.rig.store is not None
+        cut = next(cut for cut in self.rig.store.cuts if cut.generation == generation)
+        if not self.snapshots[generation].is_over:
+            self.rig.engine.release(*run, cut)
+            self.snapshots[generation].released |= set(range(*run))
 
     @rule(blocks=st.sampled_from(LIMITS))
     def limit(self, blocks: int) -> None:

@@ -13,6 +13,7 @@ from engine_rig import Rig, pattern
 import cow.disk.files
 import cow.live.durable
 import cow.live.relief
+from cow.compact.giveback import GiveBack
 from cow.disk.cut import Cut
 from cow.disk.files import Files
 from cow.disk.filesystems import Storing
@@ -117,14 +118,14 @@ def test_what_is_given_back_may_be_of_a_cut_that_ends_meanwhile(
     rig.compactor.drain()
     rig.engine.release(0, 64)
     left: list[Cut] = []
-    give_back = rig.compactor._give_back.give_back
+    real = GiveBack.give_back
 
-    def cut_first(first: int, end: int) -> None:
+    def cut_first(give_back: GiveBack, first: int, end: int) -> None:
         left.append(new_cut(rig))
         left[0].let_go()
-        give_back(first, end)
+        real(give_back, first, end)
 
-    monkeypatch.setattr(rig.compactor._give_back, "give_back", cut_first)
+    monkeypatch.setattr(GiveBack, "give_back", cut_first)
     rig.give_back()
     assert left
     assert rig.snapshot() == NEW + OLD[len(NEW) :]

@@ -12,7 +12,9 @@ import pytest
 from engine_rig import NEXT_BOOT, Rig, pattern
 
 from cow.compact.compactor import Compactor
+from cow.compact.giveback import GiveBack
 from cow.disk.codec import encode
+from cow.disk.cut import Cut
 from cow.disk.files import Files
 from cow.disk.header import Header, cut_header, write_header
 from cow.disk.layout import CutCounter, Durability, State
@@ -221,7 +223,7 @@ def test_what_is_left_of_a_released_record_forges_none(make_rig: MakeRig, monkey
         rig.write(block_no * size, b"n" * count * size)
     rig.engine.release(2, 34)
     # Killed when its header was zeros, and nothing else.
-    monkeypatch.setattr(rig.compactor._give_back, "_make_hole", lambda fd, start, stop: None)
+    monkeypatch.setattr(GiveBack, "_make_hole", lambda self, fd, start, stop: None)
     rig.give_back()
     assert forged[:40] in rig.cut.segments.path(1).read_bytes()
     rig.abandon()
@@ -270,3 +272,34 @@ def test_a_compactor_that_begins_while_a_cut_may_be_refused_removes_nothing(
         rig.engine.begin_cut(cut, cut_header(rig.image, cut.generation))
     discard_cut(cut)
     assert rig.snapshot() == OLD
+
+
+def test_nothing_is_merged_while_what_it_has_is_given_back(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else an entry would be copied that names a record which is gone a moment later."""
+    rig = make_rig(OLD, staging_slots=4 * BLOCKS)
+    rig.open()
+    rig.make_cut("a")
+    reader = rig.reader
+    rig.make_cut("b")
+    rig.write(0, NEW)
+    rig.compactor.drain()
+    rig.engine.release(0, BLOCKS)
+    generation, real, merged = rig.cut.generation, GiveBack.give_back, list[Cut | None]()
+
+    def merge_first(give_back: GiveBack, first: int, end: int) -> None:
+        monkeypatch.undo()
+        rig.make_cut("c")
+        rig.engine.forget_cut(generation)
+        merged.append(rig.engine.merge_cut())
+        real(give_back, first, end)
+
+    monkeypatch.setattr(GiveBack, "give_back", merge_first)
+    rig.give_back()
+    assert reader.read(0, len(OLD)) == OLD
+    assert merged == [None]
+    (gone,) = [rig.engine.merge_cut()]
+    assert gone is not None
+    gone.let_go()
+    assert reader.read(0, len(OLD)) == OLD
