@@ -6,7 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,6 +134,7 @@ class FakeReader:
 class FakeStore:
     header: Any
     cut: Any
+    open_segments: Any = field(default_factory=lambda: SimpleNamespace(close=lambda: None))
 
 
 def store(generation: int) -> Any:
