@@ -1,6 +1,6 @@
 """`snapfs revert`: the live image becomes what a snapshot shows.
 
-    close-live        nobody uses the live view, and from here on nobody can
+    close-live        nobody uses the live view, and from here on nobody can; the target can be read, and stays
     name              a target without one, which the next cut would replace
     prepare-cut, cut  what was since is a snapshot of its own, unless it is discarded; there is nothing to freeze
     cut-facts
@@ -64,7 +64,7 @@ def revert(path: Path, name: str, confirm: Callable[[str], bool], *, discard: bo
         instance.check_live()
     with ExitStack() as stack:
         instance.connect(stack)
-        instance.server.ask(CloseLive(deadline_s=deadline_in(_CLOSE_TIMEOUT_S)))
+        instance.server.ask(CloseLive(id=target["id"], deadline_s=deadline_in(_CLOSE_TIMEOUT_S)))
         kept = kept_id = None
         if not discard and not is_half_way:
             if not target["name"]:

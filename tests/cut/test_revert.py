@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,36 @@ def test_a_snapshot_that_was_released_is_refused_before_anything_is_written(inst
     assert snapfs("release", instance.live, "--all").returncode == 0
     assert "were released" in refused(instance, "a", "--discard", "--force")
     assert instance.live_file.read_bytes() == since
+
+
+def test_a_refused_one_leaves_no_snapshot_and_ends_none(instance: Mounted) -> None:
+    kept(instance, "a", 0)
+    assert snapfs("release", instance.live, "--all").returncode == 0
+    cut(instance.live)
+    before = instance.status()["snapshots"]
+    assert "were released" in refused(instance, "a")
+    assert [one["id"] for one in instance.status()["snapshots"]] == [one["id"] for one in before]
+
+
+def stopping_revert(ground: CutGround, instance: Mounted, at: str, *words: str) -> subprocess.Popen[str]:
+    """A revert to "a" that stops before the server is asked for that, until it is told to go on."""
+    stopping = (sys.executable, Path(__file__).with_name("stopping_cut.py"), at, "renewed")
+    process = ground.started(*stopping, "revert", instance.live, "a", *words)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopped\n"
+    return process
+
+
+def test_what_is_about_to_be_reverted_to_is_not_deleted(ground: CutGround, instance: Mounted) -> None:
+    content = kept(instance, "a", 0)
+    process = stopping_revert(ground, instance, "revert", "--discard", "--force")
+    done = snapfs("delete", instance.live, "a")
+    assert done.returncode == 1
+    assert "is about to be reverted to that snapshot" in done.stderr
+    _, said = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, said
+    assert instance.live_file.read_bytes() == content
+    assert snapfs("delete", instance.live, "a").returncode == 0
 
 
 # --- one that stops ------------------------------------------------------------------------------------------
