@@ -19,7 +19,7 @@
     cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
     delete       snapfs delete                                   Done           OfSnapshot, Timed
     name         snapfs revert: it stays beside newer ones        Done           OfSnapshot, Timed
-    close-live   snapfs revert: nobody opens the live file       Done           Timed
+    close-live   snapfs revert: nobody opens the live file       Done           OfSnapshot, Timed
     revert       snapfs revert: the image becomes a snapshot     Reverted       OfSnapshot
 
 Rules:
@@ -302,10 +302,10 @@ class NameSnapshot(OfSnapshot, Timed, Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloseLive(Timed, Request[Done]):
-    """For a revert over this connection: refused while anybody has the live file open, which nobody can open from
-    then on until the connection is closed, or until a revert that has begun is done. Waits while somebody else takes
-    a cut."""
+class CloseLive(OfSnapshot, Timed, Request[Done]):
+    """For a revert to that snapshot over this connection: refused when it cannot be read, and while anybody has the
+    live file open, which nobody can open from then on until the connection is closed, or until a revert that has
+    begun is done. Until then the snapshot is not deleted, either. Waits while somebody else takes a cut."""
 
     op, answer = "close-live", Done
 

@@ -46,6 +46,11 @@ class Revert:
         self._geometry, self._files = store.geometry, store.files
         self.blocks = self.done_blocks = self.written_bytes = 0
 
+    def check(self) -> None:
+        """BlockReleased, Damaged: it cannot be reverted to. In a thread."""
+        with self._held_cuts() as cuts:
+            self._count(cuts)
+
     def run(self, check_wanted: Callable[[], None] = lambda: None) -> None:
         """In a thread; waits for the disk. `check_wanted` may raise what it likes between two pieces.
 
@@ -56,7 +61,7 @@ class Revert:
         with self._held_cuts() as cuts:
             self.blocks = self._count(cuts)
             facts = self._store.header.cut_of(self._generation)
-            if facts is None:
+            if facts is None or facts.is_hidden:
                 raise SnapshotEnded(f"cut {self._generation} has ended")
             write_revert_note(self._store.path, facts.snapshot_id, self._files)
             room = self._engine.room

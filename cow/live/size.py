@@ -128,5 +128,5 @@ class BufferSize:
     def shown(self) -> Shown:
         """For status."""
         staged_bytes, stored_bytes = self._look()
-        raw_bytes = sum(cut.numbers[_STORED_RAW_BYTES] for cut in self._store.cuts)
+        raw_bytes = sum(cut.numbers[_STORED_RAW_BYTES] for cut in self._store.cuts if cut.numbers.is_kept)
         return Shown(raw_bytes + staged_bytes, stored_bytes + staged_bytes, staged_bytes)

@@ -154,6 +154,8 @@ def _verify_cut(report: Report, store: Store) -> None:
     cut, numbers = store.cut, store.cut.numbers
     if numbers[CutCounter.STATE] not in State.__members__.values():
         report.add(f"numbers: {numbers[CutCounter.STATE]} is no state")
+    if numbers.state is State.NONE:
+        return  # the last one was deleted: nobody needs anything of it
     if numbers.state is State.OVERFLOWED:
         report.add("the snapshot has overflowed: nothing of it can be read")
         return

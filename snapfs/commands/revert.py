@@ -1,6 +1,6 @@
 """`snapfs revert`: the live image becomes what a snapshot shows.
 
-    close-live        nobody uses the live view, and from here on nobody can
+    close-live        nobody uses the live view, and from here on nobody can; the target can be read, and stays
     name              a target without one, which the next cut would replace
     prepare-cut, cut  what was since is a snapshot of its own, unless it is discarded; there is nothing to freeze
     cut-facts
@@ -12,6 +12,7 @@ one is taken: what was since was kept when that revert began, or was discarded.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,8 +22,9 @@ from typing import Any, Final
 
 from snapfs.chosen import read_chosen
 from snapfs.commands.cut_instance import CutInstance
+from snapfs.commands.status import read_status
 from snapfs.cut_facts import NOTHING_FROZEN
-from snapfs.errors import InterruptedByUserError, UsageError
+from snapfs.errors import InterruptedByUserError, SnapfsError, UsageError
 from snapfs.protocol import CloseLive, NameSnapshot, NoteFacts, RevertTo, TakeCut, deadline_in
 from snapfs.system.discovery import find_store
 from snapfs.system.holders import check_unused
@@ -64,12 +66,20 @@ def revert(path: Path, name: str, confirm: Callable[[str], bool], *, discard: bo
         instance.check_live()
     with ExitStack() as stack:
         instance.connect(stack)
-        instance.server.ask(CloseLive(deadline_s=deadline_in(_CLOSE_TIMEOUT_S)))
+        instance.server.ask(CloseLive(id=target["id"], deadline_s=deadline_in(_CLOSE_TIMEOUT_S)))
+        # From here on it is what it is.
+        status = read_status(store)
+        if is_half_way and status["revert"] is None:
+            raise SnapfsError(
+                f"{instance.image} was half-way back to a snapshot when this began, and by now that has come to its "
+                "end; nothing was done: revert again if it is still meant.",
+                path=instance.image,
+            )
         kept = kept_id = None
         if not discard and not is_half_way:
             if not target["name"]:
-                target["name"] = _name(instance, target)
-            kept = time.strftime("before-revert-%Y%m%dT%H%M%SZ", time.gmtime())
+                target["name"] = _name(instance, target, status)
+            kept = _unused(time.strftime("before-revert-%Y%m%dT%H%M%SZ", time.gmtime()), status)
             kept_id = _keep(instance, kept)
         written_bytes = _revert(instance, target["id"])
     return Done(str(instance.image), target["name"], target["id"], target["taken_at"], written_bytes, kept, kept_id)
@@ -85,9 +95,16 @@ def _check_consent(status: dict[str, Any], confirm: Callable[[str], bool]) -> No
         )
 
 
-def _name(instance: CutInstance, target: dict[str, Any]) -> str:
+def _unused(name: str, status: dict[str, Any]) -> str:
+    """That one, or with a number: times are of whole seconds."""
+    taken = {one["name"] for one in status["snapshots"]}
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if one not in taken)
+
+
+def _name(instance: CutInstance, target: dict[str, Any], status: dict[str, Any]) -> str:
     """Of its time."""
-    name = f"taken-{target['taken_at'].replace('-', '').replace(':', '')}"
+    name = _unused(f"taken-{target['taken_at'].replace('-', '').replace(':', '')}", status)
     instance.server.ask(NameSnapshot(id=target["id"], name=name, deadline_s=deadline_in(_CUT_TIMEOUT_S)))
     return name
 

@@ -1,6 +1,7 @@
 """Reverting the live image to a snapshot, as the live server does it.
 
-    close-live   nobody has the live file open, and from here on nobody opens it; what the kernel held is in the image
+    close-live   nobody has the live file open, and from here on nobody opens it; what the kernel held is in the
+                 image; the target can be read, and is not deleted
     (a cut)      of what was since, over the same connection, so that nothing is written between it and the revert
     revert       see `cow.Revert`; goes on also when nobody waits for its answer any more
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -56,6 +58,8 @@ class Reverts:
     def __init__(self, instance: Instance, engine: LiveEngine, view: LiveView, turns: Turns) -> None:
         self._instance, self._engine, self._view, self._turns = instance, engine, view, turns
         self._closer: Client | None = None
+        # Of whoever has closed it.
+        self._target_id = ""
         self._work: Revert | None = None
         self._is_ending = False
         view.is_closed = self.is_half_way
@@ -71,7 +75,9 @@ class Reverts:
             raise SnapfsError(f"{sentence}; nothing was done.")
 
     def check_is_no_target(self, snapshot_id: str) -> None:
-        """The same when that is the one."""
+        """The same when that is the one, or is to be."""
+        if self._closer is not None and self._target_id == snapshot_id:
+            raise SnapfsError(f"{self._image} is about to be reverted to that snapshot; try again when it is done.")
         target = target_of(self._instance.store)
         if target is not None and target.id == snapshot_id:
             self.check_whole()
@@ -107,17 +113,19 @@ class Reverts:
         return self._instance.view_file(LIVE)
 
     async def close_live(self, request: CloseLive, client: Client) -> None:
-        """SnapfsError: somebody uses it."""
+        """SnapfsError: somebody uses it, or the target cannot be read."""
         if self._work is not None:
             self.check_whole()
         await self._turns.take(client, request.left_s)
-        self._closer, self._view.is_closed = client, True
+        self._closer, self._target_id, self._view.is_closed = client, request.id, True
         with trio.move_on_after(_CLOSING_S):
             while self._view.opened:
                 await trio.sleep(_LOOK_S)
         if self._view.opened:
             raise SnapfsError(f"{self._live_file} is open somewhere; close it and try again (nothing was changed).")
         await trio.to_thread.run_sync(session.write_back)
+        # Before the cut, with which one that has no name may end.
+        await self._do(request.id, Revert.check)
 
     async def on_left(self, client: Client) -> None:
         """The client has closed its connection."""
@@ -132,37 +140,48 @@ class Reverts:
         """Answered when the image is what the snapshot shows. SnapfsError says what is so instead."""
         if self._closer is not client or not self._view.is_closed:
             raise SnapfsError("Only whoever has closed the live view reverts it; try again.")
-        shown = shown_cut(self._instance.store, request.id)
+        facts = shown_cut(self._instance.store, request.id).facts
+        _LOG.info("reverting to %s", facts.name or request.id)
+        name, written_bytes = await self._do(request.id, self._run)
+        await trio.to_thread.run_sync(session.drop_pages, IMAGE_INODE)
+        self._closer, self._view.is_closed = None, False
+        _LOG.info("reverted to %s, %d bytes were written", name, written_bytes)
+        return Reverted(written_bytes)
+
+    async def _do(self, snapshot_id: str, do: Callable[[Revert], None]) -> tuple[str, int]:
+        """In a thread, with a revert to that snapshot: its name, and how much was written."""
+        shown = shown_cut(self._instance.store, snapshot_id)
         name = shown.facts.name or shown.id
         if shown.cut.numbers.state is not State.ACTIVE:
             what = _STATES.get(shown.cut.numbers.state, "cannot be read")
             raise SnapfsError(self._failure(name, f"the snapshot {what}", "revert to another one"))
-        _LOG.info("reverting to %s", name)
         try:
-            written_bytes = await trio.to_thread.run_sync(self._run, shown)
+            return name, await trio.to_thread.run_sync(self._with_revert, shown, do)
         except _Ending as error:
             raise SnapfsError(self._failure(name, "snapfs was told to end", "mount the image again")) from error
         except (CowError, OSError) as error:
             level = logging.ERROR if self.is_half_way else logging.INFO
             _LOG.log(level, "the revert to %s has stopped: %s", name, error)
             raise SnapfsError(self._failure(name, *_reason(error))) from error
-        await trio.to_thread.run_sync(session.drop_pages, IMAGE_INODE)
-        self._closer, self._view.is_closed = None, False
-        _LOG.info("reverted to %s, %d bytes were written", name, written_bytes)
-        return Reverted(written_bytes)
 
-    def _run(self, shown: ShownCut) -> int:
+    def _with_revert(self, shown: ShownCut, do: Callable[[Revert], None]) -> int:
         store = self._instance.store
         cut = store.open_cut(shown.facts.generation, writable=False)
         reader = SnapshotReader(replace(store, cut=cut, older=()), self._instance.image)
-        self._work = work = Revert(store, self._engine, shown.facts.generation, reader.read_into)
+        work = Revert(store, self._engine, shown.facts.generation, reader.read_into)
+        try:
+            do(work)
+        finally:
+            reader.close()
+            cut.let_go()
+        return work.written_bytes
+
+    def _run(self, work: Revert) -> None:
+        self._work = work
         try:
             work.run(self._check_wanted)
         finally:
             self._work = None
-            reader.close()
-            cut.let_go()
-        return work.written_bytes
 
     def _check_wanted(self) -> None:
         if self._is_ending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,52 @@ def test_a_snapshot_that_was_released_is_refused_before_anything_is_written(inst
     assert instance.live_file.read_bytes() == since
 
 
+def test_a_refused_one_leaves_no_snapshot_and_ends_none(instance: Mounted) -> None:
+    kept(instance, "a", 0)
+    assert snapfs("release", instance.live, "--all").returncode == 0
+    cut(instance.live)
+    before = instance.status()["snapshots"]
+    assert "were released" in refused(instance, "a")
+    assert [one["id"] for one in instance.status()["snapshots"]] == [one["id"] for one in before]
+
+
+_WITHOUT_SECONDS = """
+import sys, time
+time.strftime = lambda *_: "before-revert-TIME"
+from snapfs.cli import main
+main()
+"""
+
+
+def test_two_within_a_second_have_names_of_their_own(instance: Mounted) -> None:
+    kept(instance, "a", 0)
+    for _ in range(2):
+        done = snapfs("revert", instance.live, "a", program=(sys.executable, "-c", _WITHOUT_SECONDS))
+        assert done.returncode == 0, done.stderr
+    assert names(instance) == ["a", "before-revert-TIME", "before-revert-TIME-2"]
+
+
+def stopping_revert(ground: CutGround, instance: Mounted, at: str, *words: str) -> subprocess.Popen[str]:
+    """A revert to "a" that stops before the server is asked for that, until it is told to go on."""
+    stopping = (sys.executable, Path(__file__).with_name("stopping_cut.py"), at, "renewed")
+    process = ground.started(*stopping, "revert", instance.live, "a", *words)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "stopped\n"
+    return process
+
+
+def test_what_is_about_to_be_reverted_to_is_not_deleted(ground: CutGround, instance: Mounted) -> None:
+    content = kept(instance, "a", 0)
+    process = stopping_revert(ground, instance, "revert", "--discard", "--force")
+    done = snapfs("delete", instance.live, "a")
+    assert done.returncode == 1
+    assert "is about to be reverted to that snapshot" in done.stderr
+    _, said = process.communicate("\n", timeout=60)
+    assert process.returncode == 0, said
+    assert instance.live_file.read_bytes() == content
+    assert snapfs("delete", instance.live, "a").returncode == 0
+
+
 # --- one that stops ------------------------------------------------------------------------------------------
 
 
@@ -219,6 +266,21 @@ def test_half_way_nothing_else_is_begun(half_way: tuple[Mounted, bytes], words: 
     assert what in done.stderr
     assert snapfs("limit", instance.live, "none").returncode == 0
     reverted(instance, "a")
+
+
+def test_one_that_is_to_go_on_is_refused_when_somebody_else_has_ended_it(
+    ground: CutGround, half_way: tuple[Mounted, bytes]
+) -> None:
+    instance, _ = half_way
+    process = stopping_revert(ground, instance, "close-live")
+    assert snapfs("limit", instance.live, "none").returncode == 0
+    reverted(instance, "a")
+    write(instance, 0)
+    since = instance.live_file.read_bytes()
+    _, said = process.communicate("\n", timeout=60)
+    assert process.returncode == 1
+    assert "by now that has come to its end; nothing was done" in said
+    assert instance.live_file.read_bytes() == since
 
 
 def test_half_way_it_is_unmounted_with_force_and_the_next_mount_says_so(half_way: tuple[Mounted, bytes]) -> None:

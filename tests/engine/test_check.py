@@ -144,6 +144,15 @@ def test_an_overflowed_snapshot_is_named(make_rig: MakeRig) -> None:
     assert not verify(rig.store_path, rig.files).is_whole
 
 
+def test_a_store_whose_last_snapshot_was_deleted_is_whole(make_rig: MakeRig) -> None:
+    rig = used_rig(make_rig)
+    assert rig.engine.forget_cut(rig.cut.generation) == []
+    rig.compactor.drain()
+    rig.compactor.tidy()
+    rig.seal()
+    assert verify(rig.store_path, rig.files).problems == []
+
+
 def test_of_several_snapshots_it_says_which_is_damaged(make_rig: MakeRig) -> None:
     rig = used_rig(make_rig)
     rig.make_cut("mon")

@@ -56,6 +56,15 @@ def test_the_room_of_the_last_one_comes_back(rig: Rig) -> None:
     assert rig.engine.size.ring_is_empty
 
 
+def test_what_the_last_one_had_is_shown_no_more(rig: Rig) -> None:
+    rig.open()
+    rig.write(0, pattern(16 * BLOCK_BYTES, 2))
+    rig.compactor.drain()
+    delete(rig, rig.cut.generation)
+    shown = rig.engine.size.shown()
+    assert (shown.raw_bytes, shown.stored_bytes, shown.staged_bytes) == (0, 0, 0)
+
+
 def test_a_cut_after_none_is_of_its_own_instant(rig: Rig) -> None:
     rig.open()
     delete(rig, rig.cut.generation)

@@ -12,7 +12,7 @@ from stops import recording
 
 from cow.disk.layout import CutCounter, Durability
 from cow.disk.revert_note import UNKNOWN_TARGET, decode_note, encode_note, read_revert_note
-from cow.errors import BlockReleased, BufferFull, Damaged
+from cow.errors import BlockReleased, BufferFull, Damaged, SnapshotEnded
 from cow.live import reverting
 from cow.live.overflow import OverflowPolicy
 from cow.live.reverting import Revert
@@ -177,6 +177,16 @@ def test_a_released_block_refuses_it_before_anything_is_written(make_rig: MakeRi
     before = rig.live()
     with pytest.raises(BlockReleased):
         revert(rig, "a")
+    assert rig.live() == before
+    assert read_revert_note(rig.store_path) is None
+
+
+def test_one_that_was_deleted_meanwhile_refuses_it_before_anything_is_noted(rig: Rig) -> None:
+    work = revert_to(rig, "b")
+    delete(rig, "b")
+    before = rig.live()
+    with pytest.raises(SnapshotEnded):
+        work.run()
     assert rig.live() == before
     assert read_revert_note(rig.store_path) is None
 

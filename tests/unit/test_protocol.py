@@ -75,7 +75,7 @@ PAIRS: list[tuple[Request[Any], Any]] = [
     (PrepareCut(deadline_s=1.0), CutPrepared(4)),
     (DeleteSnapshot(id="x", deadline_s=1.0), Done()),
     (NameSnapshot(id="x", name="mon", deadline_s=1.0), Done()),
-    (CloseLive(deadline_s=1.0), Done()),
+    (CloseLive(id="a", deadline_s=1.0), Done()),
     (RevertTo(id="x"), Reverted(4096)),
     (HoldWrites(generation=4, deadline_s=1.0), Done()),
     (ResumeWrites(), Done()),
