@@ -112,6 +112,10 @@ class Followed:
         is_merging_in = later is not None and later.is_hidden and later is not self._header.cut
         return facts is not None and not facts.is_hidden and not is_merging_in
 
+    def was_merged_into(self, generation: int, owner: int) -> bool:
+        """Whether that cut is in the list no more, and what others needed of it is the owner's."""
+        return self._header.cut_of(generation) is None and self._header.owner_of(generation) == owner
+
     def hold(self, generation: int) -> Cut:
         """A cut of the list, to be let go. OSError, ValueError, CowError: it is gone, or damaged."""
         for cut in (self.older, self.cut, self.later):

@@ -1,7 +1,8 @@
 """Giving space back: records of which every block is released become holes, whole segments of them go.
 
-Nobody reads a record whose blocks are all released. Only whole pages can become holes, so neighbouring records are
-joined first, and what shares a page with others is overwritten with zeros: the last to be freed takes the page along.
+Nobody reads a record whose blocks are all released, nor one of a cut that was merged which no entry names. Only whole
+pages can become holes, so neighbouring records are joined first, and what shares a page with others is overwritten
+with zeros: the last to be freed takes the page along.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from cow.disk.layout import (
     CutCounter,
     Durability,
     Place,
+    pack_place,
     unpack_place,
 )
 from cow.disk.plain import open_plain
@@ -72,8 +74,28 @@ class GiveBack:
             except OSError:
                 return
         for segment_no, records in found.items():
-            with contextlib.suppress(OSError):
-                self._free(segment_no, [records[offset] for offset in sorted(records)])
+            self.free(segment_no, [records[offset] for offset in sorted(records)])
+
+    def unnamed(self, segment_no: int) -> Iterator[list[tuple[Place, int]]]:
+        """The records in a segment of a cut that was merged into this one which this one had no use for, as it had
+        the blocks itself: no entry names them, and none will. Some at once, for `free`."""
+        index, unnamed = self._cut.index, list[tuple[Place, int]]()
+        for found in scan_segment(self._cut.segments, segment_no, self._files):
+            if isinstance(found, ScanProblem):
+                continue
+            place, header = found
+            first, end = header.block_no, header.block_no + header.block_count
+            if end <= index.block_count and pack_place(place) not in index.get_range(first, end):
+                unnamed.append((place, header.payload_bytes))
+            if len(unnamed) == _PIECE_BLOCKS:
+                yield unnamed
+                unnamed = []
+        yield unnamed
+
+    def free(self, segment_no: int, records: list[tuple[Place, int]]) -> None:
+        """Free records that nobody needs, in the order in which they lie there, as far as the disk lets them go."""
+        with contextlib.suppress(OSError):
+            self._free(segment_no, records)
 
     def _released_records(
         self, first: int, end: int, opened: contextlib.ExitStack

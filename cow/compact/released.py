@@ -18,6 +18,7 @@ from cow.compact.needs import Needs
 from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter
 from cow.disk.releases import ReleasedRange
+from cow.disk.segment_files import present_segments
 from cow.disk.store import Store
 from cow.errors import CowError
 
@@ -74,6 +75,20 @@ class Released:
                     return
                 give_back.give_back(low, high)
                 yield True
+            if (first, end) == (0, self._block_count):
+                yield from self._leftovers(give_back, cut)
+
+    def _leftovers(self, give_back: GiveBack, cut: Cut) -> Generator[bool]:
+        """What is in segments of cuts that were merged into this one, and of no use to it."""
+        for segment_no, generation, _ in present_segments(cut.segments.directory):
+            if not self._followed.was_merged_into(generation, cut.generation):
+                continue
+            for records in give_back.unnamed(segment_no):
+                if not self._followed.may_lose_records(cut.generation):
+                    return
+                if records:
+                    give_back.free(segment_no, records)
+                    yield True
 
     @staticmethod
     def _no_steps() -> Generator[bool]:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +14,12 @@ import pytest
 from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, SpoiltImage, pattern
 
 from cow.disk.blocks import Preserved, count_preserved
+from cow.disk.codec import RecordHeader
 from cow.disk.cut import Cut
 from cow.disk.layout import LOST_ENTRY, Durability, State
+from cow.disk.segments import ScanProblem, scan_segment
 from cow.errors import Damaged, SnapshotEnded, SnapshotLost
+from cow.live.size import stored_in
 from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES = 512
@@ -646,3 +649,36 @@ def test_what_a_snapshot_alone_holds_is_what_no_older_one_reads_in_it(chain: Cha
     assert count_preserved(a, None) == Preserved(8, 8)
     assert count_preserved(b, a) == Preserved(24, 8)
     assert count_preserved(b, None) == Preserved(24, 24)
+
+
+def test_what_a_merged_one_alone_held_is_room_again(chain: Chain) -> None:
+    chain.cut("a")
+    chain.write(0, 32, 2)
+    chain.rig.compactor.drain()
+    chain.cut("b")
+    chain.write(0, 40, 3)
+    chain.rig.compactor.drain()
+    chain.cut("c")
+    assert chain.rig.store is not None
+    b = chain.generation("b")
+    chain.delete("b")
+    assert chain.merge() == 1
+    chain.rig.give_back()
+    chain.check()
+    a = chain.rig.store.cuts[0]
+    records = list(scan_segments(chain))
+    assert sum(record.payload_bytes for record in records) == stored_in(a)
+    # The first 32 blocks a had itself.
+    assert all(record.block_no + record.block_count > 32 for record in records if record.generation == b)
+    chain.rig.abandon()
+    chain.rig.open()
+    chain.check()
+
+
+def scan_segments(chain: Chain) -> Iterator[RecordHeader]:
+    assert chain.rig.store is not None
+    segments = chain.rig.store.cuts[0].segments
+    for number in segments.numbers():
+        for found in scan_segment(segments, number, chain.rig.files):
+            if not isinstance(found, ScanProblem):
+                yield found[1]
