@@ -35,16 +35,17 @@ class Chain:
         return gone
 
     def forget(self, generation: int, on_none: Callable[[], None]) -> list[Cut]:
-        """A snapshot is over; `on_none` is called when it was the last, before there can be another. OSError: nothing
-        changed. SnapshotEnded: it is over already."""
+        """A snapshot is over; `on_none` is called when none is left that can be read, before there can be another. OSError:
+        nothing changed. SnapshotEnded: it is over already."""
         store = self._store
         with self._turn:
             if not any(one.generation == generation for one in store.header.shown):
                 raise SnapshotEnded(f"cut {generation} has ended")
-            gone = change_cuts(store, without(store.header.cuts, generation))
+            lost = {cut.generation for cut in store.cuts if not cut.numbers.is_kept}
+            gone = change_cuts(store, without(store.header.cuts, generation, lost))
             self._note_hidden()
             self._tell_oldest()
-            if not store.header.shown:
+            if all(one.generation in lost for one in store.header.shown):
                 on_none()
         return gone
 

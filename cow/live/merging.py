@@ -8,7 +8,7 @@ It takes time by what the hidden cut holds, in a thread of the live server, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 
 from cow.disk.blocks import count_lost
@@ -20,11 +20,16 @@ from cow.disk.store import Store
 _PIECE_BLOCKS = 1 << 16
 
 
-def without(cuts: tuple[CutHeader, ...], generation: int) -> tuple[CutHeader, ...]:
-    """The list when that cut is over: what nobody reads through any more is gone, but for the newest."""
+def without(cuts: tuple[CutHeader, ...], generation: int, lost: Container[int]) -> tuple[CutHeader, ...]:
+    """The list when that cut is over: what nobody reads through any more is gone, but for the newest. Those that are
+    `lost` read nothing."""
     left = [replace(one, is_hidden=one.is_hidden or one.generation == generation) for one in cuts]
-    while len(left) > 1 and left[0].is_hidden:
-        left.pop(0)
+    at = 0
+    while at < len(left) - 1 and (left[at].is_hidden or left[at].generation in lost):
+        if left[at].is_hidden:
+            left.pop(at)
+        else:
+            at += 1
     return tuple(left)
 
 

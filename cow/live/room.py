@@ -7,6 +7,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import takewhile
 from typing import Final
 
 from cow.disk.cut import Cut
@@ -260,28 +261,31 @@ class Room:
             kept = [cut for cut in cuts if cut.numbers.is_kept]
             try:
                 if len(kept) > 1:
-                    self._end_oldest(kept[0], code)
+                    self._end_oldest(kept, code)
             finally:
                 self._finish_end()
         if len(kept) < 2:
             self._break_snapshot(code, self.news)
 
-    def _end_oldest(self, cut: Cut, code: int) -> None:
-        cut.numbers[CutCounter.OVERFLOW_ERRNO] = code
-        is_on_disk = self._tell_end([cut], Cut.note_overflow)
-        self._end_with([cut], State.OVERFLOWED)
+    def _end_oldest(self, kept: Sequence[Cut], code: int) -> None:
+        """And those after it that are over, and that only it still needed."""
+        hidden = {one.generation for one in self._store.header.cuts if one.is_hidden}
+        ending = [kept[0], *takewhile(lambda cut: cut.generation in hidden, kept[1:-1])]
+        for cut in ending:
+            cut.numbers[CutCounter.OVERFLOW_ERRNO] = code
+        is_on_disk = self._tell_end(ending, Cut.note_overflow)
+        self._end_with(ending, State.OVERFLOWED)
         self._tell_of_change()
         self._given_back_headers = self._control[Counter.HEADERS]
         self._given_back_until = time.monotonic() + _GIVE_BACK_S
-        self._on_event(Event(EventKind.GAVE_WAY, code, is_on_disk=is_on_disk, generation=cut.generation))
+        self._on_event(Event(EventKind.GAVE_WAY, code, is_on_disk=is_on_disk, generation=kept[0].generation))
 
     @property
     def _is_coming_back(self) -> bool:
         """Whether the room that the last one had is still to come: its files may be open here and there."""
-        if self._compactor_is_gone or self._compactor_is_missing:
-            return False
+        is_awaited = not (self._compactor_is_gone or self._compactor_is_missing)
         done = min(self._control[Counter.FOLLOWED_HEADERS], self._control[Counter.SHOWN_HEADERS])
-        return done < self._given_back_headers and time.monotonic() < self._given_back_until
+        return is_awaited and done < self._given_back_headers and time.monotonic() < self._given_back_until
 
     def end_unneeded(self) -> None:
         """Nobody reads the present cut, nor an older one any more: nothing is owed from here on."""

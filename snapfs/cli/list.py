@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from snapfs.cli.output import output_options, show
 from snapfs.options import format_size
+
+_LEAST_WIDTH: Final = 16
 
 
 @click.command("list", short_help="The snapshots of an image.")
@@ -23,15 +25,12 @@ def list_command(path: Path, as_json: bool, quiet: bool) -> None:
     from snapfs.commands.snapshots import listed
 
     snapshots = listed(path)
-    show(
-        {"snapshots": snapshots},
-        *(map(_line, snapshots) if snapshots else ["There is no snapshot."]),
-        as_json=as_json,
-        quiet=quiet,
-    )
+    width = max((len(one["name"]) for one in snapshots), default=0)
+    lines = [_line(one, max(width, _LEAST_WIDTH)) for one in snapshots] or ["There is no snapshot."]
+    show({"snapshots": snapshots}, *lines, as_json=as_json, quiet=quiet)
 
 
-def _line(one: dict[str, Any]) -> str:
+def _line(one: dict[str, Any], width: int) -> str:
     name = one["name"] or "-"
     sizes = f"{format_size(one['stored_bytes']):>10} {format_size(one['alone_bytes']):>10}"
-    return f"{name:<24} {one['taken_at']}  {one['state']:<10} {sizes}  {one['id']}"
+    return f"{name:<{width}} {one['taken_at']}  {one['state']:<10} {sizes}  {one['id']}"

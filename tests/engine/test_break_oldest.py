@@ -151,3 +151,47 @@ def test_until_the_room_has_come_back_the_next_does_not_give_way(rig: Rig) -> No
     rig.control[Counter.SHOWN_HEADERS] = 1 << 60
     writer.join()
     assert states(rig) == [State.OVERFLOWED, State.OVERFLOWED]
+
+
+def test_what_only_a_lost_one_needed_goes_with_its_deletion(rig: Rig) -> None:
+    rig.write(0, random_bytes(BLOCKS, 1))
+    kept(rig, "a", 2)
+    rig.compactor.drain()
+    rig.engine.room.set_limit(LIMIT_BYTES)
+    kept(rig, "b", 3)
+    between = rig.cut.generation
+    rig.make_cut("c")
+    for gone in rig.engine.forget_cut(between):
+        gone.let_go()
+    assert rig.store is not None
+    assert [one.name for one in rig.store.header.cuts] == ["a", "c"]
+
+
+def test_one_that_is_over_ends_with_the_only_one_that_needed_it(rig: Rig) -> None:
+    rig.write(0, random_bytes(BLOCKS, 1))
+    kept(rig, "a", 2)
+    kept(rig, "b", 3)
+    between = rig.cut.generation
+    rig.make_cut("c")
+    content = rig.live()
+    rig.compactor.drain()
+    for gone in rig.engine.forget_cut(between):
+        gone.let_go()
+    rig.engine.room.set_limit(LIMIT_BYTES)
+    rig.write(30 * BLOCK_BYTES, random_bytes(4, 5))
+    assert states(rig) == [State.OVERFLOWED, State.OVERFLOWED, State.ACTIVE]
+    rig.compactor.drain()
+    rig.abandon()
+    assert rig.open().notes == []
+    assert rig.snapshot() == content
+
+
+def test_nothing_is_owed_when_all_that_are_shown_are_lost(rig: Rig) -> None:
+    rig.write(0, random_bytes(BLOCKS, 1))
+    kept(rig, "a", 2)
+    rig.compactor.drain()
+    rig.engine.room.set_limit(LIMIT_BYTES)
+    kept(rig, "b", 3)
+    for gone in rig.engine.forget_cut(rig.cut.generation):
+        gone.let_go()
+    assert states(rig) == [State.OVERFLOWED, State.NONE]
