@@ -35,8 +35,8 @@ class Chain:
         return gone
 
     def forget(self, generation: int, on_none: Callable[[], None]) -> list[Cut]:
-        """A snapshot is over; `on_none` is called when none is left that can be read, before there can be another. OSError:
-        nothing changed. SnapshotEnded: it is over already."""
+        """A snapshot is over; `on_none` is called when none is left that can be read, before there can be another.
+        OSError: nothing changed. SnapshotEnded: it is over already."""
         store = self._store
         with self._turn:
             if not any(one.generation == generation for one in store.header.shown):

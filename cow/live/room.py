@@ -51,13 +51,12 @@ class Room:
         self._changed, self._gate = changed, gate
         self._discard, self._wake_compactor, self._on_event = discard, wake_compactor, on_event
         self._tell_of_change = tell_of_change
-        # What the oldest snapshot had is given back, or nobody does it: then the next one may give way.
+        # When what the oldest snapshot had is back, the next one may give way.
         self._given_back_headers, self._given_back_until = 0, 0.0
-        self._warned_percent = 0
+        self._warned_percent, self.is_ending = 0, False
         self._told_waiting = self._compactor_is_gone = self._compactor_is_missing = False
         # The cut that was found to be cut short.
         self._short_generation = _NO_CUT
-        self.is_ending = False
         # While nothing may end a snapshot, whatever the policy: without room a write fails.
         self.spares_snapshots = False
         # Counts what writes that wait for room may have waited for (lock held).
@@ -269,8 +268,8 @@ class Room:
 
     def _end_oldest(self, kept: Sequence[Cut], code: int) -> None:
         """And those after it that are over, and that only it still needed."""
-        hidden = {one.generation for one in self._store.header.cuts if one.is_hidden}
-        ending = [kept[0], *takewhile(lambda cut: cut.generation in hidden, kept[1:-1])]
+        shown = {one.generation for one in self._store.header.shown}
+        ending = [kept[0], *takewhile(lambda cut: cut.generation not in shown, kept[1:-1])]
         for cut in ending:
             cut.numbers[CutCounter.OVERFLOW_ERRNO] = code
         is_on_disk = self._tell_end(ending, Cut.note_overflow)
