@@ -16,6 +16,7 @@ from snapfs.imager.sparse import hole_cells
 from snapfs.imager.unread import UnreadableError
 from snapfs.options import DEFAULT_BLOCK_BYTES
 from snapfs.system.block_ioctl import sector_bytes_of, size_bytes_of
+from snapfs.system.default_store import check_whole
 from snapfs.system.image_lock import lock_image
 from snapfs.system.image_probe import check_image_size, check_image_unused
 from snapfs.usedmap.scan import scan
@@ -29,6 +30,7 @@ class ImageSource:
         self.path = path.absolute()
         _check_kind(path)
         check_image_unused(path)
+        check_whole(self.path)
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:

@@ -17,6 +17,7 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from cow import read_revert_note
 from snapfs.errors import PermissionDeniedError, SnapfsError
 from snapfs.system.block_devices import block_device_of_number
 from snapfs.system.device_identity import device_identity
@@ -38,6 +39,18 @@ def default_store(image: Path) -> Path:
     except OSError:
         return _beside(image)
     return STATE_DIRECTORY / _device_name(status.st_rdev) if stat.S_ISBLK(status.st_mode) else _beside(image)
+
+
+def check_whole(image: Path) -> None:
+    """SnapfsError when the image is half-way back to a snapshot, as the store in the default place says."""
+    store = default_store(image)
+    # What is somebody else's says nothing.
+    if os.access(store, os.R_OK | os.X_OK) and read_revert_note(store) is not None:
+        raise SnapfsError(
+            f"{image} is half-way back to a snapshot, which {store} has; mount it with that store, and go on with "
+            "snapfs revert.",
+            path=image,
+        )
 
 
 def prepare_default_store(image: Path) -> Path:

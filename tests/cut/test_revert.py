@@ -14,6 +14,8 @@ import pytest
 from cut_rig import MIB, SNAPFS, CutGround, cut, run, snapfs
 from mounted import Mounted, wait_until
 
+from cow.disk.files import Files
+from cow.disk.revert_note import write_revert_note
 from tests.machine import MNT_DETACH, unmount
 
 SIZE = 8 * MIB
@@ -377,3 +379,18 @@ def can_be_opened(instance: Mounted) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.mark.parametrize("command", ["mount", "backup"])
+def test_an_image_that_is_half_way_back_does_not_pass_for_a_whole_one(ground: CutGround, command: str) -> None:
+    image, other = ground.image(MIB), ground.path / "other"
+    store = image.with_name("disk.img.snapfs")
+    store.mkdir()
+    write_revert_note(store, bytes(range(16)), Files())
+    for name in ("live", "snap"):
+        (ground.path / name).mkdir()
+    words = {"mount": (ground.path / "live", ground.path / "snap", "--store", other), "backup": (other,)}[command]
+    done = snapfs(command, image, *words)
+    assert done.returncode == 1
+    assert f"{image} is half-way back to a snapshot" in done.stderr
+    assert not other.exists()
