@@ -97,8 +97,8 @@ def test_the_older_one_is_named_first(chain: Chain) -> None:
 
 def test_a_status_is_of_the_one_that_is_named(chain: Chain) -> None:
     status = printed("status", chain.instance.live, "--snapshot", "mon")
-    mon, *_ = chain.snapshots
-    assert status["snapshot"].items() >= (mon.items() - {("group", None)})
+    mon = {key: value for key, value in chain.snapshots[0].items() if key not in ("group", "alone_bytes")}
+    assert status["snapshot"].items() >= mon.items()
     # The two blocks before tue are in its own part of the side buffer, or were merged into it.
     assert status["snapshot"]["preserved_blocks"] in (1, 2)
     assert [one["id"] for one in status["snapshots"]] == [one["id"] for one in chain.snapshots]
