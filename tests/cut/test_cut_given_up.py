@@ -109,7 +109,9 @@ def test_of_two_clients_each_is_told_of_its_own_cut(ground: CutGround, instance:
 def test_no_cut_is_taken_between_another_one_and_its_facts(ground: CutGround, instance: Mounted, point: Path) -> None:
     first = ground.stopping_cut(instance.live, at="cut-facts")
     taken = present(instance)["id"]
-    patched = "import snapfs.commands.snapshot as s; s._PREPARE_TIMEOUT_S = 0.3; import snapfs.cli; snapfs.cli.main()"
+    patched = (
+        "import snapfs.commands.cut_instance as s; s._PREPARE_TIMEOUT_S = 0.3; import snapfs.cli; snapfs.cli.main()"
+    )
     second = subprocess.run(
         [sys.executable, "-c", patched, "snapshot", instance.live, "--no-freeze"],
         capture_output=True,

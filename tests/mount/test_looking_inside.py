@@ -86,7 +86,7 @@ def test_at_debug_every_process_says_what_it_does(ground: Ground) -> None:
         ("snapfs", "started live, process"),
         ("snapfs-live", r"cut 2 is taken, in \S+ ms"),
         ("snapfs-live", "the map of cut 2: ready"),
-        ("snapfs-live", "released 256 of the blocks 0 to 255"),
+        ("snapfs-live", "cut [0-9]+: released 256 of the blocks 0 to 255"),
         ("snapfs-live", "process [0-9]+ asks: TakeCut"),
         ("snapfs-snapshot", "showing cut 2"),
         ("snapfs-compactor", "told to end with 0 slots"),
