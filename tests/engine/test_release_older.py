@@ -137,7 +137,8 @@ def test_the_rest_comes_back_when_the_one_before_is_deleted(chain: Chain) -> Non
 
 def test_the_rest_comes_back_when_the_one_before_overflows(chain: Chain) -> None:
     chain.release("b", 0, BLOCKS)
-    chain.rig.engine.room._end_oldest(chain.of("a"), 0)
+    assert chain.rig.store is not None
+    chain.rig.engine.room._end_oldest(chain.rig.store.cuts, 0)
     del chain.expected["a"]
     chain.rig.give_back()
     assert chain.kept_bytes("b") == 0
