@@ -77,9 +77,9 @@ class Chain:
                 return None  # the ones before it are gone, and it with them
             change_cuts(store, [one for one in store.header.cuts if one.generation != generation])
             count_merged(cuts[at - 1], cuts[at])
-            # The one before may have released what was copied for it; and it has more itself than the one that is
-            # gone had, so less of the one behind is needed.
-            self._tell_released(cuts[at - 1])
+            # The one before had some of it itself, and may have released what was copied for it; and it has more than
+            # the one that is gone had, so less of the one behind is needed.
+            self._tell_whole(cuts[at - 1])
             self._tell_released(cuts[at + 1])
         return cuts[at]
 
@@ -110,4 +110,7 @@ class Chain:
     def _tell_released(self, cut: Cut) -> None:
         """Of what is released in it, fewer may need the records than did."""
         if cut.numbers[CutCounter.RELEASED_BLOCKS]:
-            self._releases.put(ReleasedRange(cut.generation, 0, cut.released.block_count))
+            self._tell_whole(cut)
+
+    def _tell_whole(self, cut: Cut) -> None:
+        self._releases.put(ReleasedRange(cut.generation, 0, cut.released.block_count))

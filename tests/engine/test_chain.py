@@ -661,6 +661,7 @@ def test_what_a_merged_one_alone_held_is_room_again(chain: Chain) -> None:
     chain.cut("c")
     assert chain.rig.store is not None
     b = chain.generation("b")
+    chain.rig.give_back()  # what is looked at once, at the start
     chain.delete("b")
     assert chain.merge() == 1
     chain.rig.give_back()
