@@ -46,13 +46,32 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: s
         time.sleep(0.01)
 
 
+def attach_loop(backing: str | Path, *options: str) -> Path:
+    """A loop device on `backing`, without partitions: the kernel keeps those that a killed run has added by hand."""
+    device = Path(run("losetup", "--find", "--show", *options, backing).strip())
+    _forget_partitions(device)
+    return device
+
+
+def detach_loop(device: Path) -> None:
+    """Nothing happens when it is attached no more."""
+    _forget_partitions(device)
+    subprocess.run(["losetup", "-d", device], check=False, capture_output=True, timeout=TIMEOUT_S)
+
+
+def _forget_partitions(device: Path) -> None:
+    for one in Path("/sys/block", device.name).glob(f"{device.name}p*"):
+        number = (one / "partition").read_text().strip()
+        subprocess.run(["delpart", device, number], check=False, capture_output=True, timeout=TIMEOUT_S)
+
+
 @contextmanager
 def loop_device(backing: Path, *options: str) -> Iterator[Path]:
-    device = Path(run("losetup", "--find", "--show", *options, backing).strip())
+    device = attach_loop(backing, *options)
     try:
         yield device
     finally:
-        subprocess.run(["losetup", "-d", device], check=False, capture_output=True, timeout=TIMEOUT_S)
+        detach_loop(device)
 
 
 @contextmanager

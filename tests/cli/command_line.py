@@ -24,6 +24,7 @@ from tests.machine import (
     NOBODY,
     SNAPFS,
     TIMEOUT_S,
+    detach_loop,
     loop_device,
     mount_points_below,
     mounted,
@@ -174,7 +175,7 @@ class Bench:
         for point in reversed(mount_points_below(self.path)):
             unmount(point, MNT_DETACH)
         for device in loops_below(self.path):
-            subprocess.run(["losetup", "-d", device], check=False, capture_output=True)
+            detach_loop(Path(device))
         run("rm", "-rf", "--one-file-system", self.path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from collections.abc import Iterator
@@ -19,9 +20,12 @@ from cow.disk.layout import Durability
 from cow.errors import StoreError
 from cow.mount.recovery import Outcome, Request, open_store
 from tests.cli.command_line import Bench, loop_device, processes_about, run, snapfs, wait_until
+from tests.machine import detach_loop
 
 POWER = ("--durability", "power")
 BOOTED_NS = 10**18
+# linux/loop.h
+LOOP_CTL_ADD, LOOP_CTL_REMOVE = 0x4C80, 0x4C81
 
 
 def kill(bench: Bench) -> None:
@@ -35,6 +39,23 @@ def restart(store: Path) -> None:
     header = read_header(store)
     assert header is not None
     write_header(store, replace(header, boot_id=b"x" * 16, image_dev=header.image_dev + 99), Files())
+
+
+@contextmanager
+def unused_loop_device() -> Iterator[Path]:
+    """One that nobody is given who asks for any: between two disks it would be another test's."""
+    number = 1000 + os.getpid()
+    control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(control, LOOP_CTL_ADD, number)
+        device = Path(f"/dev/loop{number}")
+        try:
+            yield device
+        finally:
+            detach_loop(device)
+            fcntl.ioctl(control, LOOP_CTL_REMOVE, number)
+    finally:
+        os.close(control)
 
 
 def test_the_same_disk_is_known_under_another_number_after_a_power_loss(bench: Bench) -> None:
@@ -60,7 +81,8 @@ def test_another_disk_under_the_same_number_is_refused(bench: Bench) -> None:
     other = bench.path / "other.img"
     other.write_bytes(os.urandom(1 << 20))
     words = (bench.live, bench.snap, "--store", bench.store)
-    with loop_device(bench.image) as device:
+    with unused_loop_device() as device:
+        run("losetup", device, bench.image)
         snapfs("mount", device, *words).ok()
         kill(bench)
         for view in (bench.snap, bench.live):

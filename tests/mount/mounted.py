@@ -23,7 +23,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from snapfs.system.processes import readable
-from tests.machine import MNT_DETACH, SNAPFS, mount_points_below, run, status_of, unmount, wait_until
+from tests.machine import (
+    MNT_DETACH,
+    SNAPFS,
+    attach_loop,
+    detach_loop,
+    mount_points_below,
+    run,
+    status_of,
+    unmount,
+    wait_until,
+)
 
 __all__ = ["SNAPFS", "mount_points_below", "run", "wait_until"]
 
@@ -289,7 +299,7 @@ class Ground:
 
     def loop(self, backing: Path, *options: str) -> Path:
         """A loop device on `backing`."""
-        self._loops.append(Path(run("losetup", "--find", "--show", *options, backing).strip()))
+        self._loops.append(attach_loop(backing, *options))
         return self._loops[-1]
 
     def drop_loop(self, device: Path) -> None:
@@ -310,7 +320,7 @@ class Ground:
             if str(point) not in views:
                 unmount(point, MNT_DETACH)
         for device in self._loops:
-            subprocess.run(["losetup", "-d", device], capture_output=True, timeout=COMMAND_TIMEOUT_S, check=False)
+            detach_loop(device)
         wrong = [sentence for instance in reversed(self._instances) for sentence in instance.close()]
         for point in reversed(mount_points_below(self.path)):
             wrong.append(f"{point} was still mounted")

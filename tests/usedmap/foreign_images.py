@@ -20,6 +20,7 @@ from bitarray.util import intervals
 
 from snapfs.usedmap.result import FreeMap, MapError
 from snapfs.usedmap.source import Source
+from tests.machine import attach_loop, detach_loop
 
 POISON = b"\xa5"
 Reader = Callable[[Source], FreeMap]
@@ -48,7 +49,7 @@ def copy_image(path: Path, copy: Path) -> Path:
 def mounted(image: Path, driver: str, directory: Path, *options: str) -> Iterator[Path]:
     """The image mounted by a FUSE driver; unmounted and its loop device gone afterwards, also on failure."""
     directory.mkdir(exist_ok=True)
-    loop = run("losetup", "--find", "--show", image).strip()
+    loop = str(attach_loop(image))
     try:
         run(driver, *options, loop, directory)
         try:
@@ -56,7 +57,7 @@ def mounted(image: Path, driver: str, directory: Path, *options: str) -> Iterato
         finally:
             run("umount", directory)
     finally:
-        run("losetup", "--detach", loop)
+        detach_loop(Path(loop))
 
 
 def fill(directory: Path, seed: int = 1) -> None:

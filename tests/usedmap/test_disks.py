@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -21,6 +19,7 @@ from linux_images import (
 )
 
 from snapfs.usedmap.result import FreeMap, ImageMap
+from tests.machine import loop_device
 
 
 @dataclass
@@ -128,21 +127,12 @@ def test_used_and_free_of_each_partition_are_its_own(disk) -> None:
         assert region.free_bytes + region.used_bytes == region.length
 
 
-@contextmanager
-def loop_with_sectors(path: Path, sector_bytes: int) -> Iterator[str]:
-    device = run("losetup", "--find", "--show", "--sector-size", str(sector_bytes), path).strip()
-    try:
-        yield device
-    finally:
-        run("losetup", "--detach", device)
-
-
 @pytest.mark.parametrize("label", ["gpt", "dos"])
 def test_disks_with_sectors_of_4096_bytes(label: str, tmp_path: Path) -> None:
     """A file does not tell its sector size: the table does."""
     path = make_image(tmp_path / "disk", 128 * MIB)
-    with loop_with_sectors(path, 4096) as device:
-        run_sfdisk(Path(device), f"label: {label}\nstart=257, size=8192\nstart=9001, size=4096\n", tmp_path)
+    with loop_device(path, "--sector-size", "4096") as device:
+        run_sfdisk(device, f"label: {label}\nstart=257, size=8192\nstart=9001, size=4096\n", tmp_path)
     filesystem = make_filesystem("ext4", tmp_path / "part", 16 * MIB, "-b", "4096")
     put(filesystem, path, 9001 * 4096)
     for sector_bytes in (None, 4096):
