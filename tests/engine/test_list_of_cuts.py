@@ -1,0 +1,45 @@
+"""The list of cuts changes while a reader is just at it, or before the numbers tell of that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from engine_rig import Rig, pattern
+
+import cow.live.cutting
+from cow.disk.layout import Durability
+
+BLOCK_BYTES, BLOCKS = 512, 12
+OLD = pattern(BLOCKS * BLOCK_BYTES)
+MakeRig = Callable[..., Rig]
+
+
+@pytest.fixture(params=list(Durability))
+def rig(make_rig: MakeRig, request: pytest.FixtureRequest) -> Rig:
+    """With three snapshots, of generations 2 to 4: each has its own four blocks."""
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=16, durability=request.param)
+    rig.takes_snapshot = False
+    rig.open()
+    for number, name in enumerate("abc"):
+        rig.make_cut(name)
+        rig.write(4 * number * BLOCK_BYTES, pattern(4 * BLOCK_BYTES, number + 2))
+        rig.compactor.drain()
+    return rig
+
+
+def test_slots_of_a_cut_stay_while_the_next_one_is_half_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The compactor has not looked since.
+    rig.make_cut("d")
+    reader, content = rig.reader, rig.live()
+    rig.engine.write(0, pattern(4 * BLOCK_BYTES, 9))
+
+    def write_and_drain(*arguments: object, **options: object) -> None:
+        write_header(*arguments, **options)
+        rig.compactor.drain()
+
+    write_header = cow.live.cutting.write_header
+    monkeypatch.setattr(cow.live.cutting, "write_header", write_and_drain)
+    rig.make_cut("e")
+    rig.compactor.drain()
+    assert reader.read(0, len(OLD)) == content
