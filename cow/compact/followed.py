@@ -118,8 +118,11 @@ class Followed:
         return facts is not None and not facts.is_hidden and not is_merging_in
 
     def was_merged_into(self, generation: int, owner: int) -> bool:
-        """Whether that cut is in the list no more, and what others needed of it is the owner's."""
-        return self._header.cut_of(generation) is None and self._header.owner_of(generation) == owner
+        """Whether that cut is in the list no more, and what others needed of it is the owner's. One after the newest
+        is not in it yet."""
+        header = self._header
+        is_gone = generation < header.cut.generation and header.cut_of(generation) is None
+        return is_gone and header.owner_of(generation) == owner
 
     def hold(self, generation: int) -> Cut:
         """A cut of the list, to be let go. OSError, ValueError, CowError: it is gone, or damaged."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from engine_rig import Rig, pattern
 
+import cow.compact.released
 import cow.live.cutting
 from cow.disk.layout import Durability
+from cow.disk.segment_files import present_segments
 
 BLOCK_BYTES, BLOCKS = 512, 12
 OLD = pattern(BLOCKS * BLOCK_BYTES)
@@ -43,3 +46,20 @@ def test_slots_of_a_cut_stay_while_the_next_one_is_half_told(rig: Rig, monkeypat
     rig.make_cut("e")
     rig.compactor.drain()
     assert reader.read(0, len(OLD)) == content
+
+
+def test_a_cut_that_the_compactor_has_not_seen_was_merged_into_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, looked_for = rig.live(), [2, 3, 4]
+
+    def cut_and_look(directory: Path) -> list[tuple[int, int, Path]]:
+        if looked_for.pop(0) == 4:
+            monkeypatch.undo()
+            rig.make_cut("d")
+            rig.engine.write(0, pattern(4 * BLOCK_BYTES, 9))
+        return present_segments(directory)
+
+    monkeypatch.setattr(cow.compact.released, "present_segments", cut_and_look)
+    rig.give_back()
+    assert rig.reader.read(0, len(OLD)) == content
