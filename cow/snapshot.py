@@ -101,21 +101,16 @@ class SnapshotReader:
 
     def _follow(self, headers: int, generation: int) -> None:
         """There is another list of cuts: SnapshotEnded when it does not show this one."""
-        header = read_header(self._store.path)
-        mine = None if header is None else header.cut_of(self._generation)
-        if header is None or mine is None or mine.is_hidden:
-            raise SnapshotEnded("this snapshot was replaced by a newer one, or deleted")
-        added: list[PreservedReader] = []
-        try:
-            for one in header.cuts:
-                # A later one than the numbers tell of may still be taken back.
-                if self._links[-1].generation < one.generation <= generation:
-                    cut = self._hold(one.generation, header)
-                    added.append(PreservedReader(self._store, cut, self._desk, own=False))
-        except BaseException:
-            for link in added:
-                link.cut.let_go()
-            raise
+        header = self._shown_header()
+        while True:
+            try:
+                added = self._added(header, generation)
+                break
+            except FileNotFoundError:
+                # Merged between the two looks, if there is a later list.
+                before, header = header, self._shown_header()
+                if header == before:
+                    raise
         links = [*self._links, *added]
         merged = [link for link in links[1:-1] if header.cut_of(link.generation) is None]
         self._headers = headers
@@ -124,6 +119,29 @@ class SnapshotReader:
         self._frozen = FrozenCuts(self._links[1:-1], self.geometry.block_count)
         for link in merged:
             link.cut.let_go()
+
+    def _shown_header(self) -> Header:
+        """SnapshotEnded: it does not show this cut."""
+        header = read_header(self._store.path)
+        mine = None if header is None else header.cut_of(self._generation)
+        if header is None or mine is None or mine.is_hidden:
+            raise SnapshotEnded("this snapshot was replaced by a newer one, or deleted")
+        return header
+
+    def _added(self, header: Header, generation: int) -> list[PreservedReader]:
+        """The cuts of the list after those that are known; later ones than the numbers tell of, which is
+        `generation`, may still be taken back."""
+        added: list[PreservedReader] = []
+        try:
+            for one in header.cuts:
+                if self._links[-1].generation < one.generation <= generation:
+                    cut = self._hold(one.generation, header)
+                    added.append(PreservedReader(self._store, cut, self._desk, own=False))
+        except BaseException:
+            for link in added:
+                link.cut.let_go()
+            raise
+        return added
 
     def _hold(self, generation: int, header: Header) -> Cut:
         looked_through = self._store.looked_through

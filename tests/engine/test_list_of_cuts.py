@@ -10,6 +10,8 @@ from engine_rig import Rig, pattern
 
 import cow.compact.released
 import cow.live.cutting
+import cow.snapshot
+from cow.disk.header import Header, read_header
 from cow.disk.layout import Durability
 from cow.disk.segment_files import present_segments
 
@@ -29,6 +31,41 @@ def rig(make_rig: MakeRig, request: pytest.FixtureRequest) -> Rig:
         rig.write(4 * number * BLOCK_BYTES, pattern(4 * BLOCK_BYTES, number + 2))
         rig.compactor.drain()
     return rig
+
+
+def delete(rig: Rig, generation: int) -> None:
+    for gone in rig.engine.forget_cut(generation):
+        gone.let_go()
+
+
+def merge(rig: Rig) -> None:
+    rig.compactor.drain()
+    gone = rig.engine.merge_cut()
+    assert gone is not None
+    gone.let_go()
+
+
+def test_one_that_is_merged_before_it_is_opened_is_found_where_it_went(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = rig.new_reader(2)
+
+    def read_and_merge(path: object) -> Header | None:
+        monkeypatch.setattr(cow.snapshot, "read_header", read_header)
+        header = read_header(rig.store_path)
+        delete(rig, 3)
+        merge(rig)
+        return header
+
+    monkeypatch.setattr(cow.snapshot, "read_header", read_and_merge)
+    assert reader.read(0, len(OLD)) == OLD
+
+
+def test_files_that_are_missing_from_the_list_that_there_is_are_an_error(rig: Rig) -> None:
+    reader = rig.new_reader(2)
+    (rig.store_path / "cut-00000003" / "index").unlink()
+    with pytest.raises(FileNotFoundError):
+        reader.read(0, len(OLD))
 
 
 def test_slots_of_a_cut_stay_while_the_next_one_is_half_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
