@@ -32,7 +32,7 @@ from cow.disk.blocks import Kind, classify
 from cow.disk.cut import Cut
 from cow.disk.header import Header, read_header
 from cow.disk.image import Image
-from cow.disk.layout import KEPT_STATES, Counter, CutCounter, unpack_missing
+from cow.disk.layout import KEPT_STATES, Counter, CutCounter, State, unpack_missing
 from cow.disk.store import Store
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.faults import missing_pages
@@ -46,6 +46,7 @@ _STATE: Final = CutCounter.STATE.value
 _UNREADABLE: Final = CutCounter.UNREADABLE.value
 _FREE_BLOCKS: Final = CutCounter.FREE_BLOCKS.value
 _MISSING_BYTES: Final = CutCounter.MISSING_BYTES.value
+_NONE: Final = State.NONE.value
 _OWED: Final = Kind.OWED
 # No list of cuts has this number.
 _NEVER: Final = -1
@@ -87,9 +88,9 @@ class SnapshotReader:
             raise Damaged("files of it were cut short or cannot be read")
         if headers != self._headers or generation != self._links[-1].generation:
             self._follow(headers, generation)
-        if state not in KEPT_STATES:
+        if state not in KEPT_STATES and state != _NONE:
             raise SnapshotLost(f"the snapshot is {numbers.state.name.lower()}")
-        if self._end[0] == self._generation:
+        if state == _NONE or self._end[0] == self._generation:
             # Deleted or lost: what is deleted is not in the list any more, though the number may not say so yet.
             self._follow(headers, generation)
             raise SnapshotLost("the snapshot's store is damaged as a whole")
@@ -123,8 +124,10 @@ class SnapshotReader:
     def _shown_header(self) -> Header:
         """SnapshotEnded: it does not show this cut."""
         header = read_header(self._store.path)
-        mine = None if header is None else header.cut_of(self._generation)
-        if header is None or mine is None or mine.is_hidden:
+        if header is None:
+            raise Damaged("the store has lost its header")
+        mine = header.cut_of(self._generation)
+        if mine is None or mine.is_hidden:
             raise SnapshotEnded("this snapshot was replaced by a newer one, or deleted")
         return header
 
@@ -212,11 +215,12 @@ class SnapshotReader:
                 # What is not in it may have been merged since into any that was looked at.
                 continue
             except Damaged:
-                # Merged, and then moved: the list tells who has it now.
-                now = self._control[_HEADERS]
-                if headers == now == self._headers:
-                    raise
+                # Merged, and then moved: the list tells who has it now. It is renamed in before the number says so,
+                # and the compactor may have seen it.
+                before, now = self._links, self._control[_HEADERS]
                 self._follow(now, self._control[_GENERATION])
+                if headers == now and self._links == before:
+                    raise
 
     def _read_once(self, view: memoryview, offset: int, first: int, end: int) -> None:
         links, frozen = self._links, self._frozen

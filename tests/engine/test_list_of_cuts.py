@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ import cow.snapshot
 from cow.disk.header import Header, read_header
 from cow.disk.layout import Durability
 from cow.disk.segment_files import present_segments
+from cow.errors import SnapshotEnded
+from cow.snapshot import SnapshotReader
 
 BLOCK_BYTES, BLOCKS = 512, 12
 OLD = pattern(BLOCKS * BLOCK_BYTES)
@@ -66,6 +69,38 @@ def test_files_that_are_missing_from_the_list_that_there_is_are_an_error(rig: Ri
     (rig.store_path / "cut-00000003" / "index").unlink()
     with pytest.raises(FileNotFoundError):
         reader.read(0, len(OLD))
+
+
+def test_who_begins_to_read_when_the_last_one_was_deleted_is_told_so(rig: Rig) -> None:
+    assert rig.store is not None
+    with rig.store.open_cut(4, writable=False).held() as cut:
+        for generation in (2, 3, 4):
+            delete(rig, generation)
+        with pytest.raises(SnapshotEnded):
+            SnapshotReader(replace(rig.store, cut=cut), rig.image).read(0, 1)
+        cut.let_go()
+
+
+def test_what_the_compactor_removes_before_the_numbers_tell_is_no_damage(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = rig.new_reader(2)
+    # The compactor has yet to look at the list, whatever it finds.
+    rig.engine.name_cut(3, "other")
+    reader.read(8 * BLOCK_BYTES, 1)
+    ended: list[bool] = []
+
+    def write_and_read(*arguments: object, **options: object) -> None:
+        write_header(*arguments, **options)
+        rig.compactor.tidy()
+        with pytest.raises(SnapshotEnded):
+            reader.read(0, 1)
+        ended.append(True)
+
+    write_header = cow.live.cutting.write_header
+    monkeypatch.setattr(cow.live.cutting, "write_header", write_and_read)
+    delete(rig, 2)
+    assert ended
 
 
 def test_slots_of_a_cut_stay_while_the_next_one_is_half_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
