@@ -65,12 +65,15 @@ class Released:
             return
         with contextlib.ExitStack() as held:
             try:
-                cut, older = self._held(generation, held)
+                cut = self._held(generation, held)
+                # Looked at once: what is released from here on is told of, and the cut before may need it.
+                has_released = cut.numbers[CutCounter.RELEASED_BLOCKS] > 0
+                older = self._held_before(generation, held) if has_released else None
             except (OSError, ValueError, CowError):
                 return  # the next compactor looks again
             needs = Needs(cut.released, older.settled if older is not None and older.numbers.is_kept else None)
             give_back = GiveBack(self._store, cut, needs)
-            for low, high in give_back.pieces(first, end):
+            for low, high in give_back.pieces(first, end) if has_released else ():
                 if not self._followed.may_lose_records(generation) or not cut.numbers.is_kept:
                     return
                 give_back.give_back(low, high)
@@ -94,16 +97,16 @@ class Released:
     def _no_steps() -> Generator[bool]:
         yield from ()
 
-    def _held(self, generation: int, held: contextlib.ExitStack) -> tuple[Cut, Cut | None]:
-        """The cut, and the one before it if anything of the cut is released; `held` lets go of both."""
+    def _held(self, generation: int, held: contextlib.ExitStack) -> Cut:
+        """`held` lets go of it."""
         cut = self._followed.hold(generation)
         held.callback(cut.let_go)
+        return cut
+
+    def _held_before(self, generation: int, held: contextlib.ExitStack) -> Cut | None:
+        """The one before it, None of the oldest."""
         at = self._followed.generations.index(generation)
-        if not at or not cut.numbers[CutCounter.RELEASED_BLOCKS]:
-            return cut, None
-        older = self._followed.hold(self._followed.generations[at - 1])
-        held.callback(older.let_go)
-        return cut, older
+        return self._held(self._followed.generations[at - 1], held) if at else None
 
     def close(self) -> None:
         """Let go of what is held between two steps."""
