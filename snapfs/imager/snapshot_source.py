@@ -54,8 +54,8 @@ class SnapshotSource:
         self.size_bytes, self.block_bytes = status["image_bytes"], status["block_bytes"]
         self._check_state(self._snapshot)
         image_map = self._await_map()
-        self._used = _read_used(store, image_map, -(-self.size_bytes // self.block_bytes))
-        self.used_bytes = used_bytes(self._used, self.block_bytes, self.size_bytes)
+        self.used = _read_used(store, image_map, -(-self.size_bytes // self.block_bytes))
+        self.used_bytes = used_bytes(self.used, self.block_bytes, self.size_bytes)
         names = ("id", "taken_at", "freeze_ms")
         cut = {name: self._snapshot[name] for name in names if name in self._snapshot}
         self.facts = {"image": status["image"], "cut": cut, "regions": list(image_map.regions)}
@@ -98,9 +98,9 @@ class SnapshotSource:
         return {"cut": self._snapshot["id"], "image_bytes": self.size_bytes}
 
     def extents(self) -> list[Extent]:
-        return plan(self._used, self.block_bytes, self.size_bytes, self._holes())
+        return plan(self.used, self.block_bytes, self.size_bytes, self.holes())
 
-    def _holes(self) -> bitarray | None:
+    def holes(self) -> bitarray | None:
         """Cells of the image that are holes now: nobody has written there since the cut, for only snapfs writes to
         the image, and it makes no holes. So they were zeros at the cut, and need not be read. What another user's
         server calls its image root does not open."""
@@ -121,7 +121,7 @@ class SnapshotSource:
         except OSError as error:
             raise self._why(error, offset) from error
         # What somebody read of the view before the map was known may still be in the page cache.
-        clear_free(view, offset, self._used, self.block_bytes)
+        clear_free(view, offset, self.used, self.block_bytes)
 
     def reread_into(self, view: memoryview, offset: int) -> None:
         self.read_into(view, offset)
