@@ -1,0 +1,106 @@
+"""Nights of a mounted image: the restore of each equals its snapshot, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from imager_rig import make_ext4, make_files, mounted, overwrite
+from nightly_rig import CELL, MIB, Nights, run, snapfs
+
+FORGETFUL = Path(__file__).with_name("forgetful_backup.py")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def ext4(nights: Nights) -> Nights:
+    make_files(nights.path / "content", 12 * MIB)
+    make_ext4(nights.image, 40 * MIB, nights.path / "content")
+    return nights
+
+
+def live_on(point: Path, dice: random.Random) -> None:
+    """A day: files made, deleted, rewritten, cut short, lengthened."""
+    names = sorted(path for path in point.iterdir() if path.is_file())
+    for path in dice.sample(names, 3):
+        path.unlink()
+    for path in dice.sample([path for path in names if path.exists()], 3):
+        with path.open("r+b") as file:
+            file.seek(dice.randrange(max(path.stat().st_size, 1)))
+            file.write(dice.randbytes(dice.choice((10, 5000, 200_000))))
+    for number in range(3):
+        (point / f"day{dice.randrange(1000)}-{number}").write_bytes(
+            dice.randbytes(dice.choice((100, 70_000, 400_000)))
+        )
+    os.truncate(dice.choice([path for path in names if path.exists()]), dice.choice((0, 40_000)))
+    os.sync()
+
+
+@pytest.mark.parametrize("protect", ["used", "all"])
+def test_every_night_comes_back_as_it_was(ext4: Nights, protect: str) -> None:
+    dice = random.Random(7)
+    nights = []
+    with ext4.mounted("--protect", protect):
+        with mounted(ext4.live_file, ext4.path / "point", "-o", "loop") as point:
+            for number in range(4):
+                snapfs("snapshot", ext4.live, "--name", f"night{number}").ok()
+                made = ext4.back_up_of(ext4.live, "--snapshot", f"night{number}")
+                assert made["kind"] == ("full" if number == 0 else "increment")
+                shown = ext4.snap / ".snapshots" / f"night{number}" / ext4.image.name
+                nights.append(shown.read_bytes())
+                snapfs("verify", ext4.backups, "--against", ext4.live).ok()
+                live_on(point, dice)
+        for number, night in enumerate(nights):
+            name = ext4.listed()[number]["name"]
+            assert ext4.restored("--at", name) == night
+            run("e2fsck", "-fn", ext4.path / "restored.img")
+            words = ("-f", "qcow2", "-F", "raw", ext4.backups / f"{name}.qcow2", ext4.path / "restored.img")
+            run("qemu-img", "compare", "-q", *words)
+            run("qemu-img", "check", "-q", ext4.backups / f"{name}.qcow2")
+    snapfs("verify", ext4.backups, "--all").ok()
+
+
+def test_the_nightly_job_needs_nothing_but_itself(ext4: Nights) -> None:
+    with ext4.mounted(), mounted(ext4.live_file, ext4.path / "point", "-o", "loop") as point:
+        for night in ("one", "two", "three"):
+            (point / night).write_text(night)
+            ext4.back_up_of(ext4.live, "--cut")
+            assert ext4.status()["snapshot"]["owed_blocks"] == 0
+    assert [one["kind"] for one in ext4.listed()] == ["full", "increment", "increment"]
+    for number, found in enumerate(({"one"}, {"one", "two"}, {"one", "two", "three"})):
+        ext4.restored("--at", ext4.listed()[number]["name"])
+        with mounted(ext4.path / "restored.img", ext4.path / "point", "-o", "loop,ro") as point:
+            assert {"one", "two", "three"} & {path.name for path in point.iterdir()} == found
+
+
+def test_a_cell_that_an_increment_left_out_is_found_with_the_snapshot(ext4: Nights) -> None:
+    """As if a bit of a map had been dropped: by their hashes the backups are whole."""
+    with ext4.mounted("--protect", "all"):
+        ext4.back_up_of(ext4.live)
+        overwrite(ext4.live_file, 12 * MIB, CELL)
+        snapfs("snapshot", ext4.live).ok()
+        words = ("backup", str(ext4.live), str(ext4.backups))
+        subprocess.run([sys.executable, FORGETFUL, str(12 * MIB), *words], check=True, cwd=ROOT, timeout=120)
+        snapfs("verify", ext4.backups, "--all").ok()
+        done = snapfs("verify", ext4.backups, "--against", ext4.live)
+        done.refuses(3, "1 cells of 64 KiB differ", f"the first at {12 * MIB}", "--full")
+        ext4.back_up_of(ext4.live)
+        snapfs("verify", ext4.backups, "--against", ext4.live).ok()
+
+
+def test_a_snapshot_that_is_gone_cannot_be_compared_with(ext4: Nights) -> None:
+    with ext4.mounted():
+        ext4.back_up_of(ext4.live)
+        snapfs("snapshot", ext4.live).ok()
+        snapfs("verify", ext4.backups, "--against", ext4.live).refuses(1, "has no snapshot", "snapfs list")
+
+
+def test_an_unmounted_image_that_was_changed_cannot_be_compared_with(nights: Nights) -> None:
+    nights.back_up()
+    snapfs("verify", nights.backups, "--against", nights.image).ok()
+    nights.change(3)
+    snapfs("verify", nights.backups, "--against", nights.image).refuses(2, "was changed since")
