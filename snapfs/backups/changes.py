@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from bitarray import bitarray
-
-from snapfs.imager.snapshot_source import SnapshotSource
-from snapfs.imager.source import Source
+from blake3 import blake3
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,10 @@ class Void:
     reason: str
 
 
-def changes_since(source: Source, cut_id: str | None) -> Changed | Void:
-    """What was written since the cut of this id until that of `source`."""
-    if not isinstance(source, SnapshotSource):
-        return Void(f"{source.path} is not mounted with snapfs")
-    if cut_id is None:
-        return Void("the last backup is of the image while it was not mounted")
-    return Void("nobody has noted what was written since the last backup")
+# What was written since the cut of this id, None for an image that was not mounted, until that of the source.
+ChangesSince = Callable[[str | None], Changed | Void]
+
+
+def fingerprint(used: bitarray) -> str:
+    """What tells a map of used blocks from another one."""
+    return blake3(used.tobytes()).hexdigest()

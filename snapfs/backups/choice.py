@@ -15,7 +15,7 @@ from bitarray import bitarray
 from bitarray.util import zeros
 
 from snapfs.backups.chain import Chain
-from snapfs.backups.changes import Changed, Void, changes_since
+from snapfs.backups.changes import Changed, ChangesSince, Void, fingerprint
 from snapfs.backups.facts import Base, Facts
 from snapfs.backups.overlay import Overlay
 from snapfs.backups.table import Table
@@ -61,7 +61,15 @@ class Below:
         return cells | _cells_of(self.links[-1].unread, len(cells))
 
 
-def choose(chain: Chain, source: Source, tables: list[Table], *, full: bool, max_increments: int) -> Below:
+def choose(
+    chain: Chain,
+    source: Source,
+    changes_since: ChangesSince,
+    tables: list[Table],
+    *,
+    full: bool,
+    max_increments: int,
+) -> Below:
     """What the next backup of `source` stands on; its tables are added to `tables`, to be closed."""
     size_bytes = source.size_bytes
     reason, links = _why_full(chain, source, full, max_increments)
@@ -72,11 +80,20 @@ def choose(chain: Chain, source: Source, tables: list[Table], *, full: bool, max
             reason = _as_part(error)
     if reason:
         return Below((), Overlay(size_bytes, ()), None, reason)
-    changed = changes_since(source, links[-1].cut_id)
+    changed = _checked(changes_since(links[-1].cut_id), links[-1], source)
     overlay = Overlay(size_bytes, tables)
     if isinstance(changed, Void):
         return Below(tuple(links), overlay, None, changed.reason)
     return Below(tuple(links), overlay, changed, "")
+
+
+def _checked(changed: Changed | Void, last: Facts, source: Source) -> Changed | Void:
+    """What was free then is not in the chain, so the map has to be the one that the last backup was made by."""
+    if isinstance(changed, Changed) and (
+        len(changed.written) != len(source.used) or fingerprint(changed.used) != last.used_blake3
+    ):
+        return Void("the map of used blocks of the last backup is not there any more")
+    return changed
 
 
 def _why_full(chain: Chain, source: Source, full: bool, max_increments: int) -> tuple[str, list[Facts]]:

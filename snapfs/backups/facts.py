@@ -56,6 +56,7 @@ class Facts:
     file_bytes: int
     maps_blake3: str
     table_blake3: str
+    used_blake3: str
     identity: Mapping[str, Any] = field(default_factory=dict)
     regions: tuple[Mapping[str, Any], ...] = ()
     unread: Ranges = field(default_factory=Ranges)
@@ -96,6 +97,7 @@ class Facts:
             "read_bytes": self.read_bytes,
             "file_bytes": self.file_bytes,
             "cells": {"maps": self.maps_blake3, "whole": self.table_blake3},
+            "used": self.used_blake3,
             "identity": self.identity,
             "regions": list(self.regions),
             "unread": [{"offset": offset, "length": length} for offset, length in self.unread],
@@ -157,6 +159,7 @@ def _parsed(data: dict[str, Any], name: str) -> Facts:
         file_bytes=int(data["file_bytes"]),
         maps_blake3=str(data["cells"]["maps"]),
         table_blake3=str(data["cells"]["whole"]),
+        used_blake3=str(data["used"]),
         identity=dict(data["identity"]),
         regions=tuple(data["regions"]),
         unread=read_unread(data["unread"], image_bytes),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from snapfs.backups.chain import Chain, Entry
+from snapfs.backups.changes import fingerprint
 from snapfs.backups.choice import Below
 from snapfs.backups.digests import DigestsFile
 from snapfs.backups.facts import Facts
@@ -186,6 +187,7 @@ class Maker:
             file_bytes=os.fstat(unfinished.fd).st_size,
             maps_blake3=hashes[0],
             table_blake3=hashes[1],
+            used_blake3=fingerprint(source.used),
             identity=source.identity,
             regions=tuple(source.facts["regions"]),
             unread=plan.unread(),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from imager_rig import make_ext4, make_files, mounted, overwrite
+from imager_rig import make_ext4, make_files, mounted, overwrite, wait_until
 from nightly_rig import CELL, MIB, Nights, run, snapfs
 
 FORGETFUL = Path(__file__).with_name("forgetful_backup.py")
@@ -46,10 +46,12 @@ def test_every_night_comes_back_as_it_was(ext4: Nights, protect: str) -> None:
     nights = []
     with ext4.mounted("--protect", protect):
         with mounted(ext4.live_file, ext4.path / "point", "-o", "loop") as point:
-            for number in range(4):
+            for number in range(5):
                 snapfs("snapshot", ext4.live, "--name", f"night{number}").ok()
                 made = ext4.back_up_of(ext4.live, "--snapshot", f"night{number}")
                 assert made["kind"] == ("full" if number == 0 else "increment")
+                if number:
+                    assert (made["why"], made["read_bytes"] < 8 * MIB) == ("", True)
                 shown = ext4.snap / ".snapshots" / f"night{number}" / ext4.image.name
                 nights.append(shown.read_bytes())
                 snapfs("verify", ext4.backups, "--against", ext4.live).ok()
@@ -62,6 +64,43 @@ def test_every_night_comes_back_as_it_was(ext4: Nights, protect: str) -> None:
             run("qemu-img", "compare", "-q", *words)
             run("qemu-img", "check", "-q", ext4.backups / f"{name}.qcow2")
     snapfs("verify", ext4.backups, "--all").ok()
+
+
+def test_what_was_written_between_two_snapshots_is_read_and_nothing_else(ext4: Nights) -> None:
+    with ext4.mounted("--protect", "all"):
+        snapfs("snapshot", ext4.live, "--name", "mon").ok()
+        ext4.back_up_of(ext4.live, "--snapshot", "mon")
+        overwrite(ext4.live_file, 12 * MIB + 100, 10)
+        overwrite(ext4.live_file, 20 * MIB, 2 * CELL)
+        snapfs("snapshot", ext4.live, "--name", "tue").ok()
+        overwrite(ext4.live_file, 30 * MIB, CELL)
+        made = ext4.back_up_of(ext4.live, "--snapshot", "tue")
+        assert (made["why"], made["read_bytes"], made["data_bytes"]) == ("", 3 * CELL, 3 * CELL)
+        assert ext4.restored() == (ext4.snap / ".snapshots" / "tue" / ext4.image.name).read_bytes()
+
+
+def test_a_backup_of_an_older_snapshot_is_compared(ext4: Nights) -> None:
+    with ext4.mounted("--protect", "all"):
+        for name in ("mon", "tue"):
+            snapfs("snapshot", ext4.live, "--name", name).ok()
+            overwrite(ext4.live_file, 12 * MIB, CELL)
+        ext4.back_up_of(ext4.live, "--snapshot", "tue")
+        assert "of a later snapshot" in ext4.back_up_of(ext4.live, "--snapshot", "mon")["why"]
+        assert ext4.restored() == (ext4.snap / ".snapshots" / "mon" / ext4.image.name).read_bytes()
+        # By the time of its cut the other one is the newest; the list goes by when they were made.
+        assert [one["kind"] for one in ext4.listed()] == ["full", "increment"]
+
+
+def test_a_backup_after_an_overflow_is_compared(ext4: Nights) -> None:
+    with ext4.mounted("--protect", "all", "--buffer-limit", "1M", "--on-overflow", "break-oldest"):
+        snapfs("snapshot", ext4.live, "--name", "mon").ok()
+        ext4.back_up_of(ext4.live, "--snapshot", "mon")
+        overwrite(ext4.live_file, 0, 8 * MIB)
+        wait_until(lambda: ext4.status()["snapshot"]["state"] != "active")
+        snapfs("snapshot", ext4.live, "--name", "tue").ok()
+        made = ext4.back_up_of(ext4.live, "--snapshot", "tue")
+        assert "was lost since the last backup" in made["why"]
+        assert ext4.restored() == ext4.live_file.read_bytes()
 
 
 def test_the_nightly_job_needs_nothing_but_itself(ext4: Nights) -> None:
@@ -88,7 +127,7 @@ def test_a_cell_that_an_increment_left_out_is_found_with_the_snapshot(ext4: Nigh
         snapfs("verify", ext4.backups, "--all").ok()
         done = snapfs("verify", ext4.backups, "--against", ext4.live)
         done.refuses(3, "1 cells of 64 KiB differ", f"the first at {12 * MIB}", "--full")
-        ext4.back_up_of(ext4.live)
+        ext4.back_up_of(ext4.live, "--full")
         snapfs("verify", ext4.backups, "--against", ext4.live).ok()
 
 
