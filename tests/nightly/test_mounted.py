@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from imager_rig import make_ext4, make_files, mounted, overwrite, wait_until
+from imager_rig import make_ext4, make_files, mounted, overwrite, running, wait_until
 from nightly_rig import CELL, MIB, Nights, run, snapfs
 
 FORGETFUL = Path(__file__).with_name("forgetful_backup.py")
@@ -77,6 +78,26 @@ def test_what_was_written_between_two_snapshots_is_read_and_nothing_else(ext4: N
         made = ext4.back_up_of(ext4.live, "--snapshot", "tue")
         assert (made["why"], made["read_bytes"], made["data_bytes"]) == ("", 3 * CELL, 3 * CELL)
         assert ext4.restored() == (ext4.snap / ".snapshots" / "tue" / ext4.image.name).read_bytes()
+
+
+def test_a_full_one_when_the_block_size_has_changed(ext4: Nights) -> None:
+    ext4.back_up()
+    with ext4.mounted("--block-size", "64K"):
+        made = ext4.back_up_of(ext4.live)
+        assert (made["kind"], made["why"]) == ("full", "the block size went from 4 KiB to 64 KiB")
+
+
+def test_an_interrupted_one_cannot_be_gone_on_with_after_another_cut(ext4: Nights) -> None:
+    with ext4.mounted():
+        with running("backup", ext4.live, ext4.backups, "--rate", "8M") as process:
+            process.await_bytes(9 * MIB)
+            process.send(signal.SIGINT)
+            process.wait()
+        snapfs("snapshot", ext4.live).ok()
+        snapfs("backup", ext4.live, ext4.backups, "--resume").refuses(1, "of another backup", "cannot be resumed")
+        done = snapfs("backup", ext4.live, ext4.backups).ok()
+        assert "was removed" in done.err
+    assert ext4.debris() == set()
 
 
 def test_a_backup_of_an_older_snapshot_is_compared(ext4: Nights) -> None:
