@@ -17,6 +17,7 @@ from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter, Durability
 from cow.disk.releases import ReleasedRange, ReleaseQueue
 from cow.disk.seal import free_is_noted, seal_free
+from cow.disk.served import served_before
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.live.claiming import Claims
@@ -183,9 +184,8 @@ class Relief:
         return count_lost(self.cut, first, end, free_counts=free_counts)
 
     def _settle_unneeded(self, first: int, end: int, reason: Bitmap) -> int:
-        """Settle what the cut before does not need; how many were owed. What is not settled there, that one has in
-        this one: it is owed whatever this one's readers need. One that is lost needs nothing, and lets nobody read
-        through it."""
+        """Settle what readers of older cuts do not need; how many were owed. What is not served before, they have in
+        this one: it is owed whatever this one's readers need."""
         if self._store.cut is not self.cut:
             return 0
         if not self._store.older:
@@ -194,9 +194,8 @@ class Relief:
         try:
             if cuts[-1] is not self.cut:
                 return 0  # what an older cut owed, the later ones owe
-            if len(cuts) == 1 or not cuts[-2].numbers.is_kept or (older := cuts[-2].settled).all_set(first, end):
-                return self._settle(first, end, reason)
-            return sum(self._settle(low, high, reason) for is_set, low, high in older.runs(first, end) if is_set)
+            runs = served_before(self._store.header, cuts[:-1]).runs(first, end)
+            return sum(self._settle(low, high, reason) for is_served, low, high in runs if is_served)
         finally:
             for cut in cuts:
                 cut.let_go()
