@@ -212,6 +212,17 @@ def _unneeded(store: Store, given: Bitmap) -> Iterator[tuple[int, int]]:
                 yield low, high
 
 
+def give_up(store: Store) -> bool:
+    """A cut that holds nothing for readers is wholly released, however far whoever did so has come. Whether it is
+    one."""
+    cut, facts = store.cut, store.header.cut_of(store.cut.generation)
+    if facts is None or not store.header.gives_nothing(facts):
+        return False
+    if cut.released.count() < cut.released.block_count:
+        cut.released.set_range(0, cut.released.block_count)
+    return True
+
+
 def assume_changed(store: Store) -> None:
     """Take every settled block for changed: an incremental backup may copy too much, never too little."""
     for first, end in store.cut.settled.set_runs():
