@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cow.compact.compactor import Compactor as Compactor
     from cow.disk.blocks import count_preserved as count_preserved
+    from cow.disk.checkpoints import Checkpoint as Checkpoint
+    from cow.disk.checkpoints import changed_in as changed_in
+    from cow.disk.checkpoints import checkpoints_of as checkpoints_of
+    from cow.disk.checkpoints import why_void as why_void
     from cow.disk.cut import Cut as Cut
     from cow.disk.directory import CONTROL_NAME as CONTROL_NAME
     from cow.disk.directory import LOCK_NAME as LOCK_NAME
@@ -69,6 +73,7 @@ if TYPE_CHECKING:
 _OWNERS = {
     "cow.compact.compactor": "Compactor",
     "cow.disk.blocks": "count_preserved",
+    "cow.disk.checkpoints": "Checkpoint changed_in checkpoints_of why_void",
     "cow.disk.cut": "Cut",
     "cow.disk.directory": "CONTROL_NAME LOCK_NAME LOG_NAME foreign_names remove_store",
     "cow.disk.files": "Files",

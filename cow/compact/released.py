@@ -19,6 +19,7 @@ from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter
 from cow.disk.releases import ReleasedRange
 from cow.disk.segment_files import present_segments
+from cow.disk.served import Served
 from cow.disk.store import Store
 from cow.errors import CowError
 
@@ -65,10 +66,9 @@ class Released:
             return
         with contextlib.ExitStack() as held:
             try:
-                cut, older = self._held(generation, held)
+                cut, needs = self._held(generation, held)
             except (OSError, ValueError, CowError):
                 return  # the next compactor looks again
-            needs = Needs(cut.released, older.settled if older is not None and older.numbers.is_kept else None)
             give_back = GiveBack(self._store, cut, needs)
             for low, high in give_back.pieces(first, end):
                 if not self._followed.may_lose_records(generation) or not cut.numbers.is_kept:
@@ -94,16 +94,13 @@ class Released:
     def _no_steps() -> Generator[bool]:
         yield from ()
 
-    def _held(self, generation: int, held: contextlib.ExitStack) -> tuple[Cut, Cut | None]:
-        """The cut, and the one before it if anything of the cut is released; `held` lets go of both."""
+    def _held(self, generation: int, held: contextlib.ExitStack) -> tuple[Cut, Needs]:
+        """The cut, and what of it is needed; `held` lets go of it."""
         cut = self._followed.hold(generation)
         held.callback(cut.let_go)
-        at = self._followed.generations.index(generation)
-        if not at or not cut.numbers[CutCounter.RELEASED_BLOCKS]:
-            return cut, None
-        older = self._followed.hold(self._followed.generations[at - 1])
-        held.callback(older.let_go)
-        return cut, older
+        # Where nothing is released, nobody asks what is served.
+        is_any_released = cut.numbers[CutCounter.RELEASED_BLOCKS] > 0
+        return cut, Needs(cut.released, self._followed.held_before(generation, held) if is_any_released else Served())
 
     def close(self) -> None:
         """Let go of what is held between two steps."""

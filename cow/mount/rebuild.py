@@ -35,6 +35,7 @@ from cow.disk.layout import (
 )
 from cow.disk.segment_files import present_segments
 from cow.disk.segments import ScanProblem, scan_segment
+from cow.disk.served import served_before
 from cow.disk.store import Store
 
 # --- staging -------------------------------------------------------------------------------------------------
@@ -203,12 +204,23 @@ def settle_preserved(store: Store) -> None:
 
 
 def _unneeded(store: Store, given: Bitmap) -> Iterator[tuple[int, int]]:
-    """What of the blocks that the cut's own readers do not need the one before does not have in it either."""
-    older = store.older[-1].settled if store.older and store.older[-1].numbers.is_kept else None
+    """What of the blocks that the cut's own readers do not need those of older ones do not have in it either."""
+    served = served_before(store.header, store.older)
     for first, end in given.set_runs():
-        for is_set, low, high in older.runs(first, end) if older is not None else ((True, first, end),):
-            if is_set:
+        for is_served, low, high in served.runs(first, end):
+            if is_served:
                 yield low, high
+
+
+def give_up(store: Store) -> bool:
+    """A cut that holds nothing for readers is wholly released, however far whoever did so has come. Whether it is
+    one."""
+    cut, facts = store.cut, store.header.cut_of(store.cut.generation)
+    if facts is None or not store.header.gives_nothing(facts):
+        return False
+    if cut.released.count() < cut.released.block_count:
+        cut.released.set_range(0, cut.released.block_count)
+    return True
 
 
 def assume_changed(store: Store) -> None:

@@ -107,7 +107,7 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
             if holds_preserved(path):
                 raise StoreDamaged(str(path), "has lost its header")
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
-        if not header.shown or _is_unseen(path, header, request, files):
+        if not (header.shown or header.has_checkpoints) or _is_unseen(path, header, request, files):
             opened = Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
         else:
             opened = _carry_on(path, header, image, request, files, lock_fd)

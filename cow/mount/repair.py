@@ -53,6 +53,7 @@ from cow.mount.rebuild import (
     drop_doubtful,
     find_first_slot,
     forget_staging,
+    give_up,
     mark_unreadable,
     mend_index,
     recount,
@@ -127,6 +128,11 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
     find_first_slot(store, staged)
     broken -= pages
     notes = _mend(store, end, broken, staged) if end is not End.SEALED or broken else []
+    if give_up(store):
+        settle_preserved(store)
+        # Nobody misses them.
+        for number in (CutCounter.LOST_BLOCKS, CutCounter.EXCUSED_BLOCKS, CutCounter.SPOILT_BLOCKS):
+            numbers[number] = 0
     lost_blocks = numbers.lost_blocks
     if lost_blocks and not numbers[CutCounter.UNREADABLE]:
         notes.append(f"blocks of the snapshot that are lost and read as errors: {lost_blocks}")
@@ -179,6 +185,7 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     maps = map_files(store)
     for name in broken - {SEGMENTS_NAME}:
         maps[name].clear()
+    give_up(store)
     if power_lost:
         distrust_index(store)
     # What is left of the map of free blocks is known, and counts from here on.
