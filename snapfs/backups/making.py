@@ -2,9 +2,9 @@
 
     (1) NAME.qcow2.partial.digests, .journal; NAME.qcow2.partial is written, synced, noted, again and again
     (2) what it holds is read back from the file itself, and becomes NAME.cells.partial
-    (3) all of that on the disk; then NAME.json.partial, which makes it a backup that only lacks its names
+    (3) all of that on the disk, and the cut held; then NAME.json.partial: it is a backup that only lacks its names
     (4) the names: NAME.qcow2, NAME.cells, NAME.json
-    (5) chain.json
+    (5) chain.json; then the cuts before are let go
     (6) the journal goes, then the digests
 
 A crash before (3) is over leaves the chain as it was, and something to go on with from the first note on. A crash
@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from snapfs.backups.chain import Chain, Entry
 from snapfs.backups.changes import fingerprint
@@ -63,6 +63,16 @@ class Wish:
     mode: int | None = None
 
 
+class Checkpoints(Protocol):
+    """Keeps known what is written since the cut of a backup. Neither fails: without, the next one reads all."""
+
+    def hold(self) -> None:
+        """From the cut of this backup on."""
+
+    def let_go(self) -> None:
+        """All but that, of this chain."""
+
+
 def free_names(directory: Path, image: str, taken_at: str) -> Names:
     """The first name that no file of a backup has, finished or not."""
     for path in dated_names(directory, Path(image).name, taken_at, QCOW2):
@@ -75,8 +85,11 @@ def free_names(directory: Path, image: str, taken_at: str) -> Names:
 class Maker:
     """Makes the backup `names` of `source`, on what is `below`."""
 
-    def __init__(self, chain: Chain, names: Names, source: Source, below: Below, wish: Wish) -> None:
+    def __init__(
+        self, chain: Chain, names: Names, source: Source, below: Below, wish: Wish, checkpoints: Checkpoints
+    ) -> None:
         self._chain, self._names, self._source, self._below, self._wish = chain, names, source, below, wish
+        self._checkpoints = checkpoints
         self._access = source.access.with_mode(wish.mode)
 
     def make(self, taken_at: str, cut_facts: Mapping[str, Any], report: Report) -> Facts:
@@ -90,6 +103,7 @@ class Maker:
                 facts = self._named(unfinished, held, plan, digests, taken_at, cut_facts, report, stack)
         self._chain.entries.append(Entry.of(facts))
         self._chain.save(self._access)
+        self._checkpoints.let_go()
         remove(self._names)
         return facts
 
@@ -145,6 +159,7 @@ class Maker:
             _verify(unfinished.path, cells.path, facts, report)
         for one in (unfinished, cells):
             one.settle(self._access)
+        self._checkpoints.hold()
         last = self._claimed(self._names.facts, stack)
         with write_errors(str(last.path), RESUME):
             put_whole(last.fd, memoryview(facts.text().encode()))

@@ -6,12 +6,11 @@ turn in DIR  ->  what an interrupted one left  ->  [cut]  ->  source  ->  full o
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from snapfs.backups.chain import Chain
-from snapfs.backups.changes import Changed, Void
+from snapfs.backups.changes import Void
 from snapfs.backups.choice import Below, choose
 from snapfs.backups.facts import Facts
 from snapfs.backups.layout import Names
@@ -20,18 +19,17 @@ from snapfs.backups.making import Maker, Wish, free_names
 from snapfs.backups.overlay import Overlay
 from snapfs.backups.table import Table
 from snapfs.backups.turn import turn
-from snapfs.commands.diff import read_changes
+from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
-from snapfs.errors import SnapfsError, SnapshotLostError, UsageError
+from snapfs.errors import SnapfsError, UsageError
 from snapfs.imager.manifest import describe_ranges
 from snapfs.imager.pace import yield_to_others
 from snapfs.imager.progress import Report
-from snapfs.imager.snapshot_source import SnapshotSource, await_map, used_by
+from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source, open_source
 from snapfs.options import BackupOptions
 from snapfs.stamps import utc_now
-from snapfs.system.discovery import find_store
 
 _ANY_NUMBER: Final = 1 << 62
 
@@ -69,7 +67,8 @@ def backup_into_chain(options: BackupOptions, directory: Path, report: Report, c
         yield_to_others()
         with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
             _check(options, chain, source, consent)
-            linked = _made(options, chain, names, source, cut_facts, report)
+            checkpoints = ChainCheckpoints(chain.id, options.source, source, consent.note)
+            linked = _made(options, chain, names, source, checkpoints, cut_facts, report)
             if options.release:
                 # Also what was not read: the snapshot owes nothing any more, but what another tool may still read.
                 for offset, length in linked.facts.unread.outside(0, source.size_bytes):
@@ -114,6 +113,7 @@ def _made(
     chain: Chain,
     names: Names | None,
     source: Source,
+    checkpoints: ChainCheckpoints,
     cut_facts: dict[str, Any],
     report: Report,
 ) -> Linked:
@@ -121,8 +121,8 @@ def _made(
     try:
         if names is None:
             limit = options.max_increments
-            changes = partial(_changes_since, options.source, source)
-            below = choose(chain, source, changes, tables, full=options.full, max_increments=limit)
+            changes_since = checkpoints.changes_since
+            below = choose(chain, source, changes_since, tables, full=options.full, max_increments=limit)
             cut = source.facts["cut"]
             taken_at = cut["taken_at"] if cut else utc_now()
             names = free_names(chain.directory, source.facts["image"], taken_at)
@@ -138,7 +138,7 @@ def _made(
             rate_bytes_per_s=options.rate_bytes_per_s,
             mode=options.mode,
         )
-        facts = Maker(chain, names, source, below, wish).make(taken_at, cut_facts, report)
+        facts = Maker(chain, names, source, below, wish, checkpoints).make(taken_at, cut_facts, report)
     finally:
         for table in tables:
             table.close()
@@ -154,23 +154,6 @@ def _as_before(chain: Chain, names: Names, source: Source, tables: list[Table]) 
     # What is to be read is in its journal.
     below = choose(chain, source, lambda _: Void(why), tables, full=False, max_increments=_ANY_NUMBER)
     return replace(below, why=why), taken_at
-
-
-def _changes_since(live: Path, source: Source, cut_id: str | None) -> Changed | Void:
-    if not isinstance(source, SnapshotSource):
-        return Void(f"{source.path} is not mounted with snapfs")
-    if cut_id is None:
-        return Void("the last backup is of the image while it was not mounted")
-    try:
-        written = read_changes(live, cut_id, source.facts["cut"]["id"]).blocks.used
-        store = find_store(live)
-        return Changed(written, used_by(store, await_map(store, cut_id), len(written)))
-    except UsageError:
-        return Void("the last backup is of a later snapshot")
-    except SnapshotLostError:
-        return Void("a snapshot was lost since the last backup, and what was written since is not known")
-    except SnapfsError:
-        return Void("what was written since the last backup is not known")
 
 
 def _unread_sentence(linked: Linked, source: Path) -> str:

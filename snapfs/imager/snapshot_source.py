@@ -54,12 +54,12 @@ class SnapshotSource:
         self.size_bytes, self.block_bytes = status["image_bytes"], status["block_bytes"]
         self._check_state(self._snapshot)
         try:
-            image_map = await_map(store, self._snapshot["id"])
+            image_map = _await_map(store, self._snapshot["id"])
         except SnapfsError:
             # Says more when that is why.
             self.check()
             raise
-        self.used = used_by(store, image_map, -(-self.size_bytes // self.block_bytes))
+        self.used = _read_used(store, image_map, -(-self.size_bytes // self.block_bytes))
         self.used_bytes = used_bytes(self.used, self.block_bytes, self.size_bytes)
         names = ("id", "taken_at", "freeze_ms")
         cut = {name: self._snapshot[name] for name in names if name in self._snapshot}
@@ -215,7 +215,7 @@ def _is_open_in(pid: int, fd: int) -> bool:
     return False
 
 
-def await_map(store: Path, snapshot_id: str) -> MapGiven:
+def _await_map(store: Path, snapshot_id: str) -> MapGiven:
     """The answer about the map of a snapshot, once it is known; it is computed within seconds of a cut."""
     until = time.monotonic() + _MAP_TIMEOUT_S
     while True:
@@ -227,8 +227,7 @@ def await_map(store: Path, snapshot_id: str) -> MapGiven:
         time.sleep(_MAP_LOOK_S)
 
 
-def used_by(store: Path, image_map: MapGiven, block_count: int) -> bitarray:
-    """A bit per block, by a map that was given."""
+def _read_used(store: Path, image_map: MapGiven, block_count: int) -> bitarray:
     if image_map.free_file is None:
         return ones(block_count, "little")
     used = bitarray(endian="little")

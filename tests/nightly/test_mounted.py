@@ -124,19 +124,6 @@ def test_a_backup_after_an_overflow_is_compared(ext4: Nights) -> None:
         assert ext4.restored() == ext4.live_file.read_bytes()
 
 
-def test_the_nightly_job_needs_nothing_but_itself(ext4: Nights) -> None:
-    with ext4.mounted(), mounted(ext4.live_file, ext4.path / "point", "-o", "loop") as point:
-        for night in ("one", "two", "three"):
-            (point / night).write_text(night)
-            ext4.back_up_of(ext4.live, "--cut")
-            assert ext4.status()["snapshot"]["owed_blocks"] == 0
-    assert [one["kind"] for one in ext4.listed()] == ["full", "increment", "increment"]
-    for number, found in enumerate(({"one"}, {"one", "two"}, {"one", "two", "three"})):
-        ext4.restored("--at", ext4.listed()[number]["name"])
-        with mounted(ext4.path / "restored.img", ext4.path / "point", "-o", "loop,ro") as point:
-            assert {"one", "two", "three"} & {path.name for path in point.iterdir()} == found
-
-
 def test_a_cell_that_an_increment_left_out_is_found_with_the_snapshot(ext4: Nights) -> None:
     """As if a bit of a map had been dropped: by their hashes the backups are whole."""
     with ext4.mounted("--protect", "all"):
