@@ -231,7 +231,7 @@ def _readable(names: Iterable[Names]) -> Iterable[Facts]:
 def _listed(directory: Path) -> Chain | None:
     """What chain.json says; None when it is missing, or not what was written."""
     try:
-        data = json.loads(read_small(directory / CHAIN_NAME, ""))
+        data = json.loads(read_small(directory / CHAIN_NAME, "", flags=os.O_NOFOLLOW))
         if data["version"] != VERSION or not _ID.fullmatch(data["chain"]):
             return None
         entries = [_entry(one) for one in data["backups"]]

@@ -18,7 +18,7 @@ from blake3 import blake3
 from snapfs.backups.layout import Names
 from snapfs.backups.table import Digests
 from snapfs.destination.access import NEW_MODE
-from snapfs.destination.unfinished import open_left
+from snapfs.destination.unfinished import open_left, sync_directory
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import CELL_BYTES, Extent
@@ -77,11 +77,14 @@ class DigestsFile:
 def _opened(path: Path, resumes: bool) -> int:
     with write_errors(str(path), "try again"):
         if not resumes:
-            return os.open(path, _NEW, NEW_MODE)
-        fd = open_left(path, {os.geteuid()})
-    if fd is None:
+            made = os.open(path, _NEW, NEW_MODE)
+            # What comes after it is not known to be ours without it.
+            sync_directory(path.parent)
+            return made
+        left = open_left(path, {os.geteuid()})
+    if left is None:
         raise SnapfsError(f"There is nothing to resume: {path} does not exist; leave out --resume.", path=path)
-    return fd
+    return left
 
 
 def _as_array(data: bytes) -> Digests:

@@ -7,6 +7,7 @@ hash over itself, and those of its table; the table has those of the data.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,7 +108,7 @@ class Facts:
 def read_facts(path: Path, name: str) -> Facts:
     """The facts of the backup `name` at `path`; BackupDamagedError when they are missing, or not what was written."""
     try:
-        data = json.loads(read_small(path, _WAY_OUT))
+        data = json.loads(read_small(path, _WAY_OUT, flags=os.O_NOFOLLOW))
         return _parsed(data, name)
     except FileNotFoundError as error:
         raise BackupDamagedError(

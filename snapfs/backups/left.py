@@ -9,6 +9,7 @@ neither                       it can be gone on with while its cut is there; els
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
@@ -41,6 +42,8 @@ def remove(names: Names) -> None:
     """All of an unfinished one; what shows that it is ours last."""
     with write_errors(str(names.qcow2), "try again"):
         for path in names.unfinished:
+            if path == names.digests:
+                sync_directory(names.directory)
             left = open_left(path, {os.geteuid()})
             if left is not None:
                 os.unlink(path)
@@ -75,7 +78,17 @@ def _give_names(names: Names) -> None:
         left = open_left(partial, {os.geteuid()})
         if left is not None:
             try:
-                libc.rename_new(partial, path)
+                _rename(partial, path)
             finally:
                 os.close(left)
     sync_directory(names.directory)
+
+
+def _rename(partial: Path, path: Path) -> None:
+    try:
+        libc.rename_new(partial, path)
+    except OSError as error:
+        # A filesystem that cannot be asked for a new name; nobody else has the turn.
+        if error.errno not in (errno.EINVAL, errno.ENOSYS) or os.path.lexists(path):
+            raise
+        os.rename(partial, path)

@@ -27,8 +27,9 @@ class Overlay:
         self.image_bytes, self._tables = image_bytes, tables
         self.held = zeros(cell_count(image_bytes), "little")
         for table in tables:
-            self.held &= ~table.zeros
-            self.held |= table.data
+            data, hidden = table.maps()
+            self.held &= ~hidden
+            self.held |= data
 
     def digests(self, first: int, end: int) -> Digests:
         """Of each cell in the range; zeros where it is zeros.
@@ -40,10 +41,12 @@ class Overlay:
         for table in reversed(self._tables):
             if not missing.any():
                 break
-            digests, data = table.digests(first, end)
+            data = table.data_in(first, end)
             taken = data & missing
+            if not taken.any():
+                continue
             wanted = positions(taken)
-            found[wanted] = digests[np.searchsorted(positions(data), wanted)]
+            found[wanted] = table.digests(first, end)[np.searchsorted(positions(data), wanted)]
             missing &= ~data
         return found
 

@@ -75,6 +75,7 @@ def _of_one(chain: Chain, facts: Facts, proof: Proof, report: Report) -> _Found 
         _note(proof, error.sentence)
         return None
     try:
+        data, hidden = table.maps()
         table.check_whole(facts.table_blake3)
         with open_link(names.qcow2, facts) as link:
             check_structure(link)
@@ -86,17 +87,17 @@ def _of_one(chain: Chain, facts: Facts, proof: Proof, report: Report) -> _Found 
         _note(proof, error.sentence)
         return None
     finally:
-        data, hidden = table.data, table.zeros
         table.close()
     if bad.any():
-        _note(proof, _sentence(names.qcow2.name, bad))
+        _note(proof, f"{names.qcow2.name} is damaged: {describe_cells(bad)} is not what was written")
     return _Found(data, hidden, bad)
 
 
 def _badly_held(link: Link, facts: Facts, table: Table) -> bitarray:
     """Cells that the file holds in another way than the table says."""
     held = held_by(link.fd, link.path, facts.image_bytes)
-    return (held.data ^ table.data) | (held.zeros ^ table.zeros)
+    data, hidden = table.maps()
+    return (held.data ^ data) | (held.zeros ^ hidden)
 
 
 def _badly_read(reader: BackupReader, table: Table, report: Report) -> bitarray:
@@ -107,7 +108,7 @@ def _badly_read(reader: BackupReader, table: Table, report: Report) -> bitarray:
     for index in damaged:
         extent = reader.manifest.extents[index].extent
         first = extent.offset // CELL_BYTES
-        wanted, _ = table.digests(first, -(-extent.end // CELL_BYTES))
+        wanted = table.digests(first, -(-extent.end // CELL_BYTES))
         differs = (_digests_of(reader, extent) != wanted).any(axis=1)
         for number in np.flatnonzero(differs).tolist():
             bad[first + number] = 1
@@ -134,11 +135,11 @@ def _is_whole(found: Sequence[_Found | None], image_bytes: int) -> bool:
     return not bad.any()
 
 
-def _sentence(name: str, bad: bitarray) -> str:
-    first = bad.find(1)
-    count = bad.count()
-    cells = "64 KiB" if count == 1 else f"{count} times 64 KiB, the first"
-    return f"{name} is damaged: {cells} at {first * CELL_BYTES} of the image is not what was written"
+def describe_cells(cells: bitarray) -> str:
+    """How many they are, and where."""
+    count = cells.count()
+    number = "64 KiB" if count == 1 else f"{count} times 64 KiB, the first"
+    return f"{number} at {cells.find(1) * CELL_BYTES} of the image"
 
 
 def _note(proof: Proof, sentence: str) -> None:

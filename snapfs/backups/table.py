@@ -10,10 +10,10 @@ Rules
 from __future__ import annotations
 
 import contextlib
-import mmap
+import errno
 import os
 from collections.abc import Iterator
-from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
@@ -26,21 +26,27 @@ from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.extents import CELL_BYTES, cell_count
 from snapfs.imager.hashing import DIGEST_BYTES
 from snapfs.system.file_kinds import open_readable
-from snapfs.whole import write_whole
+from snapfs.whole import read_at_most, write_whole
 
 Digests = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 # So many cells have one sum of what is before them.
 _SPAN: Final = 4096
-_COUNTS: Final = np.array([value.bit_count() for value in range(256)], np.int64)
+_PIECE_BYTES: Final = 1 << 20
+_HOLE_BYTES: Final = 4096
+_DATA, _ZEROS = 0, 1
 
 
 class Table:
-    """One table, open. `data` and `zeros` have a bit per cell."""
+    """One table, open. Nothing of it is kept in memory but a number for every so many cells."""
 
     def __init__(self, path: Path, image_bytes: int, maps_blake3: str) -> None:
         """BackupDamagedError: it is not the one with these maps."""
         self.path, self.image_bytes = path, image_bytes
-        self._map = _mapped(path)
+        self._count = cell_count(image_bytes)
+        self._map_bytes = -(-self._count // 8)
+        self._digests_at = CELLS_HEADER.size + 2 * self._map_bytes
+        with reading(path):
+            self._fd = open_readable(path, "name a directory of backups", flags=os.O_NOFOLLOW)
         try:
             self._parse(maps_blake3)
         except BaseException:
@@ -48,56 +54,62 @@ class Table:
             raise
 
     def _parse(self, maps_blake3: str) -> None:
-        count = cell_count(self.image_bytes)
-        map_bytes = -(-count // 8)
-        self._digests_at = CELLS_HEADER.size + 2 * map_bytes
-        if len(self._map) < self._digests_at:
+        size = os.fstat(self._fd).st_size
+        if size < self._digests_at:
             raise damaged_table(self.path)
-        head = self._map[: self._digests_at]
+        head = self._read(0, self._digests_at)
         facts = CELLS_HEADER.unpack_from(head)
         if (
             facts[:4] != (CELLS_MAGIC, VERSION, CELL_BYTES, self.image_bytes)
             or blake3(head).hexdigest() != maps_blake3
         ):
             raise damaged_table(self.path)
-        self.data, self.zeros = (_bits(head[at : at + map_bytes], count) for at in self._places(map_bytes))
-        if facts[4:] != (self.data.count(), self.zeros.count()):
+        data, hidden = self.maps()
+        if facts[4:] != (data.count(), hidden.count()) or size != self._digests_at + facts[4] * DIGEST_BYTES:
             raise damaged_table(self.path)
-        if len(self._map) != self._digests_at + facts[4] * DIGEST_BYTES:
-            raise damaged_table(self.path)
+        self._sums = [0, *accumulate(data.count(1, at, at + _SPAN) for at in range(0, self._count, _SPAN))]
 
-    @staticmethod
-    def _places(map_bytes: int) -> tuple[int, int]:
-        return CELLS_HEADER.size, CELLS_HEADER.size + map_bytes
+    def maps(self) -> tuple[bitarray, bitarray]:
+        """A bit per cell: what is held as data, and what as zeros."""
+        return self._bits(_DATA, 0, self._count), self._bits(_ZEROS, 0, self._count)
 
     def check_whole(self, whole_blake3: str) -> None:
         """BackupDamagedError when anything in it is not what was written."""
-        if blake3(self._map).hexdigest() != whole_blake3:
+        hasher = blake3()
+        size = os.fstat(self._fd).st_size
+        for at in range(0, size, _PIECE_BYTES):
+            hasher.update(self._read(at, min(_PIECE_BYTES, size - at)))
+        if hasher.hexdigest() != whole_blake3:
             raise damaged_table(self.path)
 
-    def digests(self, first: int, end: int) -> tuple[Digests, bitarray]:
-        """Of the cells in the range that are data, in order; and which these are."""
-        held = self.data[first:end]
-        rank, count = self._rank(first), held.count()
-        start = self._digests_at + rank * DIGEST_BYTES
-        found = np.frombuffer(self._map[start : start + count * DIGEST_BYTES], np.uint8)
-        return found.reshape(count, DIGEST_BYTES), held
+    def data_in(self, first: int, end: int) -> bitarray:
+        """Which cells of the range are held as data."""
+        return self._bits(_DATA, first, end)
 
-    def _rank(self, cell: int) -> int:
-        """How many cells before this one are data."""
-        span = cell // _SPAN
-        return int(self._sums[span]) + self.data.count(1, span * _SPAN, cell)
+    def digests(self, first: int, end: int) -> Digests:
+        """Of the cells in the range that are held as data, in order."""
+        span = first // _SPAN
+        rank = self._sums[span] + self._bits(_DATA, span * _SPAN, first).count()
+        count = self._bits(_DATA, first, end).count()
+        found = self._read(self._digests_at + rank * DIGEST_BYTES, count * DIGEST_BYTES)
+        return np.frombuffer(found, np.uint8).reshape(count, DIGEST_BYTES)
 
-    @cached_property
-    def _sums(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        packed = np.frombuffer(self.data.tobytes(), np.uint8)
-        padded = np.zeros(-(-len(packed) // (_SPAN // 8)) * (_SPAN // 8), np.uint8)
-        padded[: len(packed)] = packed
-        spans = _COUNTS[padded].reshape(-1, _SPAN // 8).sum(axis=1)
-        return np.concatenate(([0], np.cumsum(spans)))
+    def _bits(self, which: int, first: int, end: int) -> bitarray:
+        start = first // 8
+        bits = bitarray(endian="little")
+        at = CELLS_HEADER.size + which * self._map_bytes + start
+        bits.frombytes(self._read(at, -(-end // 8) - start))
+        return bits[first - start * 8 : end - start * 8]
+
+    def _read(self, at: int, length: int) -> bytes:
+        buffer = bytearray(length)
+        with reading(self.path):
+            if read_at_most(self._fd, memoryview(buffer), at) < length:
+                raise damaged_table(self.path)
+        return bytes(buffer)
 
     def close(self) -> None:
-        self._map.close()
+        os.close(self._fd)
 
 
 @contextlib.contextmanager
@@ -110,6 +122,10 @@ def reading(path: Path) -> Iterator[None]:
             f"{path} is missing, and a backup with it; look for it, or take another copy.", path=path
         ) from error
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BackupDamagedError(
+                f"{path} is a symbolic link, which snapfs has not made; put the file itself there.", path=path
+            ) from error
         raise SnapfsError(f"{path} cannot be read: {error.strerror}; check the disk it is on.", path=path) from error
 
 
@@ -121,7 +137,11 @@ def write_table(
     maps = head + data.tobytes() + zeros.tobytes()
     hasher = blake3(maps)
     maps_blake3 = hasher.hexdigest()
-    write_whole(fd, memoryview(maps), 0)
+    os.ftruncate(fd, len(maps))
+    for at in range(0, len(maps), _HOLE_BYTES):
+        # Where an increment holds nothing, which is nearly everywhere, its maps are holes.
+        if any(piece := maps[at : at + _HOLE_BYTES]):
+            write_whole(fd, memoryview(piece), at)
     at = len(maps)
     for part in digests:
         hasher.update(part)
@@ -134,21 +154,3 @@ def write_table(
 
 def damaged_table(path: Path) -> BackupDamagedError:
     return BackupDamagedError(f"{path} is not the table that was written; take another copy.", path=path)
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with reading(path):
-        fd = open_readable(path, "name a directory of backups", flags=os.O_NOFOLLOW)
-        try:
-            if not os.fstat(fd).st_size:
-                raise damaged_table(path)
-            return mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-        finally:
-            os.close(fd)
-
-
-def _bits(data: bytes, count: int) -> bitarray:
-    bits = bitarray(endian="little")
-    bits.frombytes(data)
-    del bits[count:]
-    return bits

@@ -12,16 +12,14 @@ from snapfs.backups.chain import Chain, Entry
 from snapfs.backups.facts import read_facts
 from snapfs.backups.layout import QCOW2, Names
 from snapfs.backups.overlay import Overlay
-from snapfs.backups.proving import Proof, prove
+from snapfs.backups.proving import Proof, describe_cells, prove
 from snapfs.backups.reading import open_tables
 from snapfs.backups.turn import Turn, turn
 from snapfs.destination.consent import Note
 from snapfs.errors import BackupDamagedError, SnapfsError, UsageError
-from snapfs.imager.extents import CELL_BYTES
 from snapfs.imager.pace import yield_to_others
 from snapfs.imager.progress import Report
 from snapfs.imager.source import open_source
-from snapfs.options import format_size
 from snapfs.system.mounts import canonical_path
 
 
@@ -116,9 +114,8 @@ def _compare(chain: Chain, entry: Entry, live: Path, report: Report) -> None:
         differing = differing_cells(source, links[-1], Overlay(links[-1].image_bytes, tables), report)
     if differing.any():
         raise BackupDamagedError(
-            f"{entry.name} is not what {live} shows of that cut: {differing.count()} cells of "
-            f"{format_size(CELL_BYTES)} differ, the first at {differing.find(1) * CELL_BYTES}; back up again with "
-            "--full, and report it.",
+            f"{entry.name} is not what {live} shows of that cut: {describe_cells(differing)} is something else; back "
+            "up again with --full, and report it.",
             path=chain.directory,
         )
 
