@@ -12,6 +12,7 @@ from test_chain import Chain
 
 from cow.disk.checkpoints import Checkpoint, changed_in, checkpoints_of, why_void
 from cow.disk.layout import Counter, CutCounter, Durability, State
+from cow.disk.served import Preserved, count_preserved, served_before
 from cow.errors import SnapshotEnded, SnapshotLost
 from cow.live.overflow import OverflowPolicy
 from cow.mount.recovery import Outcome
@@ -265,6 +266,15 @@ def test_behind_a_checkpoint_that_nobody_reads_through_a_release_gives_room_back
     chain.rig.engine.release(0, 16)
     chain.write(0, 20, 2)
     assert chain.rig.cut.index.count() == 4
+
+
+def test_what_a_snapshot_behind_a_checkpoint_holds_it_holds_alone(chain: Held) -> None:
+    chain.hold("")
+    chain.cut("b")
+    chain.write(0, 8, 2)
+    store = chain.rig.store
+    assert store is not None
+    assert count_preserved(store.cut, served_before(store.header, store.older)) == Preserved(8, 8)
 
 
 def test_behind_a_checkpoint_a_release_leaves_what_older_ones_need(chain: Held) -> None:
