@@ -10,10 +10,24 @@ is lost lets nobody read through it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 from cow.disk.bitmaps import Bitmap
 from cow.disk.cut import Cut
 from cow.disk.header import Header
+from cow.disk.layout import CutCounter
+
+# What a larger range is looked at in, so that memory stays bounded.
+_PIECE_BLOCKS: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class Preserved:
+    """How many blocks a cut preserved and nobody has dropped, and how many of them no cut before it reads here."""
+
+    blocks: int
+    alone_blocks: int
 
 
 class Served:
@@ -72,3 +86,20 @@ def looked_through(header: Header, generation: int) -> list[int]:
         if not facts.is_hidden:
             break
     return found
+
+
+def count_preserved(cut: Cut, served: Served) -> Preserved:
+    """`served`: what of it no older reader needs. About right while maps change."""
+    blocks = alone_blocks = 0
+    free_counts = cut.numbers[CutCounter.FREE_BLOCKS] > 0
+    for offset, length in cut.settled.file.data_ranges():
+        stop = min((offset + length) * 8, cut.settled.block_count)
+        for first in range(offset * 8, stop, _PIECE_BLOCKS):
+            end = min(first + _PIECE_BLOCKS, stop)
+            settled = cut.settled.slice(first, end) & ~cut.released.slice(first, end)
+            if free_counts:
+                settled &= ~cut.free.slice(first, end)
+            blocks += settled.count()
+            runs = ((low - first, high - first) for is_served, low, high in served.runs(first, end) if is_served)
+            alone_blocks += sum(settled.count(1, *run) for run in runs)
+    return Preserved(blocks, alone_blocks)

@@ -86,7 +86,7 @@ def merge_maps(store: Store, generation: int) -> None:
             # Else what it has is of no use to anybody but for what was written meanwhile.
             if not served_before(store.header, cuts[:at]).is_all:
                 _merge(store, older, cut)
-            _note_changed(older, cut)
+            _note_changed(store, older, cut)
         elif older.numbers.is_kept:
             # What it had for the one before it, nobody can tell.
             older.note_unreadable(store.files)
@@ -107,9 +107,11 @@ def _merge(store: Store, older: Cut, cut: Cut) -> None:
             older.settled.set_range(*run)
 
 
-def _note_changed(older: Cut, cut: Cut) -> None:
+def _note_changed(store: Store, older: Cut, cut: Cut) -> None:
     for run in cut.changed.set_runs():
         older.changed.set_range(*run)
+        if older.touched is not None:
+            older.touched.set_range(*store.geometry.regions(*run))
     # What both owed when the image was cut short, it cannot give for the one before either; and nobody wrote that.
     missing_bytes = max(_missing_bytes(older), _missing_bytes(cut))
     if missing_bytes:

@@ -223,10 +223,24 @@ def give_up(store: Store) -> bool:
     return True
 
 
-def assume_changed(store: Store) -> None:
-    """Take every settled block for changed: an incremental backup may copy too much, never too little."""
-    for first, end in store.cut.settled.set_runs():
-        store.cut.changed.set_range(first, end)
+def assume_changed(store: Store, *, touched_is_known: bool) -> None:
+    """Take every settled block for changed, with what is known of it only in the regions that were written to: an
+    incremental backup may copy too much, never too little."""
+    cut, geometry = store.cut, store.geometry
+    everywhere = iter([(0, geometry.region_count)])
+    for regions in everywhere if cut.touched is None or not touched_is_known else cut.touched.set_runs():
+        for first, end in cut.settled.set_runs(*geometry.blocks_of(*regions)):
+            cut.changed.set_range(first, end)
+
+
+def touch_changed(store: Store) -> None:
+    """Where a map was made from others, what it says of the writes has to be on the disk before there are more."""
+    touched = store.cut.touched
+    if touched is None:
+        return
+    for first, end in store.cut.changed.set_runs():
+        touched.set_range(*store.geometry.regions(first, end))
+    store.files.sync(touched.file.fd)
 
 
 def recount(store: Store, *, records: bool) -> None:

@@ -247,6 +247,8 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
             found = repair(one, its_end, its_seal, missing | common)
             notes += [_about(header, facts) + sentence for sentence in found]
         notes += _not_followed(header, request)
+        if not header.shown and request.takes_snapshot:
+            notes.append("the store has no snapshot, only checkpoints; take one (snapfs snapshot)")
         store.header = replace(
             header,
             boot_id=request.boot_id,

@@ -25,6 +25,7 @@ from cow.disk.directory import (
     NUMBERS_NAME,
     SEGMENTS_NAME,
     STAGING_NAME,
+    TOUCHED_NAME,
     UNREADABLE_NAME,
     cut_path,
 )
@@ -58,6 +59,7 @@ from cow.mount.rebuild import (
     mend_index,
     recount,
     settle_preserved,
+    touch_changed,
 )
 
 _PAGES: dict[str, type[Page]] = {CONTROL_NAME: Control, NUMBERS_NAME: CutNumbers}
@@ -195,7 +197,9 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
         mend_index(store, staged, settled_is_known="settled" not in broken)
     settle_preserved(store)
     if power_lost or "changed" in broken:
-        assume_changed(store)
+        # After a kill the bits of a map that has lost them are as good in the other.
+        assume_changed(store, touched_is_known=TOUCHED_NAME not in broken)
+    touch_changed(store)
     named = ", ".join(sorted(broken))
     if not power_lost and _may_pass_for_owed(store, end, broken, preserved):
         mark_unreadable(store)

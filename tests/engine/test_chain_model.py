@@ -125,7 +125,7 @@ class ChainMachine(RuleBasedStateMachine):
         opened = self.rig.open(NEXT_BOOT[:-1] + bytes([self.boot]))
         if opened.outcome is Outcome.CARRIED_ON:
             said = [note for note in opened.notes if "that are lost and read as errors" in note]
-            assert said == opened.notes
+            assert said == [note for note in opened.notes if "only checkpoints" not in note]
             assert self.has_lost or not said
         # There is no view that would have to let go of anything.
         self.rig.control[Counter.SHOWN_HEADERS] = 1 << 60

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
 import pytest
-from engine_rig import BOOT, NEXT_BOOT, Rig, pattern
+from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, pattern
 from test_chain import Chain
 
 from cow.disk.checkpoints import Checkpoint, changed_in, checkpoints_of, why_void
 from cow.disk.layout import Counter, CutCounter, Durability, State
+from cow.disk.served import Preserved, count_preserved, served_before
 from cow.errors import SnapshotEnded, SnapshotLost
 from cow.live.overflow import OverflowPolicy
 from cow.mount.recovery import Outcome
@@ -44,10 +46,17 @@ class Held(Chain):
         for gone in self.rig.engine.let_go_checkpoints(holder, [self.id_of(one) for one in kept]):
             gone.let_go()
 
+    def delete_held(self, name: str) -> None:
+        for gone in self.rig.engine.forget_cut(self.generation(name)):
+            gone.let_go()
+
     def changed(self, generation: int) -> list[int]:
+        return self.changed_blocks(generation, BLOCKS)
+
+    def changed_blocks(self, generation: int, block_count: int) -> list[int]:
         assert self.rig.store is not None
         cuts = [cut for cut in self.rig.store.cuts if cut.generation >= generation]
-        changed = changed_in(cuts, BLOCKS)
+        changed = changed_in(cuts, block_count)
         assert why_void(cuts) is None
         return list(changed.search(1))
 
@@ -257,6 +266,15 @@ def test_behind_a_checkpoint_that_nobody_reads_through_a_release_gives_room_back
     chain.rig.engine.release(0, 16)
     chain.write(0, 20, 2)
     assert chain.rig.cut.index.count() == 4
+
+
+def test_what_a_snapshot_behind_a_checkpoint_holds_it_holds_alone(chain: Held) -> None:
+    chain.hold("")
+    chain.cut("b")
+    chain.write(0, 8, 2)
+    store = chain.rig.store
+    assert store is not None
+    assert count_preserved(store.cut, served_before(store.header, store.older)) == Preserved(8, 8)
 
 
 def test_behind_a_checkpoint_a_release_leaves_what_older_ones_need(chain: Held) -> None:
@@ -473,6 +491,88 @@ def test_after_a_power_loss_nothing_that_was_written_is_missing(make_rig: MakeRi
     assert chain.reopen(NEXT_BOOT) is Outcome.CARRIED_ON
     assert set(chain.changed(held)) >= set(blocks((0, 4), (10, 4)))
     chain.check()
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+def test_after_a_power_loss_what_was_written_is_known_to_a_mebibyte(make_rig: MakeRig, is_lost: bool) -> None:
+    rig = make_rig(bytes(4 << 20), durability=Durability.POWER)
+    rig.open()
+    chain = Held(rig)
+    held = chain.hold("")
+    chain.delete_held("")
+    rig.write(1 << 20, b"x")
+    rig.write((3 << 20) - 1, b"xx")
+    changed = rig.cut.path / "changed"
+    rig.abandon()
+    if is_lost:
+        changed.write_bytes(bytes(changed.stat().st_size))
+    rig.open(NEXT_BOOT)
+    assert rig.store is not None
+    found = changed_in(rig.store.cuts, rig.geometry.block_count)
+    assert list(found.search(1)) == list(range(256, 1024))
+    assert [one.facts.generation for one in chain.checkpoints] == [held]
+
+
+def test_without_the_regions_everything_counts_as_written_after_a_power_loss(make_rig: MakeRig) -> None:
+    rig = make_rig(bytes(4 << 20), durability=Durability.POWER)
+    rig.open()
+    chain = Held(rig)
+    chain.hold("")
+    chain.delete_held("")
+    rig.write(1 << 20, b"x")
+    path = rig.cut.path
+    rig.abandon()
+    (path / "touched").unlink()
+    rig.open(NEXT_BOOT)
+    assert rig.cut.changed.count() == rig.geometry.block_count
+
+
+def test_what_was_merged_into_a_checkpoint_is_known_after_a_power_loss(make_rig: MakeRig) -> None:
+    rig = make_rig(bytes(4 << 20), durability=Durability.POWER)
+    rig.open()
+    chain = Held(rig)
+    held = chain.hold("")
+    rig.make_cut()
+    rig.write(2 << 20, b"x")
+    rig.make_cut()
+    assert chain.merge() == 1
+    changed = rig.store_path / f"cut-{held:08d}" / "changed"
+    rig.abandon()
+    changed.unlink()
+    rig.open(NEXT_BOOT)
+    assert chain.changed_blocks(held, 1024) == list(range(512, 768))
+
+
+def test_a_region_is_on_the_disk_before_the_write(make_rig: MakeRig) -> None:
+    """Each is waited for once."""
+    synced: list[bytes] = []
+
+    class Watched(QuickFiles):
+        def sync_data(self, fd: int) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith("/touched"):
+                synced.append(os.pread(rig.image_fd, 1, 1 << 20))
+
+    rig = make_rig(bytes(4 << 20), durability=Durability.POWER, files=Watched())
+    rig.open()
+    rig.write(1 << 20, b"x")
+    assert synced == [b"\0"]
+    rig.write((1 << 20) + 4096, b"x")
+    assert synced == [b"\0"]
+
+
+def test_a_write_whose_region_cannot_be_noted_ends_the_snapshot_first(make_rig: MakeRig) -> None:
+    class Failing(QuickFiles):
+        def sync_data(self, fd: int) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}").endswith("/touched"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    rig = make_rig(bytes(4 << 20), durability=Durability.POWER, files=Failing())
+    rig.open()
+    chain = Held(rig)
+    chain.hold("")
+    rig.write(1 << 20, b"x")
+    assert [one.void for one in chain.checkpoints] == [State.OVERFLOWED]
+    assert rig.live()[1 << 20 : (1 << 20) + 1] == b"x"
 
 
 def test_a_cut_after_a_checkpoint_alone_is_of_its_own_instant(chain: Held) -> None:
