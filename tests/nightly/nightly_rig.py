@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,19 @@ class Nights(Bench):
         """What is in the directory beside the list and whole backups."""
         names = {one["name"] + end for one in self.listed() for end in ENDS}
         return {path.name for path in self.backups.iterdir()} - names - {"chain.json"}
+
+
+@contextmanager
+def new_nights() -> Iterator[Nights]:
+    """4 MiB and a bit of random image, which no cell and no sector divides."""
+    nights = Nights(Path(tempfile.mkdtemp(prefix="snapfs-nightly-", dir="/var/tmp")).resolve())
+    try:
+        nights.image.write_bytes(os.urandom(4 * MIB + 700))
+        for directory in (nights.live, nights.snap, nights.backups):
+            directory.mkdir()
+        yield nights
+    finally:
+        nights.clean_up()
 
 
 def with_other_bytes(path: Path, offset: int, length: int = 16) -> None:

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nightly_rig import CELL, Nights, run, snapfs, with_other_bytes
+from nightly_rig import CELL, Nights, new_nights, run, snapfs, with_other_bytes
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[tuple[Nights, list[bytes]]]:
+    """Four nights; cell 3 is written in the second and in the fourth one, 9 in the third."""
+    with new_nights() as nights:
+        images = [nights.image.read_bytes()]
+        nights.back_up()
+        for cells in ((3, 5), (9,), (3, 12)):
+            images.append(nights.change(*cells))
+            nights.back_up()
+        yield nights, images
 
 
 @pytest.fixture
-def four(nights: Nights) -> list[bytes]:
-    """Four nights; cell 3 is written in the second and in the fourth one, 9 in the third."""
-    images = [nights.image.read_bytes()]
-    nights.back_up()
-    for cells in ((3, 5), (9,), (3, 12)):
-        images.append(nights.change(*cells))
-        nights.back_up()
+def four(nights: Nights, made: tuple[Nights, list[bytes]]) -> list[bytes]:
+    """A copy of them, to be damaged."""
+    original, images = made
+    shutil.copytree(original.backups, nights.backups, dirs_exist_ok=True)
+    shutil.copy(original.image, nights.image)
     return images
 
 
