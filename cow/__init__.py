@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cow.compact.compactor import Compactor as Compactor
-    from cow.disk.blocks import count_preserved as count_preserved
+    from cow.disk.checkpoints import Checkpoint as Checkpoint
+    from cow.disk.checkpoints import changed_in as changed_in
+    from cow.disk.checkpoints import checkpoints_of as checkpoints_of
+    from cow.disk.checkpoints import why_void as why_void
     from cow.disk.cut import Cut as Cut
     from cow.disk.directory import CONTROL_NAME as CONTROL_NAME
     from cow.disk.directory import LOCK_NAME as LOCK_NAME
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from cow.disk.layout import State as State
     from cow.disk.plain import open_plain as open_plain
     from cow.disk.revert_note import read_revert_note as read_revert_note
+    from cow.disk.served import count_preserved as count_preserved
+    from cow.disk.served import served_before as served_before
     from cow.disk.store import Store as Store
     from cow.disk.store import open_reader as open_reader
     from cow.errors import BlockReleased as BlockReleased
@@ -68,7 +73,7 @@ if TYPE_CHECKING:
 
 _OWNERS = {
     "cow.compact.compactor": "Compactor",
-    "cow.disk.blocks": "count_preserved",
+    "cow.disk.checkpoints": "Checkpoint changed_in checkpoints_of why_void",
     "cow.disk.cut": "Cut",
     "cow.disk.directory": "CONTROL_NAME LOCK_NAME LOG_NAME foreign_names remove_store",
     "cow.disk.files": "Files",
@@ -77,6 +82,7 @@ _OWNERS = {
     "cow.disk.layout": "CONTROL_MAGIC Counter CutCounter Durability HEADER_MAGIC MAX_DEVICE_ID_BYTES Protect State",
     "cow.disk.plain": "open_plain",
     "cow.disk.revert_note": "read_revert_note",
+    "cow.disk.served": "count_preserved served_before",
     "cow.disk.store": "Store open_reader",
     "cow.errors": "BlockReleased BufferFull CowError Damaged EngineClosed NotAStore OutOfRange SnapshotEnded "
     "SnapshotLost StoreBusy StoreDamaged StoreError",

@@ -14,6 +14,9 @@ MIN_BLOCK_BYTES = 512
 MAX_BLOCK_BYTES = 1 << 20
 # Bitmaps and the index are mapped whole; 16 TiB is what was measured to stay within memory and time.
 MAX_IMAGE_BYTES = 16 << 40
+# In such regions it is noted durably where the image was written to: no block is larger, and a bit for each is little
+# to flush.
+REGION_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,20 @@ class Geometry:
     @property
     def block_count(self) -> int:
         return -(-self.image_bytes // self.block_bytes)
+
+    @property
+    def region_count(self) -> int:
+        return -(-self.image_bytes // REGION_BYTES)
+
+    def regions(self, first: int, end: int) -> tuple[int, int]:
+        """The regions `first, end` that have some of the blocks."""
+        size = REGION_BYTES // self.block_bytes
+        return first // size, (end - 1) // size + 1
+
+    def blocks_of(self, first: int, end: int) -> tuple[int, int]:
+        """The blocks `first, end` of these regions."""
+        size = REGION_BYTES // self.block_bytes
+        return first * size, min(end * size, self.block_count)
 
     def span(self, offset: int, length: int) -> tuple[int, int]:
         """The blocks `first, end` touched by `length` > 0 bytes at `offset`."""

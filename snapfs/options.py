@@ -172,7 +172,8 @@ class BackupOptions:
     source: Path
     dest: Path
     in_directory: bool = False
-    format: Format = "raw"
+    # None: raw, and in a directory the next backup of a chain.
+    format: Format | None = None
     compress: bool = False
     manifest: Path | None = None
     # By name or id; None: the newest.
@@ -184,6 +185,9 @@ class BackupOptions:
     rate_bytes_per_s: int | None = None
     on_read_error: OnReadError = "stop"
     mode: int | None = None
+    # Of a chain: a full one whatever there is; how many increments may follow one.
+    full: bool = False
+    max_increments: int = 30
 
     @property
     def is_stream(self) -> bool:

@@ -1,26 +1,28 @@
 """Every operation of the control socket: its fields, its answer and who asks. How they are written: see `wire`.
 
-    op           asked by                                        answer         field of
-    status       every command that finds an instance            StatusGiven
-    snapshot     whoever is asked about one of several           SnapshotGiven  OfSnapshot
-    limit        snapfs limit                                    Done
-    ending       supervisor, umount                              Done
-    write-out    supervisor                                      Done           Timed
-    server       supervisor                                      Done
-    damage       snapshot server                                 Done
-    release      snapfs release, backup, snapshot server         Released       OfSnapshot, Timed
-    map          snapfs map, backup                              MapGiven       OfSnapshot
-    begin-map    mount, umount that changed nothing              Done
-    stop-map     umount, supervisor                              Done           Timed
-    prepare-cut  snapfs snapshot: makes the new cut's files      CutPrepared    Timed
-    hold         snapfs snapshot of several: writes wait         Done           Timed
-    cut          snapfs snapshot: the step itself                CutTaken       Timed
-    resume       snapfs snapshot of several: they go on          Done
-    cut-facts    snapfs snapshot: what was frozen                FactsNoted     OfCut, Timed
-    delete       snapfs delete                                   Done           OfSnapshot, Timed
-    name         snapfs revert: it stays beside newer ones        Done           OfSnapshot, Timed
-    close-live   snapfs revert: nobody opens the live file       Done           OfSnapshot, Timed
-    revert       snapfs revert: the image becomes a snapshot     Reverted       OfSnapshot
+    op                  asked by                                         answer         field of
+    status              every command that finds an instance             StatusGiven
+    snapshot            whoever is asked about one of several            SnapshotGiven  OfSnapshot
+    limit               snapfs limit                                     Done
+    ending              supervisor, umount                               Done
+    write-out           supervisor                                       Done           Timed
+    server              supervisor                                       Done
+    damage              snapshot server                                  Done
+    release             snapfs release, backup, snapshot server          Released       OfSnapshot, Timed
+    map                 snapfs map, backup                               MapGiven       OfSnapshot
+    begin-map           mount, umount that changed nothing               Done
+    stop-map            umount, supervisor                               Done           Timed
+    prepare-cut         snapfs snapshot: makes the new cut's files       CutPrepared    Timed
+    hold                snapfs snapshot of several: writes wait          Done           Timed
+    cut                 snapfs snapshot: the step itself                 CutTaken       Timed
+    resume              snapfs snapshot of several: they go on           Done
+    cut-facts           snapfs snapshot: what was frozen                 FactsNoted     OfCut, Timed
+    delete              snapfs delete                                    Done           OfSnapshot, Timed
+    hold-checkpoint     a chain of backups: what is written since        Done           OfSnapshot, Timed
+    let-go-checkpoints  the same: all that it holds but some             Done           Timed
+    name                snapfs revert: it stays beside newer ones        Done           OfSnapshot, Timed
+    close-live          snapfs revert: nobody opens the live file        Done           OfSnapshot, Timed
+    revert              snapfs revert: the image becomes a snapshot      Reverted       OfSnapshot
 
 Rules:
 - A connection bears one request after the other.
@@ -286,6 +288,24 @@ class DeleteSnapshot(OfSnapshot, Timed, Request[Done]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HoldCheckpoint(OfSnapshot, Timed, Request[Done]):
+    """What is written since that snapshot stays known for the `holder`, 32 hex digits, also when it is over. It may
+    be a checkpoint of others already."""
+
+    op, answer = "hold-checkpoint", Done
+    holder: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LetGoCheckpoints(Timed, Request[Done]):
+    """All that the `holder` holds but those of these ids, which need not be there."""
+
+    op, answer = "let-go-checkpoints", Done
+    holder: str
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class NoteFacts(OfCut, Timed, Request[FactsNoted]):
     """After the thaw. Answered when the snapshot view shows the cut, or does not."""
 
@@ -337,6 +357,8 @@ REQUESTS: Final[dict[str, type[Request[Any]]]] = {
         ResumeWrites,
         NoteFacts,
         DeleteSnapshot,
+        HoldCheckpoint,
+        LetGoCheckpoints,
         NameSnapshot,
         CloseLive,
         RevertTo,

@@ -17,8 +17,13 @@ def utc_now() -> str:
     return utc_text(time.time_ns())
 
 
+def utc_time(text: str) -> datetime:
+    """What `utc_text` wrote; ValueError when it did not."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+
+
 def local_time(text: str) -> datetime:
-    """What `utc_text` wrote, in the time zone of the machine as it was then."""
+    """The same, in the time zone of the machine as it was then."""
     return datetime.fromisoformat(text).astimezone()
 
 

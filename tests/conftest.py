@@ -12,7 +12,7 @@ import pytest
 CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 
 # Directories of which a file may take a minute; those of the others take seconds.
-LONG = ("scripts", "torture", "cut", "imager", "mount", "used", "cli")
+LONG = ("scripts", "torture", "cut", "imager", "nightly", "mount", "used", "cli")
 
 # Whoever runs the tests in the background has SIGINT ignored, and what they start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -21,7 +21,6 @@ from cow.compact.records import Encoder, RecordWriter
 from cow.compact.released import Released
 from cow.compact.runs import Piece, Run, find_neighbours, join
 from cow.compact.squeeze import Squeezer
-from cow.disk.bitmaps import Bitmap
 from cow.disk.codec import COMPRESS_WELL, STORE_RAW, slot_checksums, slot_seed
 from cow.disk.cut import Cut
 from cow.disk.direct import DirectWriter
@@ -129,24 +128,19 @@ class Compactor:
         if self._followed.follow():
             if self._cut is before:
                 # What the one before it needs may be less than it was.
-                self._needs.older = self._older_settled
+                self._needs.served = self._followed.served
                 self._released.look_at(self._cut.generation)
                 return
             self._records.close()
             self._records = self._new_records()
             self._begin()
 
-    @property
-    def _older_settled(self) -> Bitmap | None:
-        older = self._followed.older
-        return older.settled if older is not None and older.numbers.is_kept else None
-
     def _new_records(self) -> RecordWriter:
         return RecordWriter(self._store, self._cut, self._encoder, self._direct)
 
     def _begin(self) -> None:
         """With what is released and squeezed of the cut."""
-        self._needs = Needs(self._cut.released, self._older_settled)
+        self._needs = Needs(self._cut.released, self._followed.served)
         self._released.look_at(self._cut.generation)
         give_back = GiveBack(self._store, self._cut, self._needs)
         self._squeezer = Squeezer(self._store, self._cut, self._records, give_back, self._needs)

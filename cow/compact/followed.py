@@ -7,6 +7,7 @@ moved is left for the next; one that the header does not name any more is left a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 from cow.disk.cut import Cut
@@ -14,30 +15,37 @@ from cow.disk.directory import SEGMENTS_NAME
 from cow.disk.header import read_header
 from cow.disk.layout import Counter, CutCounter
 from cow.disk.segment_files import remove_segments_of
+from cow.disk.served import Served, looked_through, served_before
 from cow.disk.store import Store
 
 _NEVER: Final = 1 << 63
 
 
 class Followed:
-    """`cut` and the ones before and after it in the list of cuts; all are held. For the compactor's thread only."""
+    """`cut`, the one after it in the list of cuts, and those `before` it as far as older readers look through them
+    (`looked_through`); all are held. For the compactor's thread only."""
 
     def __init__(self, store: Store) -> None:
         self._store, self._control = store, store.control
         self.cut, self._header = store.hold_cut(), store.header
-        self.older: Cut | None = None
+        self.before: tuple[Cut, ...] = ()
         self.later: Cut | None = None
         self._headers = -1
         # Whether the header names another cut as the newest than the numbers do, so that the list is not known yet.
         self.is_half_told = False
         self._look()
-        while self.older is not None and self._control[Counter.FREED_SEQ] < self.cut.numbers[CutCounter.FIRST_SEQ]:
-            self._go_to(self.older.generation)
+        while self.before and self._control[Counter.FREED_SEQ] < self.cut.numbers[CutCounter.FIRST_SEQ]:
+            self._go_to(self.before[-1].generation)
 
     @property
     def end_seq(self) -> int:
         """Slots from here on are of a later cut."""
         return _NEVER if self.later is None else self.later.numbers[CutCounter.FIRST_SEQ]
+
+    @property
+    def served(self) -> Served:
+        """What of `cut` no reader of an older one needs."""
+        return served_before(self._header, self.before)
 
     @property
     def is_present(self) -> bool:
@@ -78,8 +86,9 @@ class Followed:
     def _go_to(self, generation: int) -> None:
         generations = [one.generation for one in self._header.cuts]
         at = generations.index(generation)
-        known = {one.generation: one for one in (self.older, self.cut, self.later) if one is not None}
-        wanted = generations[max(0, at - 1) : at + 2]
+        known = {one.generation: one for one in self._open}
+        before = looked_through(self._header, generation)
+        wanted = [*before, *generations[at : at + 2]]
         opened: dict[int, Cut] = {}
         try:
             for one in wanted:
@@ -93,11 +102,17 @@ class Followed:
                 return
             raise
         self.cut = opened[generation]
-        self.older = opened[generations[at - 1]] if at else None
+        self.before = tuple(opened[one] for one in before)
         self.later = opened[generations[at + 1]] if at + 1 < len(generations) else None
         for one, cut in known.items():
             if one not in opened:
                 cut.let_go()
+
+    @property
+    def _open(self) -> Iterator[Cut]:
+        yield from (*self.before, self.cut)
+        if self.later is not None:
+            yield self.later
 
     # --- the others of the list ------------------------------------------------------------------------------
 
@@ -108,14 +123,22 @@ class Followed:
 
     def may_lose_records(self, generation: int) -> bool:
         """Whether records of that cut may be given back now: no entry that names one is being copied, from it or
-        into it. A cut is merged when it is hidden and there is a newer one, and not before this list was looked at,
+        into it. A cut is merged when it is going and there is a newer one, and not before this list was looked at,
         nor before all of its slots are moved; so that is not true of the one that is followed. One after that has its
         turn later."""
         if generation >= self.cut.generation:
             return generation == self.cut.generation
         facts, later = self._header.cut_of(generation), self._header.next_of(generation)
-        is_merging_in = later is not None and later.is_hidden and later is not self._header.cut
-        return facts is not None and not facts.is_hidden and not is_merging_in
+        is_merging_in = later is not None and later.is_going and later is not self._header.cut
+        return facts is not None and not facts.is_going and not is_merging_in
+
+    def held_before(self, generation: int, held: contextlib.ExitStack) -> Served:
+        """What of that cut of the list no reader of an older one needs; `held` lets go of what was opened for it."""
+        before: list[Cut] = []
+        for one in looked_through(self._header, generation):
+            before.append(self.hold(one))
+            held.callback(before[-1].let_go)
+        return served_before(self._header, before)
 
     def was_merged_into(self, generation: int, owner: int) -> bool:
         """Whether that cut is in the list no more, and what others needed of it is the owner's. One after the newest
@@ -126,8 +149,8 @@ class Followed:
 
     def hold(self, generation: int) -> Cut:
         """A cut of the list, to be let go. OSError, ValueError, CowError: it is gone, or damaged."""
-        for cut in (self.older, self.cut, self.later):
-            if cut is not None and cut.generation == generation:
+        for cut in self._open:
+            if cut.generation == generation:
                 return cut.hold()
         return self._store.open_cut(generation, writable=True, header=self._header)
 
@@ -146,6 +169,5 @@ class Followed:
             remove_segments_of(self._store.path / SEGMENTS_NAME, lambda number: header.owner_of(number) in lost)
 
     def close(self) -> None:
-        for cut in (self.older, self.cut, self.later):
-            if cut is not None:
-                cut.let_go()
+        for cut in self._open:
+            cut.let_go()

@@ -19,6 +19,7 @@ from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter
 from cow.disk.releases import ReleasedRange
 from cow.disk.segment_files import present_segments
+from cow.disk.served import Served
 from cow.disk.store import Store
 from cow.errors import CowError
 
@@ -66,13 +67,12 @@ class Released:
         with contextlib.ExitStack() as held:
             try:
                 cut = self._held(generation, held)
-                # Looked at once: what is released from here on is told of, and the cut before may need it.
+                # Looked at once: what is released from here on is told of, and the cuts before may need it.
                 has_released = cut.numbers[CutCounter.RELEASED_BLOCKS] > 0
-                older = self._held_before(generation, held) if has_released else None
+                served = self._followed.held_before(generation, held) if has_released else Served()
             except (OSError, ValueError, CowError):
                 return  # the next compactor looks again
-            needs = Needs(cut.released, older.settled if older is not None and older.numbers.is_kept else None)
-            give_back = GiveBack(self._store, cut, needs)
+            give_back = GiveBack(self._store, cut, Needs(cut.released, served))
             for low, high in give_back.pieces(first, end) if has_released else ():
                 if not self._followed.may_lose_records(generation) or not cut.numbers.is_kept:
                     return
@@ -102,11 +102,6 @@ class Released:
         cut = self._followed.hold(generation)
         held.callback(cut.let_go)
         return cut
-
-    def _held_before(self, generation: int, held: contextlib.ExitStack) -> Cut | None:
-        """The one before it, None of the oldest."""
-        at = self._followed.generations.index(generation)
-        return self._held(self._followed.generations[at - 1], held) if at else None
 
     def close(self) -> None:
         """Let go of what is held between two steps."""

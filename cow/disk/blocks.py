@@ -21,7 +21,6 @@ An older cut that has the block in this one is asked with `own=False`: what this
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
@@ -47,14 +46,6 @@ class Kind(Enum):
 Run = tuple[Kind, int, int, int]
 # What the index says of blocks from the first on, as `entry_runs`.
 RunsOf = Callable[[int, list[int]], list[Run]]
-
-
-@dataclass(frozen=True, slots=True)
-class Preserved:
-    """How many blocks a cut preserved and nobody has dropped, and how many of them no cut before it reads here."""
-
-    blocks: int
-    alone_blocks: int
 
 
 # To look a member of an enumeration up takes longer than to use it.
@@ -203,19 +194,3 @@ def _in_pieces(cut: Cut, first: int, end: int, free_counts: bool, own: bool, run
         first = high
     if first < end:
         yield _OWED, first, end, 0
-
-
-def count_preserved(cut: Cut, older: Cut | None) -> Preserved:
-    """`older`: the cut before it, unless that is lost, which needs nothing. About right while maps change."""
-    blocks = alone_blocks = 0
-    free_counts = cut.numbers[_FREE_BLOCKS] > 0
-    for offset, length in cut.settled.file.data_ranges():
-        stop = min((offset + length) * 8, cut.settled.block_count)
-        for first in range(offset * 8, stop, _PIECE_BLOCKS):
-            end = min(first + _PIECE_BLOCKS, stop)
-            settled = cut.settled.slice(first, end) & ~cut.released.slice(first, end)
-            if free_counts:
-                settled &= ~cut.free.slice(first, end)
-            blocks += settled.count()
-            alone_blocks += (settled if older is None else settled & older.settled.slice(first, end)).count()
-    return Preserved(blocks, alone_blocks)

@@ -16,6 +16,7 @@ from cow.disk.directory import (
     NUMBERS_NAME,
     OVERFLOWED_NAME,
     SEGMENTS_NAME,
+    TOUCHED_NAME,
     UNREADABLE_NAME,
     cut_path,
     remove_tree,
@@ -23,7 +24,7 @@ from cow.disk.directory import (
 from cow.disk.files import Files, MappedFile
 from cow.disk.header import Header
 from cow.disk.index import Index
-from cow.disk.layout import CutCounter, State
+from cow.disk.layout import CutCounter, Durability, State
 from cow.disk.numbers import CutNumbers, SharedPages
 from cow.disk.plain import check_directory
 from cow.disk.segment_files import NO_END, Segments
@@ -46,6 +47,8 @@ class Cut:
     index: Index
     numbers: CutNumbers
     segments: Segments
+    # The regions that were written to, durably so; with durability `power` only.
+    touched: Bitmap | None = None
     is_over: bool = False
     # Of who changes what is lost of it, or excused, and the numbers of that, in the live server.
     counting: threading.Lock = field(default_factory=threading.Lock)
@@ -116,7 +119,8 @@ class Cut:
 
     @property
     def maps(self) -> tuple[MappedFile, ...]:
-        return *(bitmap.file for bitmap in self.bitmaps), self.index.file, self.numbers.file
+        touched = () if self.touched is None else (self.touched.file,)
+        return *(bitmap.file for bitmap in self.bitmaps), self.index.file, self.numbers.file, *touched
 
     @property
     def is_whole(self) -> bool:
@@ -133,6 +137,8 @@ class Cut:
             bitmap.close()
         self.index.close()
         self.numbers.close()
+        if self.touched is not None:
+            self.touched.close()
 
 
 def open_cut(
@@ -161,6 +167,10 @@ def open_cut(
         Bitmap(path / name, count, files, writable=writable, create=create) for name in BITMAP_NAMES
     )
     index = Index(path / INDEX_NAME, count, files, writable=writable, create=create)
+    touched = None
+    if header.durability is Durability.POWER:
+        regions = header.geometry.region_count
+        touched = Bitmap(path / TOUCHED_NAME, regions, files, writable=writable, create=create)
     page = None if pages is None else pages.of_cut(generation)
     numbers = CutNumbers(path / NUMBERS_NAME, files, writable=writable, create=create, shared=page, fill=fill)
     if create:
@@ -170,4 +180,4 @@ def open_cut(
         files.sync_directory(path)
     until = header.end_of(generation) or NO_END
     segments = Segments(store / SEGMENTS_NAME, generation, header.record_seed, until)
-    return Cut(generation, path, settled, changed, released, free, index, numbers, segments)
+    return Cut(generation, path, settled, changed, released, free, index, numbers, segments, touched)

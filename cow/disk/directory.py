@@ -49,6 +49,8 @@ _CUT_PREFIX = "cut-"
 _STAND_INS = (".fuse_hidden", ".nfs")
 BITMAP_NAMES = ("settled", "changed", "released", "free")
 INDEX_NAME, NUMBERS_NAME, SEGMENTS_NAME = "index", "numbers", "segments"
+# With durability `power` only.
+TOUCHED_NAME = "touched"
 FREE_SEAL_NAME = "free.seal"
 # An empty file under one of these names says what the disk knows of the snapshot's end; no name: overflowed.
 INTACT_NAME, OVERFLOWED_NAME, UNREADABLE_NAME = "intact", "overflowed", "unreadable"

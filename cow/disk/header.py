@@ -13,7 +13,7 @@ import struct
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from cow.disk.codec import checksum
@@ -26,6 +26,8 @@ from cow.disk.layout import (
     HEADER_CUT,
     HEADER_MAGIC,
     HEADER_START,
+    HOLDER_BYTES,
+    MAX_HOLDERS,
     MAX_PATH_BYTES,
     Durability,
     Protect,
@@ -37,7 +39,7 @@ from cow.geometry import Geometry
 HEADER_NAME = "header"
 # Room for the longest header, which is given up when the disk has none: to delete a snapshot takes one, too.
 SPARE_NAME = "header.spare"
-_SPARE_BYTES = 64 << 10
+SPARE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class CutHeader:
     """The facts of one cut: when it was taken, and what the image's file was then. Times in ns since 1970.
 
     `name` is "" for one that the next cut replaces. A hidden one is over for its users; cuts before it still read
-    through it.
+    through it. `holders`, 32 hex digits each, ask for what was written since: it is their checkpoint, hidden or not.
     """
 
     generation: int
@@ -58,6 +60,12 @@ class CutHeader:
     snapshot_id: bytes
     name: str = ""
     is_hidden: bool = False
+    holders: tuple[str, ...] = ()
+
+    @property
+    def is_going(self) -> bool:
+        """Whether it is to be merged into the one before it, or goes at once."""
+        return self.is_hidden and not self.holders
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,17 @@ class Header:
         """The snapshots that there are for users, oldest first."""
         return tuple(cut for cut in self.cuts if not cut.is_hidden)
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether anybody asks for what is written to the image."""
+        return any(cut.holders for cut in self.cuts)
+
+    def gives_nothing(self, facts: CutHeader) -> bool:
+        """Whether the cut is over for its users and stays all the same, for what it notes of the writes: it holds
+        nothing for readers of its own, so it counts as wholly released. So does a newest one behind a checkpoint, as
+        long as there is no newer one to merge it."""
+        return facts.is_hidden and (bool(facts.holders) or (facts is self.cuts[-1] and self.has_checkpoints))
+
     def cut_of(self, generation: int) -> CutHeader | None:
         """The facts of a cut that is listed."""
         return next((cut for cut in self.cuts if cut.generation == generation), None)
@@ -106,8 +125,8 @@ class Header:
         return next((cut for cut in self.cuts if cut.generation > generation), None)
 
     def end_of(self, generation: int) -> int | None:
-        """The generation from which on records neither are nor will be that cut's: of the next that is not hidden."""
-        later = (cut.generation for cut in self.cuts if cut.generation > generation and not cut.is_hidden)
+        """The generation from which on records neither are nor will be that cut's: of the next that is not going."""
+        later = (cut.generation for cut in self.cuts if cut.generation > generation and not cut.is_going)
         return next(later, None)
 
     def owner_of(self, generation: int) -> int | None:
@@ -131,6 +150,22 @@ def cut_header(image: Image, generation: int, name: str = "") -> CutHeader:
         snapshot_id=uuid.uuid4().bytes,
         name=name,
     )
+
+
+def check_holder(holder: str) -> None:
+    """ValueError unless it can be one of `CutHeader.holders`."""
+    if len(holder) != 2 * HOLDER_BYTES or set(holder) - set("0123456789abcdef"):
+        raise ValueError(f"{2 * HOLDER_BYTES} hex digits are a holder, not {holder[:100]!r}")
+
+
+def with_holder(facts: CutHeader, holder: str) -> CutHeader:
+    """The same, held by him too. ValueError: no holder, or one too many."""
+    check_holder(holder)
+    if holder in facts.holders:
+        return facts
+    if len(facts.holders) >= MAX_HOLDERS:
+        raise ValueError(f"{MAX_HOLDERS} hold it already, and there can be no more")
+    return replace(facts, holders=(*facts.holders, holder))
 
 
 def encode_header(header: Header) -> bytes:
@@ -157,18 +192,21 @@ def encode_header(header: Header) -> bytes:
 
 
 def _encode_cut(cut: CutHeader) -> bytes:
-    *facts, snapshot_id, name, is_hidden = astuple(cut)
-    raw = os.fsencode(name)
-    return HEADER_CUT.pack(*facts, is_hidden, len(raw), snapshot_id) + raw
+    *facts, snapshot_id, name, is_hidden, holders = astuple(cut)
+    raw, held = os.fsencode(name), b"".join(map(bytes.fromhex, holders))
+    return HEADER_CUT.pack(*facts, is_hidden, len(raw), len(holders), snapshot_id) + raw + held
 
 
 def _decode_cuts(data: bytes, count: int) -> Iterator[CutHeader]:
     """ValueError, struct.error: they are not `count`."""
     at = 0
     for _ in range(count):
-        *facts, is_hidden, name_bytes, snapshot_id = HEADER_CUT.unpack_from(data, at)
-        at += HEADER_CUT.size + name_bytes
-        values = [*facts, snapshot_id, os.fsdecode(data[at - name_bytes : at]), bool(is_hidden)]
+        *facts, is_hidden, name_bytes, holder_count, snapshot_id = HEADER_CUT.unpack_from(data, at)
+        start = at + HEADER_CUT.size
+        held = start + name_bytes
+        at = held + holder_count * HOLDER_BYTES
+        holders = tuple(data[low : low + HOLDER_BYTES].hex() for low in range(held, at, HOLDER_BYTES))
+        values = [*facts, snapshot_id, os.fsdecode(data[start:held]), bool(is_hidden), holders]
         yield CutHeader(*values)
     if at != len(data):
         raise ValueError("the list of cuts has another length")
@@ -237,7 +275,7 @@ def keep_spare(store: Path, files: Files) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(store / SPARE_NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            files.allocate(fd, 0, _SPARE_BYTES)
+            files.allocate(fd, 0, SPARE_BYTES)
         except OSError:
             os.unlink(store / SPARE_NAME)
         finally:

@@ -1,4 +1,4 @@
-"""Every byte of the store: constants and structs of format version 4. Described in FORMAT.md.
+"""Every byte of the store: constants and structs of format version 5. Described in FORMAT.md.
 
 All integers are little-endian. Nothing here reads, writes or decides anything.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Self
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 # --- header -------------------------------------------------------------------------------------------------
 
@@ -21,8 +21,8 @@ HEADER_START = struct.Struct("<8sI")
 # device_id_bytes, path_bytes, cut_count, store_id, boot_id; then the path, the device's identity, and the cuts
 HEADER = struct.Struct("<8sII QQQQ BBBB II 16s16s")
 # generation, taken_at_ns, image_atime_ns, image_mtime_ns, image_mode, image_uid, image_gid, is_hidden, name_bytes,
-# snapshot_id; then the name
-HEADER_CUT = struct.Struct("<QQQQ IIIBBxx 16s")
+# holder_count, snapshot_id; then the name, and the holders
+HEADER_CUT = struct.Struct("<QQQQ IIIBBBx 16s")
 HEADER_CHECKSUM = struct.Struct("<Q")
 
 # --- the note of a revert ------------------------------------------------------------------------------------
@@ -34,6 +34,9 @@ MAX_PATH_BYTES = 4096
 # What one byte can count.
 MAX_DEVICE_ID_BYTES = 255
 MAX_NAME_BYTES = 100
+# Of one cut: chains of backups that are made of one image. So the longest header has room in the spare one.
+MAX_HOLDERS = 8
+HOLDER_BYTES = 16
 
 
 class Durability(IntEnum):

@@ -13,6 +13,7 @@ from cow.disk.bitmaps import Bitmap
 from cow.disk.blocks import Kind, Run, classify, count_lost, entry_runs
 from cow.disk.cut import Cut
 from cow.disk.layout import RECORD, SEGMENT_BYTES, SEQ_MASK, Counter, CutCounter, unpack_place
+from cow.disk.served import Served, served_before
 from cow.disk.store import Store
 
 
@@ -48,11 +49,11 @@ def check_rules(
     """
     if not cut.numbers.is_kept:
         return
-    older = store.older[-1] if store is not None and store.older and store.older[-1].numbers.is_kept else None
+    served = Served() if store is None else served_before(store.header, store.older)
     for run in classify(cut, first, end):
         yield from _check_run(run, store if at_rest else None)
-    if older is not None:
-        yield from _missing_for(older, cut, first, end)
+    if not served.is_all:
+        yield from _missing_for(served, cut, first, end)
     if at_rest:
         if is_alone:
             yield from _not_settled(cut, first, end, "changed", cut.changed)
@@ -64,13 +65,14 @@ def check_rules(
             yield from _check_numbers(cut)
 
 
-def _missing_for(older: Cut, cut: Cut, first: int, end: int) -> Iterator[str]:
-    """Blocks that are settled without a copy though the cut before has none itself."""
+def _missing_for(served: Served, cut: Cut, first: int, end: int) -> Iterator[str]:
+    """Blocks that are settled without a copy though older readers come here for them."""
     for kind, low, high, _ in classify(cut, first, end, own=False):
-        if kind is Kind.UNEXPLAINED and not older.settled.all_set(low, high):
+        if kind is Kind.UNEXPLAINED and not served.all_set(low, high):
             yield from (
-                f"{_named(*run)}: overwritten without a copy, which cut {older.generation} needs"
-                for run in older.settled.clear_runs(low, high)
+                f"{_named(*run)}: overwritten without a copy, which an older cut needs"
+                for is_served, *run in served.runs(low, high)
+                if not is_served
             )
 
 

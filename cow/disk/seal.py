@@ -14,13 +14,13 @@ from pathlib import Path
 
 from cow.disk.codec import checksum, checksum_stream
 from cow.disk.cut import Cut
-from cow.disk.directory import BITMAP_NAMES, FREE_SEAL_NAME, INDEX_NAME, SEAL_NAME, cut_path
+from cow.disk.directory import BITMAP_NAMES, FREE_SEAL_NAME, INDEX_NAME, SEAL_NAME, TOUCHED_NAME, cut_path
 from cow.disk.files import Files, MappedFile
 from cow.disk.layout import Trait, numbers_with
 from cow.disk.plain import open_plain, read_plain
 from cow.disk.store import Store
 
-MAP_NAMES = (*BITMAP_NAMES, INDEX_NAME)
+MAP_NAMES = (*BITMAP_NAMES, INDEX_NAME, TOUCHED_NAME)
 _PIECE_BYTES = 1 << 20
 
 _MTIME = "image_mtime_ns"
@@ -83,7 +83,9 @@ def write_seal(store: Store, image_mtime_ns: int) -> None:
 def map_files(store: Store) -> dict[str, MappedFile]:
     """The mapped files of the cut by name."""
     cut = store.cut
-    return dict(zip(MAP_NAMES, (*(bitmap.file for bitmap in cut.bitmaps), cut.index.file), strict=True))
+    files = *(bitmap.file for bitmap in cut.bitmaps), cut.index.file
+    # The last only where there is one.
+    return dict(zip(MAP_NAMES, files if cut.touched is None else (*files, cut.touched.file), strict=False))
 
 
 def sync_segments(store: Store) -> None:

@@ -19,11 +19,12 @@ from cow.disk.directory import (
     NUMBERS_NAME,
     SEGMENTS_NAME,
     STAGING_NAME,
+    TOUCHED_NAME,
     cut_path,
 )
 from cow.disk.files import Files
 from cow.disk.header import Header, read_header
-from cow.disk.layout import ENTRY_BYTES, PAGE_OF_NUMBERS_BYTES, Counter, CutCounter
+from cow.disk.layout import ENTRY_BYTES, PAGE_OF_NUMBERS_BYTES, Counter, CutCounter, Durability
 from cow.disk.numbers import Control, Page, SharedPages
 from cow.disk.plain import check_directory
 from cow.disk.releases import ReleaseQueue
@@ -241,6 +242,8 @@ def expected_files(path: Path, header: Header, generation: int) -> dict[str, tup
     cut, count = cut_path(path, generation), header.geometry.block_count
     expected = {name: (cut / name, bitmap_bytes(count)) for name in BITMAP_NAMES}
     expected[INDEX_NAME] = cut / INDEX_NAME, count * ENTRY_BYTES
+    if header.durability is Durability.POWER:
+        expected[TOUCHED_NAME] = cut / TOUCHED_NAME, bitmap_bytes(header.geometry.region_count)
     expected[STAGING_NAME] = path / STAGING_NAME, file_bytes(header.block_bytes, header.staging_slots)
     expected[CONTROL_NAME] = path / CONTROL_NAME, PAGE_OF_NUMBERS_BYTES
     expected[NUMBERS_NAME] = cut / NUMBERS_NAME, PAGE_OF_NUMBERS_BYTES

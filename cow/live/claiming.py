@@ -234,6 +234,7 @@ class Claiming:
         try:
             is_filled = not ticket.runs or fill(ticket)
             if is_filled:
+                self._preserver.touch(ticket.first, ticket.end)
                 self._note(ticket)
                 is_noted = True
         finally:

@@ -53,11 +53,11 @@ def enter_cut(store: Store, cut: Cut, facts: CutHeader) -> list[Cut]:
 
 def _before(cuts: tuple[CutHeader, ...]) -> tuple[CutHeader, ...]:
     """What stays of `cuts` when there is a newer one. One without a name is there until the next: it goes, or if
-    older ones read through it, is hidden."""
+    older ones need it, or somebody holds it, is hidden."""
     *older, newest = cuts
     if newest.name and not newest.is_hidden:
         return cuts
-    return (*older, replace(newest, is_hidden=True)) if older else ()
+    return (*older, replace(newest, is_hidden=True)) if older or newest.holders else ()
 
 
 def change_cuts(store: Store, cuts: Sequence[CutHeader]) -> list[Cut]:

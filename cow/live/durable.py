@@ -7,12 +7,17 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
+from bitarray.util import zeros
+
+from cow.disk.bitmaps import Bitmap
 from cow.disk.codec import encode, encode_lost, payload_bytes
 from cow.disk.cut import Cut
+from cow.disk.files import Files
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Place, blocks_in_record, pack_place
 from cow.disk.segments import SegmentWriter
 from cow.disk.store import Store
+from cow.geometry import Geometry
 from cow.live.losses import read_or_lose, without
 from cow.live.preserve import StoreRefused, Ticket, WaitForCompactor, allocate_maps, store_errors
 from cow.live.size import BufferSize
@@ -62,6 +67,39 @@ class GroupFlush:
             self._changed.notify_all()
 
 
+class Regions:
+    """Which regions of the image may have been written to since the cut, in `touched` and on the disk: one bit for
+    many blocks, so that few writes wait for it. After a power loss nothing else tells of a write that preserved
+    nothing."""
+
+    def __init__(self, touched: Bitmap, geometry: Geometry, files: Files) -> None:
+        self._touched, self._geometry, self._files = touched, geometry, files
+        # Bits that are on the disk for certain. What an earlier process has set may not be.
+        self._durable = zeros(geometry.region_count, "little")
+        self._flush = GroupFlush(self._sync)
+        self._failed_flushes = 0
+
+    def note(self, first: int, end: int) -> None:
+        """Return when it is on the disk that these blocks are written to. OSError: the store's."""
+        low, high = self._geometry.regions(first, end)
+        if self._durable.find(0, low, high) < 0:
+            return
+        failed_flushes = self._failed_flushes
+        self._touched.set_range(low, high)
+        self._flush.wait()
+        if self._failed_flushes != failed_flushes:
+            # A flush for others failed, and it may have been our bits that it lost.
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        self._durable[low:high] = 1
+
+    def _sync(self) -> None:
+        try:
+            self._files.sync_data(self._touched.file.fd)
+        except OSError:
+            self._failed_flushes += 1
+            raise
+
+
 class DurablePreserver:
     """Into segments, compressed, flushed before the image is touched. The ring is not used."""
 
@@ -72,6 +110,7 @@ class DurablePreserver:
         self._write_lock = threading.Lock()
         self._flush = GroupFlush(self._sync)
         self._run_blocks = blocks_in_record(self._geometry.block_bytes)
+        self._regions = None if cut.touched is None else Regions(cut.touched, self._geometry, self._files)
 
     def allocate(self, first: int, end: int, *, may_wait: bool) -> bool:
         with store_errors():
@@ -158,6 +197,11 @@ class DurablePreserver:
             raise
         finally:
             os.close(fd)
+
+    def touch(self, first: int, end: int) -> None:
+        if self._regions is not None:
+            with store_errors():
+                self._regions.note(first, end)
 
     def publish(self, ticket: Ticket) -> None:
         for first, end, entry in ticket.entries:

@@ -21,7 +21,7 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from cow.disk.cut import Cut
 from cow.disk.files import Data
@@ -29,12 +29,14 @@ from cow.disk.header import CutHeader
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Durability, State, pack_missing, unpack_missing
 from cow.disk.seal import write_seal
+from cow.disk.served import served_before
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.faults import missing_pages
 from cow.live.chain import Chain
 from cow.live.claiming import Claiming
 from cow.live.heartbeat import Heartbeat
+from cow.live.merging import is_to_be_given_up
 from cow.live.overflow import Event, OverflowPolicy
 from cow.live.pace import Pace
 from cow.live.relief import Reliefs
@@ -258,12 +260,24 @@ class LiveEngine:
         self._after_change()
         return gone
 
+    def hold_checkpoint(self, snapshot_id: bytes, holder: str) -> None:
+        """See `Chain.hold`."""
+        self._chain.hold(snapshot_id, holder)
+        self._after_change()
+
+    def let_go_checkpoints(self, holder: str, kept: Container[bytes]) -> list[Cut]:
+        """See `Chain.let_go`; what nobody needs any more is the caller's to let go."""
+        gone = self._chain.let_go(holder, kept, self.room.end_unneeded)
+        self._after_change()
+        return gone
+
     def name_cut(self, generation: int, name: str) -> None:
         """See `Chain.name`."""
         self._chain.name(generation, name)
 
     def merge_cut(self) -> Cut | None:
         """See `Chain.merge`; for the caller to let go."""
+        self._give_up()
         merged = self._chain.merge()
         if merged is not None:
             with self._lock:
@@ -276,11 +290,21 @@ class LiveEngine:
         self.settle_again()
 
     def settle_again(self) -> None:
-        """Older snapshots are over, perhaps all of them: what only they needed is owed no more."""
-        if not any(cut.numbers.is_kept for cut in self._store.older) and self._numbers.is_kept:
+        """Snapshots are over, perhaps all of them: what only they needed is released, and owed no more."""
+        self._give_up()
+        if self._numbers.is_kept and served_before(self._store.header, self._store.older).is_all:
             # What is not settled for want of room is owed, which is right.
             with contextlib.suppress(OSError, SnapshotEnded):
                 self._reliefs.newest.settle_again()
+
+    def _give_up(self) -> None:
+        """Checkpoints, and what else is hidden for longer, hold nothing for readers."""
+        store = self._store
+        for cut in store.cuts:
+            if is_to_be_given_up(store.header, cut):
+                # What is not released for want of room waits for the next time.
+                with contextlib.suppress(OSError, SnapshotEnded):
+                    self._reliefs.of(cut).give_up()
 
     def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut) -> int:
         """The map of `cut` is known: see `Relief.settle_free`. Of one that is over nothing is done."""

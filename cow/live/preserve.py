@@ -89,6 +89,10 @@ class Preserver(Protocol):
         OSError: the image's, and nothing may be lost. StoreRefused: the store's.
         """
 
+    def touch(self, first: int, end: int) -> None:
+        """Note that these blocks are about to be written, so that a power loss leaves no doubt about it.
+        StoreRefused: the store's disk does not take it."""
+
     def publish(self, ticket: Ticket) -> None:
         """Make the index entries, but for those of lost blocks. OSError: of some only; the room is used up."""
 

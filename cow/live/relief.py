@@ -8,7 +8,7 @@ released blocks was preserved the compactor gives back, when it has been told (`
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 from cow.disk.bitmaps import Bitmap
@@ -17,6 +17,7 @@ from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter, Durability
 from cow.disk.releases import ReleasedRange, ReleaseQueue
 from cow.disk.seal import free_is_noted, seal_free
+from cow.disk.served import served_before
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.live.claiming import Claims
@@ -80,6 +81,8 @@ class Relief:
     def settle_again(self) -> None:
         """There is no cut before this one any more: what its own readers do not need is owed no more."""
         with self._turn, self.cut.held():
+            if self._numbers[CutCounter.SETTLED_BLOCKS] == self.cut.settled.block_count:
+                return
             reasons = [self.cut.released]
             if self._numbers[CutCounter.FREE_BLOCKS]:
                 reasons.append(self.cut.free)
@@ -114,6 +117,15 @@ class Relief:
     def _pieces_of_free(self) -> Iterator[tuple[int, int]]:
         return (piece for run in self.cut.free.set_runs() for piece in _pieces(*run))
 
+    def give_up(self) -> None:
+        """It holds nothing for readers any more, so all of it is released. SnapshotEnded, OSError: as for others."""
+        with self._turn, self.cut.held():
+            everything = 0, self.cut.released.block_count
+            try:
+                self._release(*everything, self._check)
+            finally:
+                self._releases.put(ReleasedRange(self.cut.generation, *everything))
+
     def release(self, first: int, end: int) -> int:
         """The imager has these blocks: nothing is owed for them, and their copies will be given back.
 
@@ -122,22 +134,22 @@ class Relief:
         """
         with self._turn, self.cut.held():
             try:
-                return self._release(first, end)
+                return self._release(first, end, self._check_shown)
             finally:
                 # Also of a part: what is released is never read again.
                 self._releases.put(ReleasedRange(self.cut.generation, first, end))
 
-    def _release(self, first: int, end: int) -> int:
+    def _release(self, first: int, end: int, check: Callable[[], None]) -> int:
         cut, count, parts = self.cut, 0, Runs()
         for low, high in _pieces(first, end):
-            self._check_shown()
+            check()
             # Released before settled: a reader that finds a block settled looks at this last.
             count += self._note_released(low, high, parts)
         if self._is_power:
             # A power loss must not make a block look owed that was overwritten without being preserved.
             self._store.files.sync(cut.released.file.fd)
         for part in parts:
-            self._check_shown()
+            check()
             self._settle_unneeded(*part, cut.released)
         return count
 
@@ -183,9 +195,8 @@ class Relief:
         return count_lost(self.cut, first, end, free_counts=free_counts)
 
     def _settle_unneeded(self, first: int, end: int, reason: Bitmap) -> int:
-        """Settle what the cut before does not need; how many were owed. What is not settled there, that one has in
-        this one: it is owed whatever this one's readers need. One that is lost needs nothing, and lets nobody read
-        through it."""
+        """Settle what readers of older cuts do not need; how many were owed. What is not served before, they have in
+        this one: it is owed whatever this one's readers need."""
         if self._store.cut is not self.cut:
             return 0
         if not self._store.older:
@@ -194,9 +205,8 @@ class Relief:
         try:
             if cuts[-1] is not self.cut:
                 return 0  # what an older cut owed, the later ones owe
-            if len(cuts) == 1 or not cuts[-2].numbers.is_kept or (older := cuts[-2].settled).all_set(first, end):
-                return self._settle(first, end, reason)
-            return sum(self._settle(low, high, reason) for is_set, low, high in older.runs(first, end) if is_set)
+            runs = served_before(self._store.header, cuts[:-1]).runs(first, end)
+            return sum(self._settle(low, high, reason) for is_served, low, high in runs if is_served)
         finally:
             for cut in cuts:
                 cut.let_go()

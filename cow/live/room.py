@@ -7,7 +7,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Final
 
 from cow.disk.cut import Cut
@@ -257,19 +257,22 @@ class Room:
         if not self._begin_end(news):
             return
         with self._all_held() as cuts:
-            kept = [cut for cut in cuts if cut.numbers.is_kept]
+            shown = {one.generation for one in self._store.header.shown}
+            # Hidden ones before the oldest snapshot hold nothing, so nothing comes back of them.
+            *older, newest = (cut for cut in cuts if cut.numbers.is_kept or cut is cuts[-1])
+            older = list(dropwhile(lambda cut: cut.generation not in shown, older))
             try:
-                if len(kept) > 1:
-                    self._end_oldest(kept, code)
+                if older and newest.numbers.is_kept:
+                    self._end_oldest(older, code)
             finally:
                 self._finish_end()
-        if len(kept) < 2:
+        if not older:
             self._break_snapshot(code, self.news)
 
-    def _end_oldest(self, kept: Sequence[Cut], code: int) -> None:
-        """And those after it that are over, and that only it still needed."""
-        shown = {one.generation for one in self._store.header.shown}
-        ending = [kept[0], *takewhile(lambda cut: cut.generation not in shown, kept[1:-1])]
+    def _end_oldest(self, older: Sequence[Cut], code: int) -> None:
+        """And those after it that are going, and that only it still needed."""
+        going = {one.generation for one in self._store.header.cuts if one.is_going}
+        ending = [older[0], *takewhile(lambda cut: cut.generation in going, older[1:])]
         for cut in ending:
             cut.numbers[CutCounter.OVERFLOW_ERRNO] = code
         is_on_disk = self._tell_end(ending, Cut.note_overflow)
@@ -277,7 +280,7 @@ class Room:
         self._tell_of_change()
         self._given_back_headers = self._control[Counter.HEADERS]
         self._given_back_until = time.monotonic() + _GIVE_BACK_S
-        self._on_event(Event(EventKind.GAVE_WAY, code, is_on_disk=is_on_disk, generation=kept[0].generation))
+        self._on_event(Event(EventKind.GAVE_WAY, code, is_on_disk=is_on_disk, generation=older[0].generation))
 
     @property
     def _is_coming_back(self) -> bool:

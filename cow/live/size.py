@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import dropwhile
 from typing import Final
 
 from cow.disk.cut import Cut
@@ -66,12 +67,18 @@ class BufferSize:
 
     def _look_at_older(self, all_older: tuple[Cut, ...]) -> tuple[int, int]:
         """Slots below are freed, or of no cut any more; and what the older cuts have stored."""
-        # Of one that is lost nobody needs anything, and its records go (`Compactor.tidy`).
-        older = [cut for cut in all_older if cut.numbers.is_kept] if all_older else ()
+        # Of one that is lost nobody needs anything, nor of hidden ones that nobody reads through: their records go
+        # (`Compactor.tidy`, `Followed.remove_needless`).
+        older = self._needed_of(all_older) if all_older else ()
         oldest = older[0] if older else self._store.cut
         # Freed before stored: a step that ends in between is counted twice, not missed.
         freed_seq = max(self._control[_FREED_SEQ], oldest.numbers[_FIRST_SEQ])
         return freed_seq, sum(map(stored_in, older))
+
+    def _needed_of(self, all_older: tuple[Cut, ...]) -> list[Cut]:
+        shown = {facts.generation for facts in self._store.header.shown}
+        kept = [cut for cut in all_older if cut.numbers.is_kept]
+        return list(dropwhile(lambda cut: cut.generation not in shown, kept))
 
     def _is_surely_within(self, most_bytes: int) -> bool:
         """Whether it is no more than that, by the last look at the older cuts: a write's time must not depend on how

@@ -115,6 +115,9 @@ class StagedPreserver:
             staging.void(base + low, high - low)
         ticket.lose(lost, code)
 
+    def touch(self, first: int, end: int) -> None:
+        """No snapshot outlives a power loss."""
+
     def publish(self, ticket: Ticket) -> None:
         seq = ticket.seq
         for first, end in ticket.runs:

@@ -280,6 +280,8 @@ def _dump_header(header: Header) -> Iterator[str]:
 def _fields(facts: Header | CutHeader) -> Iterator[str]:
     for name in facts.__slots__:
         value = getattr(facts, name)
+        if name == "holders":
+            value = " ".join(value)
         if value == "" or isinstance(value, tuple):
             continue
         if isinstance(value, bytes):

@@ -35,6 +35,7 @@ from cow.disk.layout import (
 )
 from cow.disk.segment_files import present_segments
 from cow.disk.segments import ScanProblem, scan_segment
+from cow.disk.served import served_before
 from cow.disk.store import Store
 
 # --- staging -------------------------------------------------------------------------------------------------
@@ -203,18 +204,43 @@ def settle_preserved(store: Store) -> None:
 
 
 def _unneeded(store: Store, given: Bitmap) -> Iterator[tuple[int, int]]:
-    """What of the blocks that the cut's own readers do not need the one before does not have in it either."""
-    older = store.older[-1].settled if store.older and store.older[-1].numbers.is_kept else None
+    """What of the blocks that the cut's own readers do not need those of older ones do not have in it either."""
+    served = served_before(store.header, store.older)
     for first, end in given.set_runs():
-        for is_set, low, high in older.runs(first, end) if older is not None else ((True, first, end),):
-            if is_set:
+        for is_served, low, high in served.runs(first, end):
+            if is_served:
                 yield low, high
 
 
-def assume_changed(store: Store) -> None:
-    """Take every settled block for changed: an incremental backup may copy too much, never too little."""
-    for first, end in store.cut.settled.set_runs():
-        store.cut.changed.set_range(first, end)
+def give_up(store: Store) -> bool:
+    """A cut that holds nothing for readers is wholly released, however far whoever did so has come. Whether it is
+    one."""
+    cut, facts = store.cut, store.header.cut_of(store.cut.generation)
+    if facts is None or not store.header.gives_nothing(facts):
+        return False
+    if cut.released.count() < cut.released.block_count:
+        cut.released.set_range(0, cut.released.block_count)
+    return True
+
+
+def assume_changed(store: Store, *, touched_is_known: bool) -> None:
+    """Take every settled block for changed, with what is known of it only in the regions that were written to: an
+    incremental backup may copy too much, never too little."""
+    cut, geometry = store.cut, store.geometry
+    everywhere = iter([(0, geometry.region_count)])
+    for regions in everywhere if cut.touched is None or not touched_is_known else cut.touched.set_runs():
+        for first, end in cut.settled.set_runs(*geometry.blocks_of(*regions)):
+            cut.changed.set_range(first, end)
+
+
+def touch_changed(store: Store) -> None:
+    """Where a map was made from others, what it says of the writes has to be on the disk before there are more."""
+    touched = store.cut.touched
+    if touched is None:
+        return
+    for first, end in store.cut.changed.set_runs():
+        touched.set_range(*store.geometry.regions(first, end))
+    store.files.sync(touched.file.fd)
 
 
 def recount(store: Store, *, records: bool) -> None:

@@ -107,7 +107,7 @@ def open_store(path: Path, image: Image, request: Request, files: Files) -> Open
             if holds_preserved(path):
                 raise StoreDamaged(str(path), "has lost its header")
             return Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
-        if not header.shown or _is_unseen(path, header, request, files):
+        if not (header.shown or header.has_checkpoints) or _is_unseen(path, header, request, files):
             opened = Opened(_begin(path, image, request, files, lock_fd), Outcome.NEW)
         else:
             opened = _carry_on(path, header, image, request, files, lock_fd)
@@ -247,6 +247,8 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
             found = repair(one, its_end, its_seal, missing | common)
             notes += [_about(header, facts) + sentence for sentence in found]
         notes += _not_followed(header, request)
+        if not header.shown and request.takes_snapshot:
+            notes.append("the store has no snapshot, only checkpoints; take one (snapfs snapshot)")
         store.header = replace(
             header,
             boot_id=request.boot_id,

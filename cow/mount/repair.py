@@ -25,6 +25,7 @@ from cow.disk.directory import (
     NUMBERS_NAME,
     SEGMENTS_NAME,
     STAGING_NAME,
+    TOUCHED_NAME,
     UNREADABLE_NAME,
     cut_path,
 )
@@ -53,10 +54,12 @@ from cow.mount.rebuild import (
     drop_doubtful,
     find_first_slot,
     forget_staging,
+    give_up,
     mark_unreadable,
     mend_index,
     recount,
     settle_preserved,
+    touch_changed,
 )
 
 _PAGES: dict[str, type[Page]] = {CONTROL_NAME: Control, NUMBERS_NAME: CutNumbers}
@@ -127,6 +130,11 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
     find_first_slot(store, staged)
     broken -= pages
     notes = _mend(store, end, broken, staged) if end is not End.SEALED or broken else []
+    if give_up(store):
+        settle_preserved(store)
+        # Nobody misses them.
+        for number in (CutCounter.LOST_BLOCKS, CutCounter.EXCUSED_BLOCKS, CutCounter.SPOILT_BLOCKS):
+            numbers[number] = 0
     lost_blocks = numbers.lost_blocks
     if lost_blocks and not numbers[CutCounter.UNREADABLE]:
         notes.append(f"blocks of the snapshot that are lost and read as errors: {lost_blocks}")
@@ -179,6 +187,7 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
     maps = map_files(store)
     for name in broken - {SEGMENTS_NAME}:
         maps[name].clear()
+    give_up(store)
     if power_lost:
         distrust_index(store)
     # What is left of the map of free blocks is known, and counts from here on.
@@ -188,7 +197,9 @@ def _mend(store: Store, end: End, broken: set[str], staged: dict[int, int]) -> l
         mend_index(store, staged, settled_is_known="settled" not in broken)
     settle_preserved(store)
     if power_lost or "changed" in broken:
-        assume_changed(store)
+        # After a kill the bits of a map that has lost them are as good in the other.
+        assume_changed(store, touched_is_known=TOUCHED_NAME not in broken)
+    touch_changed(store)
     named = ", ".join(sorted(broken))
     if not power_lost and _may_pass_for_owed(store, end, broken, preserved):
         mark_unreadable(store)

@@ -20,6 +20,7 @@ _DEBUG_VARIABLE = "SNAPFS_DEBUG"
 # Each is NAME_command in a module of its name.
 _COMMANDS = (
     "backup",
+    "backups",
     "browse",
     "check",
     "delete",

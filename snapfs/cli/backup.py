@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +15,16 @@ from snapfs.cli.types import RATE, mode_option, one_of, snapshot_option
 from snapfs.errors import ExitCode
 from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, format_size
 
+if TYPE_CHECKING:
+    from snapfs.commands.backup_chain import Linked
+
 
 @click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
 @click.argument("source", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
 @click.argument("dest", metavar="DEST|DIR/|-", type=click.Path())
-@click.option("--format", type=one_of(Format), default=BackupOptions.format, show_default=True, help="Of DEST.")
+@click.option(
+    "--format", type=one_of(Format), default=None, help="Of DEST; raw by default. In DIR: one that stands alone."
+)
 @click.option("--compress", is_flag=True, help="Compress a qcow2; takes about ten times as long.")
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of DEST.json.")
 @snapshot_option
@@ -35,6 +41,15 @@ from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, 
     show_default=True,
     help="With skip, unreadable sectors become zeros and are listed in DEST.json and DEST.map; exit code 4.",
 )
+@click.option("--full", is_flag=True, help="In DIR: a full one, whatever is there.")
+@click.option(
+    "--max-increments",
+    type=click.IntRange(0, 10_000),
+    default=BackupOptions.max_increments,
+    show_default=True,
+    metavar="N",
+    help="In DIR: so many after a full one, then a full one again.",
+)
 @mode_option
 @progress_options
 @output_options
@@ -44,9 +59,13 @@ def backup_command(
     """Copy the used blocks to DEST, a file, a block device, or - for the standard output (raw).
 
     DEST.json beside it says what the backup is and has a hash of each part. DEST has its name only when it is
-    whole; until then it is DEST.partial. In a directory, DIR/, the backup is called by the time of its cut.
+    whole; until then it is DEST.partial.
+
+    In a directory, DIR/, each backup is called by the time of its cut: first a full one, then increments, each a
+    qcow2 that is backed by the one before. With --format each of them stands alone.
     """
     from snapfs.commands.backup import backup
+    from snapfs.commands.backup_chain import Linked
     from snapfs.destination.consent import Consent
 
     options = BackupOptions(
@@ -63,9 +82,38 @@ def backup_command(
     except KeyboardInterrupt:
         note("Interrupted; nothing is left behind.")
         return ExitCode.INTERRUPTED
+    if isinstance(made, Linked):
+        show(_linked_result(made), *_linked_lines(made), as_json=as_json, quiet=quiet)
+        return ExitCode.PROBLEM if made.facts.unread else ExitCode.DONE
     manifest = made.manifest
     if not options.is_stream:
         used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
         result = {"backup": str(made.dest), "cut": manifest.facts["cut"], **sizes(manifest)}
         show(result, f"{made.dest}  {used}, {manifest.format}", as_json=as_json, quiet=quiet)
     return ExitCode.PROBLEM if manifest.unread else ExitCode.DONE
+
+
+def _linked_result(made: Linked) -> dict[str, Any]:
+    facts = made.facts
+    return {
+        "backup": str(made.dest),
+        "cut": facts.cut,
+        "format": "qcow2",
+        "image_bytes": facts.image_bytes,
+        "data_bytes": facts.data_bytes,
+        "unread_bytes": facts.unread.total_bytes,
+        "kind": facts.kind,
+        "why": facts.why,
+        "base": None if facts.base is None else facts.base.name,
+        "read_bytes": facts.read_bytes,
+    }
+
+
+def _linked_lines(made: Linked) -> Iterator[str]:
+    facts = made.facts
+    held, read = format_size(facts.data_bytes), format_size(facts.read_bytes)
+    yield f"{made.dest}  {held} of {format_size(facts.image_bytes)}, {facts.kind}, {read} read"
+    if facts.why and facts.kind == "full":
+        yield f"It is a full one because {facts.why}."
+    elif facts.why:
+        yield f"{facts.why[0].upper()}{facts.why[1:]}, so everything was read and compared."

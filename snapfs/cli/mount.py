@@ -133,6 +133,6 @@ def _lines(mounted: Mounted) -> list[str]:
         f"snapshot  {mounted.snap_file}  ({taken})",
         f"store     {mounted.store}",
     ]
-    if mounted.outcome is Outcome.CARRIED_ON:
+    if mounted.outcome is Outcome.CARRIED_ON and mounted.taken_at is not None:
         rows.insert(0, "Carrying on with the same snapshot.")
     return rows

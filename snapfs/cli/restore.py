@@ -10,15 +10,16 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import RATE, mode_option
+from snapfs.cli.types import RATE, at_option, mode_option
 from snapfs.errors import ExitCode
 from snapfs.options import format_size
 
 
 @click.command("restore", short_help="Write a backup back to an image.")
-@click.argument("backup", metavar="BACKUP", type=click.Path(path_type=Path))
+@click.argument("backup", metavar="BACKUP|DIR", type=click.Path(path_type=Path))
 @click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of BACKUP.json.")
+@at_option
 @click.option("--force", is_flag=True, help="Overwrite IMAGE without asking.")
 @click.option("--keep-free", is_flag=True, help="Leave alone what is free in the backup.")
 @click.option("--verify", is_flag=True, help="Read IMAGE back and compare.")
@@ -34,7 +35,8 @@ from snapfs.options import format_size
 def restore_command(force: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> int:
     """Write BACKUP to IMAGE, a new file, or one of the same size, or a block device that is large enough.
 
-    What is free becomes holes. All data are compared with the hashes of the backup.
+    What is free becomes holes. All data are compared with the hashes of the backup. Of a directory of backups it
+    is the newest, or that of --at.
     """
     from snapfs.commands.restore import RestoreOptions, restore
     from snapfs.destination.consent import Consent

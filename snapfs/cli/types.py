@@ -78,6 +78,12 @@ def snapshot_option(command: Any) -> Any:
     return click.option("--snapshot", default=None, metavar="NAME", help=text)(command)
 
 
+def at_option(command: Any) -> Any:
+    """--at, for a command that reads a directory of backups."""
+    text = "Of DIR: the newest backup that is not after this time, or the one of this name."
+    return click.option("--at", default=None, metavar="TIME|NAME", help=text)(command)
+
+
 def mode_option(command: Any) -> Any:
     """--mode, for a command that writes files."""
     text = "Permissions of what is written; as private as what is read by default."

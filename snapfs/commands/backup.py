@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from snapfs.commands.backup_chain import Linked, backup_into_chain
 from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
 from snapfs.destination.directory import free_name, left_name, names
@@ -47,10 +48,17 @@ class Made:
     manifest: Manifest
 
 
-def backup(options: BackupOptions, report: Report, consent: Consent) -> Made:
+def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | Linked:
     """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed."""
+    is_directory = _is_directory(options)
+    if is_directory and options.format is None:
+        _check_cut(options)
+        return backup_into_chain(options, canonical_path(options.dest), report, consent)
+    if options.full:
+        raise UsageError("--full is about a directory of backups; leave it out, or name a DIR and no --format.")
+    options = replace(options, format=options.format or "raw")
     _check_options(options)
-    places = None if _is_directory(options) else _looked_at(options, options.dest, consent)
+    places = None if is_directory else _looked_at(options, options.dest, consent)
     cut_facts: dict[str, Any] = {}
     if options.cut is not None:
         taken = snapshot(options.source, options.cut)
@@ -67,7 +75,7 @@ def backup(options: BackupOptions, report: Report, consent: Consent) -> Made:
             _journal(options, source, results) as (plan, journal),
         ):
             _image(options, source, plan, journal, report, results)
-            manifest = finished_manifest(source, plan, options.format, cut_facts)
+            manifest = finished_manifest(source, plan, options.format or "raw", cut_facts)
             _check_written(options, manifest, report, results)
             access = source.access.with_mode(options.mode)
             results.write_rescue_map(manifest, source.path, consent, access)
@@ -95,6 +103,10 @@ def _check_options(options: BackupOptions) -> None:
                 raise UsageError(f"{name} needs a DEST that can be read back; name a file instead of -.")
         if os.isatty(sys.stdout.fileno()):
             raise UsageError("The standard output is a terminal; pipe the backup somewhere, or name a file.")
+    _check_cut(options)
+
+
+def _check_cut(options: BackupOptions) -> None:
     if options.cut is not None and options.snapshot is not None:
         raise UsageError("--cut makes a new snapshot, and --snapshot names one; leave out one of them.")
     if options.resume and options.cut is not None:

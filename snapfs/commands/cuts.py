@@ -29,9 +29,9 @@ def open_cuts(store: Path) -> Store:
 
 
 def place_of(reader: Store, snapshot_id: str) -> int:
-    """Where the snapshot of that id is among the cuts. SnapfsError: nowhere any more."""
+    """Where the snapshot, or the checkpoint, of that id is among the cuts. SnapfsError: nowhere any more."""
     for place, one in enumerate(reader.header.cuts):
-        if not one.is_hidden and id_text(one.snapshot_id) == snapshot_id:
+        if not one.is_going and id_text(one.snapshot_id) == snapshot_id:
             return place
     raise SnapfsError(
         f"The snapshot {snapshot_id} has ended meanwhile; snapfs list says which there are.", path=reader.path

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from bitarray import bitarray
-from bitarray.util import zeros
 
-from cow import Cut
-from snapfs.chosen import id_of, read_chosen
+from cow import Cut, changed_in, why_void
+from snapfs.chosen import id_of, read_chosen, read_status_with
 from snapfs.commands.cuts import open_cuts, place_of
 from snapfs.errors import SnapshotLostError, UsageError
 from snapfs.system.discovery import find_store
@@ -51,13 +50,13 @@ class Changes:
 
 
 def read_changes(path: Path, since: str | None = None, until: str | None = None) -> Changes:
-    """Of the mounted image behind `path`, since that snapshot (the newest) and until that one (now): whatever was
-    written before the call, and perhaps some of what is written meanwhile.
+    """Of the mounted image behind `path`, since that snapshot (the newest) or checkpoint, which is called by its id,
+    and until that one (now): whatever was written before the call, and perhaps some of what is written meanwhile.
 
-    SnapshotLostError: nobody has noted what was written since a snapshot was lost.
+    SnapshotLostError: nobody has noted what was written since a snapshot was lost, so a checkpoint is void.
     """
     store = find_store(path)
-    status = read_chosen(store, None)
+    status = read_chosen(store, None) if since is None else read_status_with(store, None)
     first = _chosen(status, since, path)
     last = None if until is None else _chosen(status, until, path)
     reader = open_cuts(store)
@@ -75,22 +74,24 @@ def read_changes(path: Path, since: str | None = None, until: str | None = None)
 def _chosen(status: dict[str, Any], name: str | None, path: Path) -> Snapshot:
     found = status["snapshot"]
     if name is not None:
+        for one in status["checkpoints"]:
+            if one["id"] == name:
+                return Snapshot(one["id"], one["taken_at"])
         found_id = id_of(status["snapshots"], name, path)
         found = next(one for one in status["snapshots"] if one["id"] == found_id)
     return Snapshot(found["id"], found["taken_at"])
 
 
 def _noted(cuts: Sequence[Cut], block_count: int, path: Path) -> bitarray:
-    changed = zeros(block_count, "little")
-    for cut in cuts:
-        changed |= cut.changed.copy()
-        # Last: from then on it is not noted any more.
-        if not cut.numbers.is_kept:
-            raise SnapshotLostError(
-                f"Nobody knows what was written to {path} since the snapshot, because that was lost meanwhile; "
-                "take a new one.",
-                path=path,
-            )
+    changed = changed_in(cuts, block_count)
+    # Last: from then on it is not noted any more.
+    reason = why_void(cuts)
+    if reason is not None:
+        raise SnapshotLostError(
+            f"Nobody knows what was written to {path} since the snapshot, because that was lost meanwhile "
+            f"({reason.name.lower()}); take a new one.",
+            path=path,
+        )
     return changed
 
 

@@ -11,9 +11,11 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from snapfs.backups.reading import open_point
+from snapfs.commands.backups import chain_named, chain_to_read
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.in_place import open_in_place
@@ -44,19 +46,44 @@ class RestoreOptions:
     check_first: bool | None = None
     rate_bytes_per_s: int | None = None
     mode: int | None = None
+    # Of a directory of backups: of which time, or which one; None: the newest.
+    at: str | None = None
 
 
 def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manifest:
     """Write the image. SnapfsError: a new image has not got its name; of one that was there it says what is left."""
+    if (named := chain_named(options.backup)) is not None:
+        directory, name = named
+        return _restore_of_chain(directory, replace(options, at=options.at or name), report, consent)
+    if options.at is not None:
+        raise UsageError(f"{options.backup} is no directory of backups; leave out --at.")
     file = file_of_manifest(options.backup, options.manifest)
     manifest = read_manifest(file)
     place = look_at(options.image, {"the backup": options.backup, "the manifest": file}, takes_devices=True)
     with open_backup(options.backup, manifest) as reader:
-        if place.is_new:
-            _restore_new(reader, place, options, report, consent)
-        else:
-            _restore_over(reader, place, options, report, consent)
+        _restore(reader, place, options, report, consent)
     return manifest
+
+
+def _restore_of_chain(directory: Path, options: RestoreOptions, report: Report, consent: Consent) -> Manifest:
+    if options.manifest is not None:
+        raise UsageError(f"The backups in {directory} have their manifests beside them; leave out --manifest.")
+    if options.keep_free:
+        raise UsageError(f"The backups in {directory} do not tell what was free from zeros; leave out --keep-free.")
+    with chain_to_read(directory, consent.note) as (chain, _):
+        links = chain.links(chain.find(options.at).name)
+        files = {f"the backup {link.name}": chain.names(link.name).qcow2 for link in links}
+        place = look_at(options.image, files, takes_devices=True)
+        with open_point(chain, links) as reader:
+            _restore(reader, place, replace(options, backup=reader.path), report, consent)
+            return reader.manifest
+
+
+def _restore(reader: BackupReader, place: Place, options: RestoreOptions, report: Report, consent: Consent) -> None:
+    if place.is_new:
+        _restore_new(reader, place, options, report, consent)
+    else:
+        _restore_over(reader, place, options, report, consent)
 
 
 def _restore_new(
@@ -148,6 +175,5 @@ def _write(
     finally:
         target.close()
     if options.verify:
-        written = Manifest(manifest.image_bytes, "raw", manifest.extents, unread=manifest.unread)
-        with open_backup(path, written) as image:
+        with open_backup(path, replace(manifest, format="raw")) as image:
             image.verify(report)

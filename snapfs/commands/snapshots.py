@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from cow import Cut, Store, count_preserved
+from cow import Store, count_preserved, served_before
 from snapfs.chosen import id_of
 from snapfs.client import request
 from snapfs.commands.cuts import open_cuts
@@ -59,11 +59,9 @@ def listed(path: Path) -> list[dict[str, Any]]:
 
 def _alone_shares(reader: Store) -> Iterator[tuple[str, float]]:
     """Of what each cut preserved, the share that would go with it: older ones do not have the rest."""
-    older: Cut | None = None
-    for facts, cut in zip(reader.header.cuts, reader.cuts, strict=True):
-        preserved = count_preserved(cut, older)
+    for place, (facts, cut) in enumerate(zip(reader.header.cuts, reader.cuts, strict=True)):
+        preserved = count_preserved(cut, served_before(reader.header, reader.cuts[:place]))
         yield id_text(facts.snapshot_id), preserved.alone_blocks / max(1, preserved.blocks)
-        older = cut if cut.numbers.is_kept else None
 
 
 def delete(path: Path, names: Sequence[str], *, dry_run: bool = False) -> list[Fate]:

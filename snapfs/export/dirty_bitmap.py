@@ -18,7 +18,7 @@ from typing import Any, Final
 from snapfs.errors import SnapfsError
 from snapfs.export.address import Address
 from snapfs.export.process import Server, serving
-from snapfs.imager.qcow2 import Export
+from snapfs.imager.qcow2 import Export, Link
 from snapfs.system.descriptors import path_of
 from snapfs.system.scratch import scratch
 
@@ -55,7 +55,7 @@ def qemu_nbd(
 def _mark(path: Path, changed: Iterable[tuple[int, int]]) -> None:
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        export = Export(fd, path)
+        export = Export(Link(fd, path))
         try:
             for start, length in changed:
                 for offset in range(start, start + length, _MOST_ZEROS):

@@ -16,6 +16,7 @@ from typing import Any, Final
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, free_ranges
+from snapfs.imager.hashing import Hashing, PlainHashing
 from snapfs.imager.journal import Done, Journal
 from snapfs.imager.manifest import Hashed, Manifest
 from snapfs.imager.pace import Pace
@@ -70,10 +71,11 @@ class Backup:
         releases: bool,
         skips: bool,
         pace: Pace,
+        hashing: Hashing | None = None,
     ) -> None:
         """With `skips` what cannot be read becomes zeros, and is noted in the plan."""
         self._source, self._target, self._plan, self._journal = source, target, plan, journal
-        self._releases, self._pace = releases, pace
+        self._releases, self._pace, self._hashing = releases, pace, hashing or PlainHashing()
         self._salvager = Salvager(source, Ranges()) if skips else None
         self._checkpoint_bytes = _RELEASE_BYTES if releases else _NOTE_BYTES
         self._unread = plan.unread()
@@ -87,7 +89,14 @@ class Backup:
             # What an interrupted run had noted it may not have released.
             self._release(sorted(self._plan.done))
         read_into = self._salvager.read_into if self._salvager else self._source.read_into
-        stages = Stages(read_into, self._target.write, self._on_written, meter.advance, self._pace)
+        stages = Stages(
+            read_into,
+            self._target.write,
+            self._on_written,
+            meter.advance,
+            self._pace,
+            new_hasher=self._hashing.hasher,
+        )
         self._write_zeros()
         try:
             stages.run(self._plan.to_read())
@@ -118,6 +127,7 @@ class Backup:
 
     def _on_written(self, index: int, digest: bytes) -> None:
         extent = self._plan.extents[index]
+        self._hashing.written(extent)
         unread = self._salvager.unread_in(extent.offset, extent.length) if self._salvager else []
         self._waiting[index] = Done(digest, unread)
         self._waiting_bytes += extent.length

@@ -69,9 +69,9 @@ def plan(used: bitarray, block_bytes: int, size_bytes: int, hole_cells: bitarray
     """The extents of an image whose `used` blocks are known; cells in `hole_cells` hold nothing but zeros."""
     cells = used_cells(used, block_bytes, size_bytes)
     if hole_cells is None:
-        return list(_extents(cells, size_bytes, is_zeros=False))
-    found = [*_extents(cells & ~hole_cells, size_bytes, is_zeros=False)]
-    found += _extents(cells & hole_cells, size_bytes, is_zeros=True)
+        return list(extents_of(cells, size_bytes))
+    found = [*extents_of(cells & ~hole_cells, size_bytes)]
+    found += extents_of(cells & hole_cells, size_bytes, is_zeros=True)
     return sorted(found, key=lambda extent: extent.offset)
 
 
@@ -135,7 +135,8 @@ def used_bytes(used: bitarray, block_bytes: int, size_bytes: int) -> int:
     return used.count() * block_bytes - (past_the_end if used[-1] else 0)
 
 
-def _extents(cells: bitarray, size_bytes: int, *, is_zeros: bool) -> Iterator[Extent]:
+def extents_of(cells: bitarray, size_bytes: int, *, is_zeros: bool = False) -> Iterator[Extent]:
+    """The extents of the cells that are set."""
     for _, first, end in _set_intervals(cells):
         start, stop = first * CELL_BYTES, min(end * CELL_BYTES, size_bytes)
         if is_zeros:

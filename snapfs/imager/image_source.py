@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from bitarray import bitarray
+
 from snapfs.destination.access import Access
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, clear_free, plan, used_blocks_in, used_bytes
@@ -50,8 +52,8 @@ class ImageSource:
         self.block_bytes = DEFAULT_BLOCK_BYTES
         sector_bytes = sector_bytes_of(self._fd) if is_device else None
         image_map = scan(self._fd, self.size_bytes, self.block_bytes, sector_bytes=sector_bytes)
-        self._used = image_map.used
-        self.used_bytes = used_bytes(self._used, self.block_bytes, self.size_bytes)
+        self.used = image_map.used
+        self.used_bytes = used_bytes(self.used, self.block_bytes, self.size_bytes)
         regions = [region.facts() for region in image_map.regions]
         self.facts = {"image": str(self.path), "cut": None, "regions": regions}
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -61,9 +63,11 @@ class ImageSource:
         status = self._status
         return {"image": [status.st_dev, status.st_ino, status.st_rdev, status.st_mtime_ns, self.size_bytes]}
 
+    def holes(self) -> bitarray | None:
+        return None if stat.S_ISBLK(self._status.st_mode) else hole_cells(self._fd, self.size_bytes)
+
     def extents(self) -> list[Extent]:
-        holes = None if stat.S_ISBLK(self._status.st_mode) else hole_cells(self._fd, self.size_bytes)
-        return plan(self._used, self.block_bytes, self.size_bytes, holes)
+        return plan(self.used, self.block_bytes, self.size_bytes, self.holes())
 
     def read_into(self, view: memoryview, offset: int) -> None:
         try:
@@ -75,17 +79,17 @@ class ImageSource:
             self.reread_into(view, offset)
         # What was read once is not needed again, and would push out of memory what others need.
         os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_DONTNEED)
-        clear_free(view, offset, self._used, self.block_bytes)
+        clear_free(view, offset, self.used, self.block_bytes)
 
     def reread_into(self, view: memoryview, offset: int) -> None:
-        for start, stop in used_blocks_in(self._used, self.block_bytes, offset, len(view)):
+        for start, stop in used_blocks_in(self.used, self.block_bytes, offset, len(view)):
             try:
                 self._rereader.read_into(view[start:stop], offset + start)
             except OSError as error:
                 # One that was cut short has no bad bytes.
                 self.check()
                 raise self._unreadable(error, offset + start) from error
-        clear_free(view, offset, self._used, self.block_bytes)
+        clear_free(view, offset, self.used, self.block_bytes)
 
     def reread_unit_bytes(self) -> int:
         return self._rereader.unit_bytes

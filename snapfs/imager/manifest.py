@@ -36,12 +36,12 @@ from blake3 import blake3
 from snapfs.destination.pair import manifest_to_read
 from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.extents import Extent, read_extent, read_range, read_size
+from snapfs.imager.hashing import DIGEST_BYTES, ZEROS_DIGEST, NewHasher, plain_hasher
 from snapfs.imager.unread import Ranges
 from snapfs.system.file_kinds import check_readable, read_small
 from snapfs.system.mounts import canonical_path
 
 VERSION = 1
-_ZEROS_DIGEST = bytes(32)
 _NUMBERS = struct.Struct("<QQ")
 
 
@@ -62,6 +62,8 @@ class Manifest:
     extents: tuple[Hashed, ...]
     facts: Mapping[str, Any] = field(default_factory=dict)
     unread: Ranges = field(default_factory=Ranges)
+    # How the digests were made; a manifest in a file has plain ones.
+    new_hasher: NewHasher = plain_hasher
 
     @property
     def data_bytes(self) -> int:
@@ -75,7 +77,7 @@ def overall_hash(image_bytes: int, extents: Iterable[Hashed], unread: Iterable[t
     hasher = blake3(_NUMBERS.pack(image_bytes, 0))
     for hashed in extents:
         hasher.update(_NUMBERS.pack(hashed.extent.offset, hashed.extent.length))
-        hasher.update(hashed.digest or _ZEROS_DIGEST)
+        hasher.update(hashed.digest or ZEROS_DIGEST)
     for offset, length in unread:
         hasher.update(_NUMBERS.pack(offset, length))
     return hasher.digest()
@@ -106,10 +108,15 @@ def file_of_manifest(backup: Path, file: Path | None = None) -> Path:
 
 def describe_unread(manifest: Manifest) -> str:
     """How much could not be read, for people."""
-    first, _ = next(iter(manifest.unread))
-    count = len(manifest.unread)
-    ranges = f"at {first}" if count == 1 else f"in {count} ranges, the first at {first},"
-    return f"{manifest.unread.total_bytes} bytes {ranges}"
+    return describe_ranges(manifest.unread)
+
+
+def describe_ranges(ranges: Ranges) -> str:
+    """How much they are, and where."""
+    first, _ = next(iter(ranges))
+    count = len(ranges)
+    places = f"at {first}" if count == 1 else f"in {count} ranges, the first at {first},"
+    return f"{ranges.total_bytes} bytes {places}"
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -167,14 +174,15 @@ def _parsed(data: dict[str, Any]) -> Manifest:
         end = hashed.extent.end
     if end > image_bytes:
         raise ValueError("its extents reach past the image")
-    unread = _unread(data.get("unread", []), image_bytes)
+    unread = read_unread(data.get("unread", []), image_bytes)
     if overall_hash(image_bytes, extents, unread).hex() != data["blake3"]:
         raise ValueError("its hash over everything does not fit its extents")
     facts = {key: value for key, value in data.items() if key not in ("extents", "unread", "version", "program")}
     return Manifest(image_bytes, str(data["format"]), extents, facts, unread)
 
 
-def _unread(items: list[dict[str, Any]], image_bytes: int) -> Ranges:
+def read_unread(items: list[dict[str, Any]], image_bytes: int) -> Ranges:
+    """What could not be read of an image, as a file of somebody else lists it; ValueError when that cannot be."""
     ranges = [read_range(item["offset"], item["length"]) for item in items]
     end = 0
     for offset, length in ranges:
@@ -193,6 +201,6 @@ def _as_json(hashed: Hashed) -> dict[str, Any]:
 
 def _hashed(item: dict[str, Any]) -> Hashed:
     digest = None if item["blake3"] is None else bytes.fromhex(item["blake3"])
-    if digest is not None and len(digest) != len(_ZEROS_DIGEST):
+    if digest is not None and len(digest) != DIGEST_BYTES:
         raise ValueError("a hash has the wrong length")
     return Hashed(read_extent(item["offset"], item["length"], is_zeros=digest is None), digest)

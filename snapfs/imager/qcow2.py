@@ -14,16 +14,17 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from snapfs.destination.write_errors import vanished, write_errors
-from snapfs.errors import SnapfsError
+from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.extents import CELL_BYTES
 from snapfs.imager.nbd import NbdClient
-from snapfs.imager.qcow2_header import check_stands_alone
+from snapfs.imager.qcow2_header import check_header
 from snapfs.imager.sparse import data_runs
 from snapfs.system.descriptors import path_of
 from snapfs.system.processes import die_with_parent
@@ -33,20 +34,42 @@ _READY_S: Final = 30.0
 _END_S: Final = 600.0
 _LOOK_S: Final = 0.005
 _SECTOR_BYTES: Final = 512
+# How `qemu-img check` ends when clusters are used by nothing, and that is all.
+_ONLY_LEAKS: Final = 3
 _MAX_REQUEST_BYTES: Final = 2 << 20
 
 
-class Export:
-    """A qcow2 file, open as `fd`, behind a `qemu-nbd` of our own; `path` is what it is called."""
+@dataclass(frozen=True)
+class Link:
+    """A qcow2 file, open as `fd`, that is called `path` and says that `backing` is below it."""
 
-    def __init__(self, fd: int, path: Path, *, compress: bool = False, read_only: bool = False) -> None:
-        check_stands_alone(fd, path)
-        self.path = path
+    fd: int
+    path: Path
+    backing: str | None = None
+
+    def check(self) -> None:
+        """BackupDamagedError when it asks for anything else."""
+        check_header(self.fd, self.path, self.named)
+
+    @property
+    def named(self) -> str | None:
+        """`backing` as the header has it: a name in the same directory, also with a colon in it."""
+        return f"./{self.backing}" if self.backing is not None and ":" in self.backing else self.backing
+
+
+class Export:
+    """Qcow2 files behind a `qemu-nbd` of our own: the first is what is read and written, each other one is below the
+    one before it, whatever their names say. Below the last there is nothing."""
+
+    def __init__(self, *links: Link, compress: bool = False, read_only: bool = False) -> None:
+        for link in links:
+            link.check()
+        self.path = links[0].path
         self._directory = make_scratch()
         self._process: subprocess.Popen[str] | None = None
         try:
             socket_path = self._directory / "socket"
-            self._process = _start(fd, socket_path, compress, read_only)
+            self._process = _start(links, socket_path, compress, read_only)
             # A request a cluster, so that clusters are compressed side by side.
             self.client = self._connect(socket_path, CELL_BYTES if compress else _MAX_REQUEST_BYTES)
         except BaseException:
@@ -108,20 +131,33 @@ class Qcow2Target:
 
     is_durable = True
 
-    def __init__(self, fd: int, path: Path, size_bytes: int, *, compress: bool, keep: bool, way_out: str) -> None:
-        """`fd` is the file at `path` and stays the caller's."""
+    def __init__(
+        self,
+        fd: int,
+        path: Path,
+        size_bytes: int,
+        *,
+        compress: bool,
+        keep: bool,
+        way_out: str,
+        backing: str | None = None,
+    ) -> None:
+        """`fd` is the file at `path` and stays the caller's. `backing` is what it says to be below it, which is
+        neither read nor looked for."""
         self._fd, self.path, self.name, self._way_out = fd, path, str(path), way_out
+        self._link = Link(fd, path, backing)
         # What compresses takes whole clusters only, so the image is made a little too long, and cut at the end.
         self._size_bytes = _rounded(size_bytes, _SECTOR_BYTES)
         open_bytes = _rounded(size_bytes, CELL_BYTES) if compress else self._size_bytes
         self._cuts_end = False
         self._is_too_long = open_bytes != self._size_bytes
         if keep:
-            check_stands_alone(fd, path)
-            _run_qemu_img(fd, path, "resize", "-q", "-f", "qcow2", str(path_of(fd)), str(open_bytes))
+            self._link.check()
+            _run_qemu_img(self._link, "resize", "-q", _alone(self._link), str(open_bytes))
         else:
-            _run_qemu_img(fd, path, "create", "-q", "-f", "qcow2", str(path_of(fd)), str(open_bytes))
-        self._export = Export(fd, path, compress=compress)
+            below = [] if self._link.named is None else ["-u", "-b", self._link.named, "-F", "qcow2"]
+            _run_qemu_img(self._link, "create", "-q", "-f", "qcow2", *below, str(path_of(fd)), str(open_bytes))
+        self._export = Export(self._link, compress=compress)
         self._client = self._export.client
         # A compressed cluster cannot take the place of one that an interrupted run has written.
         self._clears = keep and compress
@@ -137,6 +173,11 @@ class Qcow2Target:
     def write_zeros(self, offset: int, length: int) -> None:
         """A new qcow2 is zeros already."""
 
+    def hide(self, offset: int, length: int) -> None:
+        """Zeros in this file, whatever is below it; in whole clusters, or up to the end."""
+        with self._errors():
+            self._client.write_zeroes(offset, min(_rounded(length, _SECTOR_BYTES), self._size_bytes - offset))
+
     def sync(self) -> None:
         with self._errors():
             self._client.flush()
@@ -149,8 +190,7 @@ class Qcow2Target:
     def close(self) -> None:
         self._export.close(cleanly=self._is_whole)
         if self._cuts_end and self._is_whole:
-            words = ("resize", "-q", "--shrink", "-f", "qcow2", str(path_of(self._fd)), str(self._size_bytes))
-            _run_qemu_img(self._fd, self.path, *words)
+            _run_qemu_img(self._link, "resize", "-q", "--shrink", _alone(self._link), str(self._size_bytes))
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -163,11 +203,11 @@ class Qcow2Target:
 
 
 class Qcow2Reader:
-    """A qcow2 backup, read; closes `fd`."""
+    """A qcow2 backup, read, with those below it; closes them all."""
 
-    def __init__(self, fd: int, path: Path) -> None:
-        self._fd = fd
-        self._export = Export(fd, path, read_only=True)
+    def __init__(self, *links: Link) -> None:
+        self._links = links
+        self._export = Export(*links, read_only=True)
         self.size_bytes = self._export.client.size_bytes
 
     def read_into(self, view: memoryview, offset: int) -> None:
@@ -177,7 +217,8 @@ class Qcow2Reader:
     def close(self) -> None:
         with contextlib.suppress(SnapfsError):
             self._export.close()
-        os.close(self._fd)
+        for link in self._links:
+            os.close(link.fd)
 
 
 def _in_sectors(view: memoryview) -> memoryview:
@@ -190,7 +231,25 @@ def _rounded(length: int, unit: int) -> int:
     return -(-length // unit) * unit
 
 
-def _run_qemu_img(fd: int, path: Path, *words: str) -> None:
+def _run_qemu_img(link: Link, *words: str) -> None:
+    if done := _failed_qemu_img(link, *words):
+        said = done.stderr.strip().splitlines()
+        reason = said[-1].removeprefix("qemu-img: ").rstrip(".") if said else "qemu-img gives no reason"
+        raise SnapfsError(f"{link.path} cannot be made: {reason}; name another place.", path=link.path)
+
+
+def check_structure(link: Link) -> None:
+    """BackupDamagedError when QEMU finds errors in what the file says about itself; clusters that are lost to nobody
+    are none."""
+    link.check()
+    done = _failed_qemu_img(link, "check", "-q", _alone(link))
+    if done and done.returncode != _ONLY_LEAKS:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        reason = said[0].removeprefix("qemu-img: ").rstrip(".") if said else "qemu-img gives no reason"
+        raise BackupDamagedError(f"{link.path} is damaged ({reason}); take another copy.", path=link.path)
+
+
+def _failed_qemu_img(link: Link, *words: str) -> subprocess.CompletedProcess[str] | None:
     _check_tool("qemu-img")
     done = subprocess.run(
         ["qemu-img", *words],
@@ -199,23 +258,27 @@ def _run_qemu_img(fd: int, path: Path, *words: str) -> None:
         errors="replace",
         timeout=_END_S,
         check=False,
-        pass_fds=(fd,),
+        pass_fds=(link.fd,),
     )
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        reason = said[-1].removeprefix("qemu-img: ").rstrip(".") if said else "qemu-img gives no reason"
-        raise SnapfsError(f"{path} cannot be made: {reason}; name another place.", path=path)
+    return done if done.returncode else None
 
 
-def _start(fd: int, socket_path: Path, compress: bool, read_only: bool) -> subprocess.Popen[str]:
+def _alone(link: Link) -> str:
+    """Its own content and nothing below it, as a name for QEMU's tools."""
+    return "json:" + json.dumps(_node(link, {"direct": False}, None))
+
+
+def _node(link: Link, cache: dict[str, bool], backing: dict[str, Any] | None) -> dict[str, Any]:
+    file = {"driver": "file", "filename": str(path_of(link.fd)), "cache": cache}
+    return {"driver": "qcow2", "cache": cache, "backing": backing, "file": file}
+
+
+def _start(links: Sequence[Link], socket_path: Path, compress: bool, read_only: bool) -> subprocess.Popen[str]:
     _check_tool("qemu-nbd")
-    direct = {"direct": _takes_direct(fd)}
-    image: dict[str, Any] = {
-        "driver": "qcow2",
-        "cache": direct,
-        "backing": None,
-        "file": {"driver": "file", "filename": str(path_of(fd)), "cache": direct},
-    }
+    direct = {"direct": _takes_direct(links[0].fd)}
+    image: dict[str, Any] | None = None
+    for link in reversed(links):
+        image = _node(link, direct, image)
     if compress:
         image = {"driver": "compress", "cache": direct, "file": image}
     command = [
@@ -234,7 +297,7 @@ def _start(fd: int, socket_path: Path, compress: bool, read_only: bool) -> subpr
         text=True,
         errors="replace",
         start_new_session=True,
-        pass_fds=(fd,),
+        pass_fds=tuple(link.fd for link in links),
         # Without us nobody connects to it, and it would wait for ever.
         preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
     )

@@ -12,7 +12,7 @@ from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.manifest import Manifest
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Meter, Report
-from snapfs.imager.qcow2 import Qcow2Reader
+from snapfs.imager.qcow2 import Link, Qcow2Reader
 from snapfs.imager.stages import Stages, Write
 from snapfs.options import Format, format_size
 from snapfs.system.block_ioctl import size_bytes_of
@@ -20,9 +20,12 @@ from snapfs.system.file_kinds import open_readable
 from snapfs.whole import read_whole
 
 _MAX_NAMED: Final = 3
+_WAY_OUT: Final = "take another copy or back up again"
 
 
-class _Reader(Protocol):
+class Reader(Protocol):
+    """The content of a backup, open."""
+
     size_bytes: int
 
     def read_into(self, view: memoryview, offset: int) -> None: ...
@@ -49,9 +52,9 @@ class RawReader:
 class BackupReader:
     """A backup and its manifest; what is read is checked extent by extent."""
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
-        self._reader: _Reader = _open(path, manifest.format)
+    def __init__(self, path: Path, manifest: Manifest, reader: Reader, way_out: str = _WAY_OUT) -> None:
+        """Closes `reader`, also when it raises. `way_out`: what to do when it is damaged."""
+        self.path, self.manifest, self._reader, self._way_out = path, manifest, reader, way_out
         if self._reader.size_bytes < manifest.image_bytes:
             self._reader.close()
             raise BackupDamagedError(
@@ -70,7 +73,15 @@ class BackupReader:
                 on_damage(index)
 
         meter = Meter(phase, self.manifest.data_bytes, report)
-        stages = Stages(self._read_into, write, finished, meter.advance, pace or Pace(None), self.manifest.unread)
+        stages = Stages(
+            self.read_into,
+            write,
+            finished,
+            meter.advance,
+            pace or Pace(None),
+            self.manifest.unread,
+            self.manifest.new_hasher,
+        )
         stages.run((i, hashed.extent) for i, hashed in enumerate(self.manifest.extents) if hashed.digest is not None)
         meter.finish()
 
@@ -87,14 +98,15 @@ class BackupReader:
         places = ", ".join(f"{format_size(extent.length)} at {extent.offset}" for extent in extents[:_MAX_NAMED])
         more = f" and {len(extents) - _MAX_NAMED} more" if len(extents) > _MAX_NAMED else ""
         return BackupDamagedError(
-            f"{self.path} is damaged: {places}{more} is not what was written; take another copy or back up again.",
+            f"{self.path} is damaged: {places}{more} is not what was written; {self._way_out}.",
             path=self.path,
         )
 
     def close(self) -> None:
         self._reader.close()
 
-    def _read_into(self, view: memoryview, offset: int) -> None:
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """What it has there, not compared with anything. SnapfsError when it cannot be read."""
         try:
             self._reader.read_into(view, offset)
         except OSError as error:
@@ -106,14 +118,14 @@ class BackupReader:
 @contextlib.contextmanager
 def open_backup(path: Path, manifest: Manifest) -> Iterator[BackupReader]:
     """The backup at `path`, which need not have its final name yet."""
-    reader = BackupReader(path, manifest)
+    reader = BackupReader(path, manifest, _open(path, manifest.format))
     try:
         yield reader
     finally:
         reader.close()
 
 
-def _open(path: Path, image_format: str) -> _Reader:
+def _open(path: Path, image_format: str) -> Reader:
     if image_format not in get_args(Format):
         raise SnapfsError(f"{path} is of the format {image_format}, which this snapfs does not know.", path=path)
     try:
@@ -121,7 +133,7 @@ def _open(path: Path, image_format: str) -> _Reader:
     except OSError as error:
         raise SnapfsError(f"{path} cannot be opened: {error.strerror}; name a backup.", path=path) from error
     try:
-        return RawReader(fd) if image_format == "raw" else Qcow2Reader(fd, path)
+        return RawReader(fd) if image_format == "raw" else Qcow2Reader(Link(fd, path))
     except BaseException:
         os.close(fd)
         raise

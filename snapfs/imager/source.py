@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from bitarray import bitarray
+
 from snapfs.destination.access import Access
 from snapfs.errors import NotMountedError
 from snapfs.imager.extents import Extent
@@ -27,12 +29,16 @@ class Source(Protocol):
     path: Path
     size_bytes: int
     block_bytes: int
+    used: bitarray  # a bit per block: whether anybody needs it
     used_bytes: int
     facts: dict[str, Any]
     access: Access  # of a copy
 
     @property
     def identity(self) -> dict[str, Any]: ...
+
+    def holes(self) -> bitarray | None:
+        """A bit per cell that holds nothing but zeros for certain; None when that cannot be told."""
 
     def extents(self) -> list[Extent]:
         """What is to be imaged."""

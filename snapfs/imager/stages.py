@@ -18,9 +18,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from blake3 import blake3
-
 from snapfs.imager.extents import Extent
+from snapfs.imager.hashing import NewHasher, plain_hasher
 from snapfs.imager.pace import Pace
 from snapfs.imager.unread import Ranges, pieces_with_zeros
 
@@ -52,10 +51,11 @@ class Stages:
         advance: Callable[[int], None],
         pace: Pace,
         unread: Ranges | None = None,
+        new_hasher: NewHasher = plain_hasher,
     ) -> None:
         """Bytes in `unread` are hashed as zeros, whatever they are."""
         self._read, self._write, self._finished = read, write, finished
-        self._unread = unread or Ranges()
+        self._unread, self._new_hasher = unread or Ranges(), new_hasher
         self._advance, self._pace = advance, pace
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._full: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
@@ -77,7 +77,7 @@ class Stages:
         self._check()
 
     def _read_extent(self, index: int, extent: Extent) -> None:
-        hasher = blake3()
+        hasher = self._new_hasher(extent)
         for offset, length in extent.pieces(PIECE_BYTES):
             self._pace.wait_for(length)
             buffer = self._free.get()

@@ -119,7 +119,9 @@ class Cuts:
             if any(one.name == name and not one.is_hidden for one in cuts):
                 raise SnapfsError(f"There is a snapshot {name} already; delete it, or give another name.")
         if len(cuts) >= MAX_CUTS:
-            raise SnapfsError(f"There are {len(cuts)} snapshots, and there can be no more; delete some.")
+            raise SnapfsError(
+                f"There are {len(cuts)} snapshots and checkpoints, and there can be no more; delete some."
+            )
 
     def _check_image(self) -> None:
         try:
@@ -285,7 +287,7 @@ class Cuts:
             await self._may_merge.wait()
             self._may_merge = trio.Event()
             await trio.to_thread.run_sync(self._engine.settle_again)
-            while self._is_hidden_before_the_newest():
+            while self._is_any_going():
                 try:
                     gone = await trio.to_thread.run_sync(self._engine.merge_cut)
                 except OSError as error:
@@ -299,8 +301,9 @@ class Cuts:
                 self._instance.new_cut.ring()
                 await trio.to_thread.run_sync(gone.let_go)
 
-    def _is_hidden_before_the_newest(self) -> bool:
-        return any(one.is_hidden for one in self._instance.store.header.cuts[:-1])
+    def _is_any_going(self) -> bool:
+        """The newest stays until there is another."""
+        return any(one.is_going for one in self._instance.store.header.cuts[:-1])
 
     async def on_left(self, client: Client) -> None:
         """The client has closed its connection."""

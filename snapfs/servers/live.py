@@ -22,7 +22,9 @@ from snapfs.protocol import (
     GetMap,
     GetSnapshot,
     GetStatus,
+    HoldCheckpoint,
     HoldWrites,
+    LetGoCheckpoints,
     NameSnapshot,
     NoteFacts,
     NoteServer,
@@ -41,6 +43,7 @@ from snapfs.protocol import (
     Timed,
     WriteOut,
 )
+from snapfs.servers.checkpoints import Checkpoints
 from snapfs.servers.control import Client, listen, serve
 from snapfs.servers.cuts import Cuts
 from snapfs.servers.image_watch import ImageWatch
@@ -128,6 +131,7 @@ class LiveServer:
                 self._releases = Releases(instance, self.engine, self._maps)
                 self._turns = Turns()
                 self._cuts = Cuts(instance, self.engine, self._maps, self._turns, self._count_writers)
+                self._checkpoints = Checkpoints(instance, self.engine, self._cuts.look_again)
                 self._reverts = Reverts(instance, self.engine, self._view, self._turns)
                 serving.start_soon(serve, listen(instance.store.path), self._answer, self._on_left)
                 serving.start_soon(self._cuts.merge_always)
@@ -269,6 +273,12 @@ class LiveServer:
             case DeleteSnapshot():
                 self._reverts.check_is_no_target(request.id)
                 await self._cuts.delete(request)
+                return Done()
+            case HoldCheckpoint():
+                await self._checkpoints.hold(request)
+                return Done()
+            case LetGoCheckpoints():
+                await self._checkpoints.let_go(request)
                 return Done()
             case NameSnapshot():
                 await self._cuts.name(request)

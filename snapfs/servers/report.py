@@ -6,6 +6,7 @@ from typing import Any
 
 from cow import Counter, CutCounter, LiveEngine, Protect, State, Store, stored_in
 from snapfs.fuse.view import IMAGE_INODE
+from snapfs.servers.checkpoints import told_of
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.notes import read_facts
 from snapfs.servers.shown_cuts import ShownCut, shown_cuts
@@ -43,6 +44,7 @@ def status_of(
         "pid": instance.supervisor_pid,
         "snapshot": snapshot,
         "snapshots": [listed(shown) for shown in shown_cuts(instance.store)],
+        "checkpoints": told_of(instance.store),
         "buffer": _buffer(instance, engine),
         "revert": revert,
         "error": error,

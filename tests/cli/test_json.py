@@ -96,6 +96,16 @@ def test_what_backups_print(bench: Bench) -> None:
     check("restore", printed("restore", backup, bench.path / "restored.img"))
 
 
+def test_what_a_directory_of_backups_prints(bench: Bench) -> None:
+    backups = bench.path / "backups"
+    backups.mkdir()
+    for _ in range(2):
+        check("backup", printed("backup", bench.image, backups))
+    check("verify_directory", printed("verify", backups))
+    check("backups", printed("backups", backups))
+    check("restore", printed("restore", backups, bench.path / "restored.img"))
+
+
 def test_all_instances_are_an_array_of_the_same(bench: Bench) -> None:
     with bench.mounted():
         for status in printed("status"):

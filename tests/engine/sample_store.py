@@ -65,6 +65,7 @@ def main() -> None:
                     image_atime_ns=TIME_NS,
                     image_mtime_ns=TIME_NS,
                     snapshot_id=bytes(range(16, 32)),
+                    holders=(bytes(range(32, 48)).hex(), bytes(range(48, 64)).hex()),
                 ),
             ),
         )

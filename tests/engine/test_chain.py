@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from engine_rig import BOOT, NEXT_BOOT, QuickFiles, Rig, SpoiltImage, pattern
 
-from cow.disk.blocks import Preserved, count_preserved
 from cow.disk.codec import RecordHeader
 from cow.disk.cut import Cut
 from cow.disk.layout import LOST_ENTRY, Durability, State
 from cow.disk.segments import ScanProblem, scan_segment
+from cow.disk.served import Preserved, count_preserved, served_before
 from cow.errors import Damaged, SnapshotEnded, SnapshotLost
 from cow.live.size import stored_in
 from cow.snapshot import SnapshotReader
@@ -646,9 +646,10 @@ def test_what_a_snapshot_alone_holds_is_what_no_older_one_reads_in_it(chain: Cha
     chain.write(0, 24, 3)
     assert chain.rig.store is not None
     a, b = chain.rig.store.cuts
-    assert count_preserved(a, None) == Preserved(8, 8)
-    assert count_preserved(b, a) == Preserved(24, 8)
-    assert count_preserved(b, None) == Preserved(24, 24)
+    header = chain.rig.store.header
+    assert count_preserved(a, served_before(header, [])) == Preserved(8, 8)
+    assert count_preserved(b, served_before(header, [a])) == Preserved(24, 8)
+    assert count_preserved(b, served_before(header, [])) == Preserved(24, 24)
 
 
 def test_what_a_merged_one_alone_held_is_room_again(chain: Chain) -> None:

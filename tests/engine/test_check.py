@@ -189,17 +189,17 @@ def unpack(sample: Path, directory: Path) -> None:
         tar.extractall(directory)
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 def test_a_store_of_an_older_format_is_refused_by_name(tmp_path: Path, version: int) -> None:
     unpack(SAMPLES / f"format-{version}.tar.xz", tmp_path)
-    older = rf"written by an older snapfs \(format {version}, this one knows 4\)"
+    older = rf"written by an older snapfs \(format {version}, this one knows 5\)"
     with pytest.raises(StoreError, match=older):
         open_reader(tmp_path / "store", QuickFiles())
     with pytest.raises(StoreError, match=older):
         verify(tmp_path / "store", QuickFiles())
 
 
-@pytest.fixture(params=sorted(SAMPLES.glob("format-[4-9].tar.xz")), ids=lambda path: path.name)
+@pytest.fixture(params=sorted(SAMPLES.glob("format-[5-9].tar.xz")), ids=lambda path: path.name)
 def sample(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Path]:
     """An old store, unpacked, and the dump that belongs to it."""
     unpack(request.param, tmp_path)

@@ -11,6 +11,7 @@ import pytest
 from engine_rig import BOOT, Rig, pattern
 from stops import Recorder, recording
 
+from cow.disk.checkpoints import changed_in, checkpoints_of
 from cow.disk.layout import Counter, Durability
 from cow.errors import SnapshotLost
 from cow.live.overflow import OverflowPolicy
@@ -22,12 +23,17 @@ OLD = pattern(BLOCKS * BLOCK_BYTES - 50)
 MakeRig = Callable[..., Rig]
 
 
+HOLDER = "a" * 32
+
+
 @dataclass(frozen=True)
 class Model:
-    """What is right after some of the steps: the image, and each snapshot by its name."""
+    """What is right after some of the steps: the image, each snapshot by its name, and of each checkpoint what the
+    image was."""
 
     image: bytes = OLD
     snapshots: dict[str, bytes] = field(default_factory=lambda: {"": OLD})
+    checkpoints: dict[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,35 @@ class Delete:
 
 
 @dataclass(frozen=True)
+class Hold:
+    name: str
+
+    def apply(self, model: Model) -> Model:
+        return replace(model, checkpoints={**model.checkpoints, self.name: model.snapshots[self.name]})
+
+    def run(self, rig: Rig) -> None:
+        assert rig.store is not None
+        facts = next(one for one in rig.store.header.cuts if one.name == self.name)
+        rig.engine.hold_checkpoint(facts.snapshot_id, HOLDER)
+
+
+@dataclass(frozen=True)
+class LetGo:
+    """All but those with these names."""
+
+    kept: tuple[str, ...] = ()
+
+    def apply(self, model: Model) -> Model:
+        return replace(model, checkpoints={name: old for name, old in model.checkpoints.items() if name in self.kept})
+
+    def run(self, rig: Rig) -> None:
+        assert rig.store is not None
+        kept = [one.snapshot_id for one in rig.store.header.cuts if one.name in self.kept]
+        for gone in rig.engine.let_go_checkpoints(HOLDER, kept):
+            gone.let_go()
+
+
+@dataclass(frozen=True)
 class Merge:
     def apply(self, model: Model) -> Model:
         return model
@@ -108,7 +143,7 @@ class Overflow:
         rig.engine.room.set_limit(0)
 
 
-Step = Write | Cut | Delete | Merge | Overflow
+Step = Write | Cut | Delete | Hold | LetGo | Merge | Overflow
 
 STEPS: list[Step] = [
     Write(0, 3, 2),
@@ -172,6 +207,38 @@ OLDEST_GIVES_WAY: list[Step] = [
 ]
 
 
+CHECKPOINTS: list[Step] = [
+    Hold(""),
+    Write(0, 3, 2),
+    # Over a held one without a name.
+    Cut("a"),
+    Write(2, 4, 3),
+    Cut("b"),
+    Hold("b"),
+    Write(4, 4, 4),
+    Cut("c"),
+    Delete("b"),
+    Write(7, 3, 5),
+    Merge(),
+    Delete("c"),
+    Write(9, 3, 6),
+    Cut("d"),
+    Hold("d"),
+    Merge(),
+    Write(1, 4, 7),
+    LetGo(("d",)),
+    Merge(),
+    Delete("a"),
+    # The newest: only what is written is noted.
+    Delete("d"),
+    Write(12, 3, 8),
+    Cut("e"),
+    Write(14, 2, 9),
+    LetGo(),
+    Write(0, 2, 10),
+]
+
+
 def models(steps: list[Step]) -> list[Model]:
     states = [Model()]
     for step in steps:
@@ -202,6 +269,27 @@ def check_snapshots(rig: Rig, sure: Model, possible: Model, when: str) -> None:
         assert read(rig, one.generation) in right, f"{when}: snapshot {one.name!r}"
 
 
+def check_checkpoints(rig: Rig, sure: Model, possible: Model, when: str) -> None:
+    """Those that are there know all that was written since."""
+    assert rig.store is not None
+    found = checkpoints_of(rig.store.header, rig.store.cuts, rig.store.geometry)
+    names = {one.facts.name for one in found}
+    assert sure.checkpoints.keys() & possible.checkpoints.keys() <= names, when
+    assert names <= sure.checkpoints.keys() | possible.checkpoints.keys(), when
+    image = rig.live()
+    for one in found:
+        assert one.void is None, when
+        old = {**possible.checkpoints, **sure.checkpoints}[one.facts.name]
+        changed = changed_in(
+            [cut for cut in rig.store.cuts if cut.generation >= one.facts.generation], rig.store.geometry.block_count
+        )
+        for block_no in range(BLOCKS):
+            piece = slice(block_no * BLOCK_BYTES, (block_no + 1) * BLOCK_BYTES)
+            assert changed[block_no] or old[piece] == image[piece], (
+                f"{when}: block {block_no} since {one.facts.name!r}"
+            )
+
+
 def check_after(rig: Rig, steps: list[Step], done: int, boot: bytes, when: str) -> None:
     states = models(steps)
     sure, possible = states[done], states[min(done + 1, len(steps))]
@@ -209,9 +297,11 @@ def check_after(rig: Rig, steps: list[Step], done: int, boot: bytes, when: str) 
     rig.takes_snapshot = False
     assert rig.open(boot).notes == [], when
     check_snapshots(rig, sure, possible, when)
+    check_checkpoints(rig, sure, possible, when)
     rig.write(0, pattern(len(OLD), 77))
     Merge().run(rig)
     check_snapshots(rig, sure, possible, when)
+    check_checkpoints(rig, sure, possible, when)
 
 
 def stop_everywhere(
@@ -240,6 +330,7 @@ def do_steps(rig: Rig, steps: list[Step], recorder: Recorder) -> None:
         step.run(rig)
         recorder.progress.written = number
     check_snapshots(rig, models(steps)[-1], models(steps)[-1], "at the end")
+    check_checkpoints(rig, models(steps)[-1], models(steps)[-1], "at the end")
     rig.seal()
 
 
@@ -250,7 +341,7 @@ def make_room(rig: Rig) -> None:
         rig.engine.room.look_again()
 
 
-ALL = pytest.mark.parametrize("steps", [STEPS, NEWEST_DELETED, OLDEST_GIVES_WAY])
+ALL = pytest.mark.parametrize("steps", [STEPS, NEWEST_DELETED, OLDEST_GIVES_WAY, CHECKPOINTS])
 
 
 @ALL

@@ -272,13 +272,16 @@ def test_the_nightly_job_of_the_readme_works_every_night(small: Bench) -> None:
             (point / night).write_text(night)
             made = snapfs(*command[:-2], small.live, f"{backups}/").ok().out.split()[0]
             snapfs("verify", made).ok()
-    found = sorted(backups.glob("*.img"))
+    found = sorted(path.stem for path in backups.glob("*.qcow2"))
     assert len(found) == 2
-    assert all(re.fullmatch(r"disk-\d{4}-\d\d-\d\dT\d{6}Z(_\d\d)?\.img", path.name) for path in found)
-    assert names_in(backups) == {name for path in found for name in (path.name, f"{path.name}.json")}
-    assert Path(made) == found[-1], "they sort by time"
-    assert b"two" in found[1].read_bytes()
-    assert b"two" not in found[0].read_bytes()
+    assert all(re.fullmatch(r"disk-\d{4}-\d\d-\d\dT\d{6}Z(_\d\d)?", name) for name in found)
+    files = {name + end for name in found for end in (".qcow2", ".cells", ".json")}
+    assert names_in(backups) == files | {"chain.json"}
+    assert Path(made).stem == found[-1], "they sort by time"
+    for name, has_two in zip(found, (False, True), strict=True):
+        restored = small.path / f"{name}.restored"
+        snapfs("restore", backups, restored, "--at", name).ok()
+        assert (b"two" in restored.read_bytes()) == has_two
 
 
 def test_names_of_one_second_differ_and_sort(tmp_path: Path) -> None:
@@ -297,12 +300,13 @@ def test_an_interrupted_backup_in_a_directory_is_resumed_there(small: Bench) -> 
     backups = small.path / "backups"
     backups.mkdir()
     with small.mounted():
-        snapfs("backup", small.live, backups, "--resume").refuses(1, "nothing to resume")
-        with running("backup", small.live, backups, "--rate", "12M") as process:
+        words = ("backup", small.live, backups, "--format", "raw")
+        snapfs(*words, "--resume").refuses(1, "nothing to resume")
+        with running(*words, "--rate", "12M") as process:
             process.await_bytes(18 * MIB)
             process.interrupt()
             process.wait().refuses(130, "--resume goes on")
-        snapfs("backup", small.live, backups, "--resume").ok()
+        snapfs(*words, "--resume").ok()
     (backup,) = backups.glob("*.img")
     assert names_in(backups) == {backup.name, f"{backup.name}.json"}
     run("cmp", backup, small.image)
@@ -311,6 +315,7 @@ def test_an_interrupted_backup_in_a_directory_is_resumed_there(small: Bench) -> 
 def test_a_directory_that_is_not_there_is_not_made(small: Bench) -> None:
     """It may be where a disk should have been mounted."""
     snapfs("backup", small.image, f"{small.path}/missing/").refuses(1, "is no directory")
-    assert json.loads(snapfs("backup", small.image, small.path, "--json").ok().out)["backup"].startswith(
+    words = ("--format", "raw", "--json")
+    assert json.loads(snapfs("backup", small.image, small.path, *words).ok().out)["backup"].startswith(
         f"{small.path}/disk-20"
     )

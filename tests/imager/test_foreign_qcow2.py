@@ -9,7 +9,7 @@ import pytest
 from imager_rig import MIB, Bench, read_manifest, run, running, snapfs
 
 from snapfs.errors import BackupDamagedError
-from snapfs.imager.qcow2_header import check_stands_alone
+from snapfs.imager.qcow2_header import check_header
 
 SECRET = b"the secret of another user"
 
@@ -70,7 +70,7 @@ def test_headers_that_do_not_stand_alone(tmp_path: Path, head: bytes, reason: st
     fd = os.open(tmp_path / "file", os.O_RDONLY)
     try:
         with pytest.raises(BackupDamagedError, match=reason):
-            check_stands_alone(fd, tmp_path / "file")
+            check_header(fd, tmp_path / "file")
     finally:
         os.close(fd)
 

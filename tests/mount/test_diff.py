@@ -61,7 +61,7 @@ def test_of_a_lost_snapshot_nobody_knows(ground: Ground) -> None:
     instance.live_file.write_bytes(b"x" * MIB)
     done = snapfs("diff", instance.live)
     assert done.returncode == 3
-    assert "the snapshot, because that was lost meanwhile; take a new one." in done.stderr
+    assert "the snapshot, because that was lost meanwhile (overflowed); take a new one." in done.stderr
 
 
 def test_of_an_image_that_is_not_mounted(ground: Ground) -> None:

@@ -18,12 +18,15 @@ from cow.disk.codec import (
     slot_checksums,
     slot_seed,
 )
-from cow.disk.header import CutHeader, Header, decode_header, encode_header
+from cow.disk.header import SPARE_BYTES, CutHeader, Header, decode_header, encode_header, with_holder
 from cow.disk.layout import (
     HEADER,
     HEADER_CUT,
     LOST_ENTRY,
+    MAX_DEVICE_ID_BYTES,
+    MAX_HOLDERS,
     MAX_NAME_BYTES,
+    MAX_PATH_BYTES,
     RECORD,
     RECORD_ALIGN,
     SEGMENT_BYTES,
@@ -37,6 +40,7 @@ from cow.disk.layout import (
     unpack_place,
 )
 from cow.errors import Damaged, StoreError
+from snapfs.servers.cuts import MAX_CUTS
 
 NOISE = random.Random(3).randbytes(4096)
 SEED = 0
@@ -129,6 +133,7 @@ def test_slot_checksums_depend_on_cut_and_lap() -> None:
     assert slot_checksums(data[4096:], 4096, slot_seed(1, 1)) == slot_checksums(data, 4096, slot_seed(1, 0))[1:]
 
 
+HOLDERS = ("0123456789abcdef" * 2, "fedcba9876543210" * 2)
 HEADERS = [
     (
         Header(
@@ -144,14 +149,15 @@ HEADERS = [
             boot_id=b"b" * 16,
             image_path="/ä",
             device_id="WD-1",
-            cuts=(CutHeader(8, 7, 5, 6, 0o644, 3, 4, b"n" * 16, "daily", is_hidden=True),),
+            cuts=(CutHeader(8, 7, 5, 6, 0o644, 3, 4, b"n" * 16, "daily", is_hidden=True, holders=HOLDERS),),
         ),
-        "736e617066735354 04000000 00100000 0000000000010000 0100000000000000 0200000000000000 1000000000000000"
+        "736e617066735354 05000000 00100000 0000000000010000 0100000000000000 0200000000000000 1000000000000000"
         "01 01 01 04 03000000 01000000" + "73" * 16 + "62" * 16 + "2fc3a4" + "57442d31"
-        "0800000000000000 0700000000000000 0500000000000000 0600000000000000 a4010000 03000000 04000000 01050000"
+        "0800000000000000 0700000000000000 0500000000000000 0600000000000000 a4010000 03000000 04000000 01050200"
         + "6e" * 16
         + "6461696c79"
-        + "d0d19058008d219c",
+        + "".join(HOLDERS)
+        + "dbdc28cade80a1e5",
     )
 ]
 
@@ -187,6 +193,28 @@ def test_several_cuts_with_names_survive() -> None:
     assert decode_header(encode_header(header), "s") == header
 
 
+@pytest.mark.parametrize("holder", ["", "0" * 31, "0" * 33, "G" * 32, "A" * 32, "é" * 32])
+def test_what_is_no_holder_is_refused(holder: str) -> None:
+    with pytest.raises(ValueError, match="32 hex digits are a holder"):
+        with_holder(HEADERS[0][0].cut, holder)
+
+
+def test_there_are_only_so_many_holders() -> None:
+    cut = replace(HEADERS[0][0].cut, holders=tuple(f"{number:032x}" for number in range(MAX_HOLDERS)))
+    assert with_holder(cut, cut.holders[0]) is cut
+    with pytest.raises(ValueError, match="there can be no more"):
+        with_holder(cut, "f" * 32)
+
+
+def test_the_spare_room_is_enough_for_the_longest_header() -> None:
+    holders = tuple(f"{number:032x}" for number in range(MAX_HOLDERS))
+    cut = replace(HEADERS[0][0].cut, name="n" * MAX_NAME_BYTES, holders=holders)
+    longest = replace(
+        HEADERS[0][0], image_path="p" * MAX_PATH_BYTES, device_id="d" * MAX_DEVICE_ID_BYTES, cuts=(cut,) * MAX_CUTS
+    )
+    assert len(encode_header(longest)) <= SPARE_BYTES
+
+
 @pytest.mark.parametrize("count", [0, 2, 1 << 31])
 def test_a_list_of_another_length_is_damage(count: int) -> None:
     data = bytearray(encode_header(HEADERS[0][0]))[:-8]
@@ -199,7 +227,7 @@ def test_a_list_of_another_length_is_damage(count: int) -> None:
 def test_a_newer_format_is_named() -> None:
     data = bytearray(encode_header(HEADERS[0][0]))
     data[8] = 9
-    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 4\\)"):
+    with pytest.raises(StoreError, match="newer snapfs \\(format 9, this one knows 5\\)"):
         decode_header(bytes(data), "s")
 
 

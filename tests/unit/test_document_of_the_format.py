@@ -146,6 +146,9 @@ def test_what_a_record_may_hold() -> None:
 
 def test_the_limits() -> None:
     assert row_with("length P of the path").endswith(f"at most {layout.MAX_PATH_BYTES}")
+    assert f"at most {layout.MAX_NAME_BYTES};" in row_with("of its name, at most")
+    assert f"at most {layout.MAX_HOLDERS};" in row_with("number H of its holders")
+    assert f"{layout.HOLDER_BYTES} × H" in row_with("the holders")
     assert f"are {layout.PAGE_OF_NUMBERS_BYTES} bytes each" in TEXT
 
 

@@ -1,0 +1,33 @@
+"""What was written to an image between the cut of the last backup and the one that is backed up now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitarray import bitarray
+from blake3 import blake3
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A bit per block: `written` since that cut, `used` at that cut."""
+
+    written: bitarray
+    used: bitarray
+
+
+@dataclass(frozen=True)
+class Void:
+    """Nobody knows, and why: a part of a sentence that ends with "so everything was read and compared"."""
+
+    reason: str
+
+
+# What was written since the cut of this id, None for an image that was not mounted, until that of the source.
+ChangesSince = Callable[[str | None], Changed | Void]
+
+
+def fingerprint(used: bitarray) -> str:
+    """What tells a map of used blocks from another one."""
+    return blake3(used.tobytes()).hexdigest()

@@ -1,0 +1,81 @@
+"""The checkpoints of a chain of backups: what was written since the cut of its last backup stays known.
+
+Order: the cut of a new backup is held before the backup has its names; those before it are let go when it is listed.
+So whenever a command ends, the cut of the last backup that is listed is held, if it could be.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from bitarray import bitarray
+
+from snapfs.backups.changes import Changed, Void
+from snapfs.client import request
+from snapfs.commands.cuts import open_cuts, place_of
+from snapfs.commands.diff import read_changes
+from snapfs.destination.consent import Note
+from snapfs.errors import SnapfsError, SnapshotLostError, UsageError
+from snapfs.imager.snapshot_source import SnapshotSource
+from snapfs.imager.source import Source
+from snapfs.protocol import HoldCheckpoint, LetGoCheckpoints, deadline_in
+from snapfs.system.discovery import find_store
+
+_TIMEOUT_S: Final = 60.0
+
+
+class ChainCheckpoints:
+    """Those that the chain of this id has of the image behind `path`, which `source` reads."""
+
+    def __init__(self, chain_id: str, path: Path, source: Source, note: Note) -> None:
+        self._chain_id, self._note = chain_id, note
+        self._store = find_store(path) if isinstance(source, SnapshotSource) else None
+        self._path, self._source = path, source
+
+    def hold(self) -> None:
+        """The cut of the source. When it cannot be held the backup is as good, and the next one reads all."""
+        if self._store is None:
+            return
+        cut_id = self._source.facts["cut"]["id"]
+        try:
+            deadline_s = deadline_in(_TIMEOUT_S)
+            request(self._store, HoldCheckpoint(id=cut_id, holder=self._chain_id, deadline_s=deadline_s))
+        except SnapfsError as error:
+            self._note(f"The next backup will read everything: {error.sentence}")
+
+    def let_go(self) -> None:
+        """All but that; what is not let go of now is with the next backup."""
+        if self._store is None:
+            return
+        keep = (self._source.facts["cut"]["id"],)
+        try:
+            deadline_s = deadline_in(_TIMEOUT_S)
+            request(self._store, LetGoCheckpoints(holder=self._chain_id, keep=keep, deadline_s=deadline_s))
+        except SnapfsError as error:
+            self._note(f"What was noted for the backup before is kept until the next one: {error.sentence}")
+
+    def changes_since(self, cut_id: str | None) -> Changed | Void:
+        """What was written between the cut of that id and that of the source."""
+        if self._store is None:
+            return Void(f"{self._source.path} is not mounted with snapfs")
+        if cut_id is None:
+            return Void("the last backup is of the image while it was not mounted")
+        try:
+            written = read_changes(self._path, cut_id, self._source.facts["cut"]["id"]).blocks.used
+            return Changed(written, _used_at(self._store, cut_id))
+        except UsageError:
+            return Void("the last backup is of a later snapshot")
+        except SnapshotLostError:
+            return Void("a snapshot was lost since the last backup, and what was written since is not known")
+        except SnapfsError:
+            return Void("what was written since the last backup is not known")
+
+
+def _used_at(store: Path, cut_id: str) -> bitarray:
+    """The map of used blocks as it is in the store; all used until it is known."""
+    reader = open_cuts(store)
+    try:
+        return ~reader.cuts[place_of(reader, cut_id)].free.copy()
+    finally:
+        reader.close()

@@ -1,0 +1,129 @@
+"""Wherever a backup ends, the chain is as before or has one more link; and one works on it at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from imager_rig import overwrite, running
+from nightly_rig import MIB, Nights, snapfs
+
+DYING = Path(__file__).with_name("dying_backup.py")
+ROOT = Path(__file__).parents[2]
+MOST = 60
+
+
+def killed_at(step: int, nights: Nights, *words: str) -> bool:
+    """A backup that is killed before this step; False when it has come to its end."""
+    command = [sys.executable, str(DYING), str(step), "backup", str(nights.image), str(nights.backups), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+def test_killed_at_every_step_there_is_one_link_more_or_none(nights: Nights) -> None:
+    before = nights.image.read_bytes()
+    nights.back_up()
+    after = nights.change(3, 20)
+    kept = nights.path / "kept"
+    shutil.copytree(nights.backups, kept)
+    counts = []
+    for step in range(MOST):
+        shutil.rmtree(nights.backups)
+        shutil.copytree(kept, nights.backups)
+        was_killed = killed_at(step, nights)
+        counts.append(len(nights.listed()))
+        assert nights.restored() == (before, after)[counts[-1] - 1]
+        nights.back_up()
+        assert nights.debris() == set(), step
+        assert nights.restored() == after
+        snapfs("verify", nights.backups, "--all").ok()
+        if not was_killed:
+            break
+    assert not was_killed
+    assert set(counts) == {1, 2}
+    assert counts == sorted(counts)
+
+
+def test_what_only_lacks_its_names_gets_them_from_the_next_backup(nights: Nights) -> None:
+    nights.back_up()
+    image = nights.change(7)
+    kept = nights.path / "kept"
+    shutil.copytree(nights.backups, kept)
+    for step in range(MOST):
+        shutil.rmtree(nights.backups)
+        shutil.copytree(kept, nights.backups)
+        assert killed_at(step, nights)
+        if len(list(nights.backups.glob("*.cells"))) == 2:
+            break
+    assert len(list(nights.backups.glob("*.json.partial"))) == 1
+    assert len(nights.listed()) == 1
+    nights.back_up()
+    assert len(nights.listed()) == 3
+    assert nights.restored("--at", nights.listed()[1]["name"]) == image
+    assert nights.debris() == set()
+
+
+def test_an_interrupted_one_is_gone_on_with(nights: Nights) -> None:
+    nights.image.write_bytes(os.urandom(40 * MIB))
+    nights.back_up()
+    overwrite(nights.image, MIB, 38 * MIB)
+    with running("backup", nights.image, nights.backups, "--rate", "16M") as process:
+        process.await_bytes(20 * MIB)
+        process.interrupt()
+        process.wait().refuses(130, "--resume goes on")
+    assert len(nights.listed()) == 1
+    assert nights.back_up("--resume", "--verify")["kind"] == "increment"
+    assert nights.debris() == set()
+    assert nights.restored() == nights.image.read_bytes()
+    snapfs("verify", nights.backups, "--all").ok()
+
+
+def test_an_interrupted_one_that_nobody_goes_on_with_is_removed(nights: Nights) -> None:
+    nights.image.write_bytes(os.urandom(40 * MIB))
+    with running("backup", nights.image, nights.backups, "--rate", "16M") as process:
+        process.await_bytes(20 * MIB)
+        process.send(signal.SIGKILL)
+        process.wait()
+    overwrite(nights.image, 0, MIB)
+    snapfs("backup", nights.image, nights.backups, "--resume").refuses(1, "of another backup", "cannot be resumed")
+    done = snapfs("backup", nights.image, nights.backups).ok()
+    assert "What an interrupted backup had left of" in done.err
+    assert nights.debris() == set()
+    snapfs("backup", nights.image, nights.backups, "--resume").refuses(1, "nothing to resume")
+
+
+def test_one_that_ends_early_leaves_nothing(nights: Nights) -> None:
+    nights.back_up()
+    nights.change(1)
+    with running("backup", nights.image, nights.backups, "--rate", "1M") as process:
+        process.await_bytes(MIB)
+        process.interrupt()
+        process.wait().refuses(130, "nothing is left behind")
+    assert nights.debris() == set()
+
+
+def test_a_second_backup_is_refused_while_one_is_made(nights: Nights) -> None:
+    nights.image.write_bytes(os.urandom(20 * MIB))
+    with running("backup", nights.image, nights.backups, "--rate", "8M") as process:
+        process.await_bytes(2 * MIB)
+        snapfs("backup", nights.image, nights.backups).refuses(1, "is in use", "snapfs")
+        process.wait().ok()
+    assert len(nights.listed()) == 1
+
+
+def test_several_read_and_then_nobody_changes(nights: Nights) -> None:
+    nights.back_up()
+    fd = os.open(nights.backups, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        assert nights.restored() == nights.image.read_bytes()
+        assert "it is not noted" in snapfs("verify", nights.backups).ok().err
+        snapfs("backup", nights.image, nights.backups).refuses(1, "is in use")
+    finally:
+        os.close(fd)
