@@ -24,6 +24,7 @@ _COMMANDS = (
     "check",
     "delete",
     "diff",
+    "export",
     "limit",
     "list",
     "map",
