@@ -66,8 +66,9 @@ class Released:
             return
         with contextlib.ExitStack() as held:
             try:
-                cut = self._held(generation, held)
-                # Looked at once: what is released from here on is told of, and the cuts before may need it.
+                cut = self._followed.hold(generation)
+                held.callback(cut.let_go)
+                # Looked at once: what is released from here on is told of, and a cut before may need it.
                 has_released = cut.numbers[CutCounter.RELEASED_BLOCKS] > 0
                 served = self._followed.held_before(generation, held) if has_released else Served()
             except (OSError, ValueError, CowError):
@@ -96,12 +97,6 @@ class Released:
     @staticmethod
     def _no_steps() -> Generator[bool]:
         yield from ()
-
-    def _held(self, generation: int, held: contextlib.ExitStack) -> Cut:
-        """`held` lets go of it."""
-        cut = self._followed.hold(generation)
-        held.callback(cut.let_go)
-        return cut
 
     def close(self) -> None:
         """Let go of what is held between two steps."""
