@@ -103,6 +103,7 @@ class ChainBench:
 
     def write(self, peer: Chain, session: Session, rows: tuple[str, ...]) -> None:
         """First touches of two fresh snapshots."""
+        peer.warm()
         for work, kind in ((partial(session.sequential, mib=512), "seq"), (partial(random_writes, session), "rand")):
             chosen = tuple(row for row in rows if row.startswith(f"chain-{kind}-"))
             if session.wants(*chosen):

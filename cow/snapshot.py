@@ -32,7 +32,7 @@ from cow.disk.blocks import Kind, classify
 from cow.disk.cut import Cut
 from cow.disk.header import Header, read_header
 from cow.disk.image import Image
-from cow.disk.layout import KEPT_STATES, Counter, CutCounter, unpack_missing
+from cow.disk.layout import KEPT_STATES, Counter, CutCounter, State, unpack_missing
 from cow.disk.store import Store
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost, WouldWait
 from cow.faults import missing_pages
@@ -46,6 +46,7 @@ _STATE: Final = CutCounter.STATE.value
 _UNREADABLE: Final = CutCounter.UNREADABLE.value
 _FREE_BLOCKS: Final = CutCounter.FREE_BLOCKS.value
 _MISSING_BYTES: Final = CutCounter.MISSING_BYTES.value
+_NONE: Final = State.NONE.value
 _OWED: Final = Kind.OWED
 # No list of cuts has this number.
 _NEVER: Final = -1
@@ -87,9 +88,9 @@ class SnapshotReader:
             raise Damaged("files of it were cut short or cannot be read")
         if headers != self._headers or generation != self._links[-1].generation:
             self._follow(headers, generation)
-        if state not in KEPT_STATES:
+        if state not in KEPT_STATES and state != _NONE:
             raise SnapshotLost(f"the snapshot is {numbers.state.name.lower()}")
-        if self._end[0] == self._generation:
+        if state == _NONE or self._end[0] == self._generation:
             # Deleted or lost: what is deleted is not in the list any more, though the number may not say so yet.
             self._follow(headers, generation)
             raise SnapshotLost("the snapshot's store is damaged as a whole")
@@ -101,21 +102,16 @@ class SnapshotReader:
 
     def _follow(self, headers: int, generation: int) -> None:
         """There is another list of cuts: SnapshotEnded when it does not show this one."""
-        header = read_header(self._store.path)
-        mine = None if header is None else header.cut_of(self._generation)
-        if header is None or mine is None or mine.is_hidden:
-            raise SnapshotEnded("this snapshot was replaced by a newer one, or deleted")
-        added: list[PreservedReader] = []
-        try:
-            for one in header.cuts:
-                # A later one than the numbers tell of may still be taken back.
-                if self._links[-1].generation < one.generation <= generation:
-                    cut = self._hold(one.generation, header)
-                    added.append(PreservedReader(self._store, cut, self._desk, own=False))
-        except BaseException:
-            for link in added:
-                link.cut.let_go()
-            raise
+        header = self._shown_header()
+        while True:
+            try:
+                added = self._added(header, generation)
+                break
+            except FileNotFoundError:
+                # Merged between the two looks, if there is a later list.
+                before, header = header, self._shown_header()
+                if header == before:
+                    raise
         links = [*self._links, *added]
         merged = [link for link in links[1:-1] if header.cut_of(link.generation) is None]
         self._headers = headers
@@ -124,6 +120,31 @@ class SnapshotReader:
         self._frozen = FrozenCuts(self._links[1:-1], self.geometry.block_count)
         for link in merged:
             link.cut.let_go()
+
+    def _shown_header(self) -> Header:
+        """SnapshotEnded: it does not show this cut."""
+        header = read_header(self._store.path)
+        if header is None:
+            raise Damaged("the store has lost its header")
+        mine = header.cut_of(self._generation)
+        if mine is None or mine.is_hidden:
+            raise SnapshotEnded("this snapshot was replaced by a newer one, or deleted")
+        return header
+
+    def _added(self, header: Header, generation: int) -> list[PreservedReader]:
+        """The cuts of the list after those that are known; later ones than the numbers tell of, which is
+        `generation`, may still be taken back."""
+        added: list[PreservedReader] = []
+        try:
+            for one in header.cuts:
+                if self._links[-1].generation < one.generation <= generation:
+                    cut = self._hold(one.generation, header)
+                    added.append(PreservedReader(self._store, cut, self._desk, own=False))
+        except BaseException:
+            for link in added:
+                link.cut.let_go()
+            raise
+        return added
 
     def _hold(self, generation: int, header: Header) -> Cut:
         looked_through = self._store.looked_through
@@ -194,11 +215,12 @@ class SnapshotReader:
                 # What is not in it may have been merged since into any that was looked at.
                 continue
             except Damaged:
-                # Merged, and then moved: the list tells who has it now.
-                now = self._control[_HEADERS]
-                if headers == now == self._headers:
-                    raise
+                # Merged, and then moved: the list tells who has it now. It is renamed in before the number says so,
+                # and the compactor may have seen it.
+                before, now = self._links, self._control[_HEADERS]
                 self._follow(now, self._control[_GENERATION])
+                if headers == now and self._links == before:
+                    raise
 
     def _read_once(self, view: memoryview, offset: int, first: int, end: int) -> None:
         links, frozen = self._links, self._frozen

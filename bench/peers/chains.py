@@ -34,12 +34,18 @@ class Chain(Peer):
     def delete(self, name: str) -> None:
         """One between others; returns when nothing of it is left."""
 
+    def warm(self) -> None:
+        """What was read since the start decides no figure of what is written."""
+        reload(self.image)
+
 
 class SnapfsChain(Chain, Snapfs):
     def cut(self, name: str) -> float:
         answer: dict[str, Any] = json.loads(
             run(str(PROGRAM), "snapshot", str(self.live_folder), "--name", name, "--json")
         )
+        # Of one that has a successor before that is known, all holes of the image have to be read.
+        self.wait_for_map()
         return float(answer["cut_ms"])
 
     def path_of(self, name: str) -> Path:
@@ -90,6 +96,9 @@ class ReflinkChain(Chain, Reflink):
     def delete(self, name: str) -> None:
         self.path_of(name).unlink()
         run("sync", "-f", str(self.mountpoint))
+
+    def warm(self) -> None:
+        reload(self.backing)
 
     def stop(self) -> None:
         if is_mounted(self.mountpoint):

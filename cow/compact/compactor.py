@@ -115,6 +115,9 @@ class Compactor:
             # Else some may be of a cut that began in between: freed in the name of this one they would be lost.
             if self._followed.is_present:
                 return min(committed_seq, self._followed.end_seq)
+            if self._followed.is_half_told:
+                # The next cut is just being taken; who takes it may have been killed.
+                return self._control[Counter.FREED_SEQ]
 
     @property
     def _cut(self) -> Cut:

@@ -31,6 +31,8 @@ class Followed:
         self.before: tuple[Cut, ...] = ()
         self.later: Cut | None = None
         self._headers = -1
+        # Whether the header names another cut as the newest than the numbers do, so that the list is not known yet.
+        self.is_half_told = False
         self._look()
         while self.before and self._control[Counter.FREED_SEQ] < self.cut.numbers[CutCounter.FIRST_SEQ]:
             self._go_to(self.before[-1].generation)
@@ -64,14 +66,17 @@ class Followed:
 
     def _look(self) -> None:
         """At the header, which has changed."""
-        self._headers = self._control[Counter.HEADERS]
-        ended = self._store.ended()
+        headers, ended = self._control[Counter.HEADERS], self._store.ended()
         header = read_header(self._store.path)
-        # One that names another cut than the numbers do may still be taken back; else it is looked at again.
-        if header is not None and header.cut.generation == self._control[Counter.GENERATION]:
+        # One that names another cut than the numbers do may still be taken back; else it is looked at again. What the
+        # list before it was, nobody can tell then.
+        self.is_half_told = header is not None and header.cut.generation != self._control[Counter.GENERATION]
+        if not self.is_half_told:
+            self._headers = headers
+        if header is not None and not self.is_half_told:
             self._header = header
             self._remove_needless(ended)
-            self._control[Counter.FOLLOWED_HEADERS] = self._headers
+            self._control[Counter.FOLLOWED_HEADERS] = headers
         generation = self.cut.generation
         if self._header.cut_of(generation) is None:
             later = self._header.next_of(generation)
@@ -136,8 +141,11 @@ class Followed:
         return served_before(self._header, before)
 
     def was_merged_into(self, generation: int, owner: int) -> bool:
-        """Whether that cut is in the list no more, and what others needed of it is the owner's."""
-        return self._header.cut_of(generation) is None and self._header.owner_of(generation) == owner
+        """Whether that cut is in the list no more, and what others needed of it is the owner's. One after the newest
+        is not in it yet."""
+        header = self._header
+        is_gone = generation < header.cut.generation and header.cut_of(generation) is None
+        return is_gone and header.owner_of(generation) == owner
 
     def hold(self, generation: int) -> Cut:
         """A cut of the list, to be let go. OSError, ValueError, CowError: it is gone, or damaged."""

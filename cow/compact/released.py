@@ -66,11 +66,15 @@ class Released:
             return
         with contextlib.ExitStack() as held:
             try:
-                cut, needs = self._held(generation, held)
+                cut = self._followed.hold(generation)
+                held.callback(cut.let_go)
+                # Looked at once: what is released from here on is told of, and a cut before may need it.
+                has_released = cut.numbers[CutCounter.RELEASED_BLOCKS] > 0
+                served = self._followed.held_before(generation, held) if has_released else Served()
             except (OSError, ValueError, CowError):
                 return  # the next compactor looks again
-            give_back = GiveBack(self._store, cut, needs)
-            for low, high in give_back.pieces(first, end):
+            give_back = GiveBack(self._store, cut, Needs(cut.released, served))
+            for low, high in give_back.pieces(first, end) if has_released else ():
                 if not self._followed.may_lose_records(generation) or not cut.numbers.is_kept:
                     return
                 give_back.give_back(low, high)
@@ -93,14 +97,6 @@ class Released:
     @staticmethod
     def _no_steps() -> Generator[bool]:
         yield from ()
-
-    def _held(self, generation: int, held: contextlib.ExitStack) -> tuple[Cut, Needs]:
-        """The cut, and what of it is needed; `held` lets go of it."""
-        cut = self._followed.hold(generation)
-        held.callback(cut.let_go)
-        # Where nothing is released, nobody asks what is served.
-        is_any_released = cut.numbers[CutCounter.RELEASED_BLOCKS] > 0
-        return cut, Needs(cut.released, self._followed.held_before(generation, held) if is_any_released else Served())
 
     def close(self) -> None:
         """Let go of what is held between two steps."""

@@ -11,7 +11,8 @@
 
 Whatever explains a block is stored before it becomes settled, so `settled` is looked at first: what is found then
 was true at some moment of the call, whoever changes the maps meanwhile. The map of free blocks is known once its
-number of the cut says so; what is in it before counts for nothing.
+number of the cut says so; what is in it before counts for nothing. That explains blocks, too, so it is looked at
+after `settled`.
 
 An older cut that has the block in this one is asked with `own=False`: what this one's own readers do not need
 (released, free) says nothing about that one, and was settled without a copy only where that one does not look.
@@ -135,7 +136,6 @@ def _kind_of(entry: int) -> Kind:
 
 def _explain(cut: Cut, first: int, end: int, free_counts: bool, own: bool, runs_of: RunsOf) -> list[Run]:
     settled = cut.settled
-    free_counts = free_counts and own and cut.numbers[_FREE_BLOCKS] > 0
     if not settled.any_set(first, end):
         return _explain_unsettled(cut, first, end, free_counts, own)
     if settled.all_set(first, end):
@@ -150,12 +150,14 @@ def _explain(cut: Cut, first: int, end: int, free_counts: bool, own: bool, runs_
 
 
 def _explain_unsettled(cut: Cut, first: int, end: int, free_counts: bool, own: bool) -> list[Run]:
+    free_counts = free_counts and own and cut.numbers[_FREE_BLOCKS] > 0
     if own and (cut.released.any_set(first, end) or (free_counts and cut.free.any_set(first, end))):
         return list(_explain_excused(cut, first, end, free_counts, lambda low, high: [(_OWED, low, high, 0)]))
     return [(_OWED, first, end, 0)]
 
 
 def _explain_settled(cut: Cut, first: int, end: int, free_counts: bool, own: bool, runs_of: RunsOf) -> list[Run]:
+    free_counts = free_counts and own and cut.numbers[_FREE_BLOCKS] > 0
     if own and (cut.released.any_set(first, end) or (free_counts and cut.free.any_set(first, end))):
         return list(
             _explain_excused(

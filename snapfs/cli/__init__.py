@@ -25,6 +25,7 @@ _COMMANDS = (
     "check",
     "delete",
     "diff",
+    "export",
     "limit",
     "list",
     "map",

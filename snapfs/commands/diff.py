@@ -74,7 +74,7 @@ def read_changes(path: Path, since: str | None = None, until: str | None = None)
 def _chosen(status: dict[str, Any], name: str | None, path: Path) -> Snapshot:
     found = status["snapshot"]
     if name is not None:
-        for one in status["checkpoints"]:
+        for one in status.get("checkpoints", []):
             if one["id"] == name:
                 return Snapshot(one["id"], one["taken_at"])
         found_id = id_of(status["snapshots"], name, path)

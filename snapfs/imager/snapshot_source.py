@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,8 @@ from snapfs.system.mounts import DEAD_VIEW_ERRORS
 from snapfs.system.shown_files import ShownFile
 from snapfs.system.store_files import read_store_file
 from snapfs.system.stores import owner_of_store
+from snapfs.usedmap.domain import set_extents
+from snapfs.usedmap.result import ImageMap
 from snapfs.whole import read_whole
 
 _MAP_LOOK_S: Final = 0.05
@@ -92,6 +95,15 @@ class SnapshotSource:
             if time.monotonic() > until:
                 raise SnapfsError(f"The map of {self.path} does not come to an end; see the log of its store.")
             time.sleep(_MAP_LOOK_S)
+
+    @property
+    def fd(self) -> int:
+        """Open on its file, past the page cache."""
+        return self._fd
+
+    def used_extents(self) -> Iterator[tuple[int, int]]:
+        """`(start, length)` in bytes of what is used, in order."""
+        return set_extents(ImageMap(self.block_bytes, self.size_bytes, self.used, []))
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from engine_rig import QuickFiles, Rig, pattern
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cow.disk.bitmaps import Bitmap
 from cow.disk.blocks import Kind, Run, classify, count_lost, entry_runs
 from cow.disk.cut import Cut, open_cut
 from cow.disk.header import CutHeader, Header
@@ -110,6 +111,21 @@ def test_the_map_of_free_blocks_counts_for_nothing_until_it_is_known(make_rig: M
     settle(cut, 0, [RECORD])
     cut.free.set_range(0, 1)
     assert runs_of(cut, 0, 1) == [(Kind.STORED, 0, 1, RECORD)]
+
+
+def test_a_block_that_is_just_being_settled_as_free_is_free(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(OLD)
+    rig.open()
+
+    def settle_and_look(bitmap: Bitmap, first: int, end: int) -> bool:
+        monkeypatch.undo()
+        rig.settle_free([(0, 8)])
+        return bitmap.any_set(first, end)
+
+    monkeypatch.setattr(Bitmap, "any_set", settle_and_look)
+    assert runs_of(rig.cut) == [(Kind.FREE, 0, 8, 0), (Kind.OWED, 8, BLOCKS, 0)]
 
 
 def test_blocks_of_one_record_and_of_slots_in_a_row_are_one_run(make_rig: MakeRig) -> None:

@@ -9,7 +9,10 @@ from dataclasses import replace
 import pytest
 from engine_rig import NEXT_BOOT, Rig, SpoiltImage, pattern
 
+from cow.compact import released
 from cow.compact.compactor import Compactor
+from cow.compact.giveback import GiveBack
+from cow.compact.needs import Needs
 from cow.disk.cut import Cut
 from cow.disk.layout import CutCounter, Durability, State
 from cow.disk.store import Store
@@ -353,4 +356,23 @@ def test_what_is_counted_while_one_is_merged_is_right(chain: Chain, monkeypatch:
     monkeypatch.setattr("cow.live.chain.merge_maps", copied)
     with chain.rig.rules.changing():
         assert chain.merge() == 1
+    chain.check()
+
+
+def test_what_is_released_while_the_compactor_looks_stays_for_the_one_before(
+    chain: Chain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain.rig.give_back()
+    chain.rig.engine.name_cut(chain.of("b").generation, "other")
+
+    class ReleasedMeanwhile(GiveBack):
+        def __init__(self, store: Store, cut: Cut, needs: Needs) -> None:
+            super().__init__(store, cut, needs)
+            monkeypatch.undo()
+            chain.rig.engine.release(0, BLOCKS, cut)
+            chain.released["c"] |= set(range(BLOCKS))
+
+    monkeypatch.setattr(released, "GiveBack", ReleasedMeanwhile)
+    chain.rig.give_back()
+    chain.expected["other"], chain.released["other"] = chain.expected.pop("b"), chain.released.pop("b")
     chain.check()

@@ -77,6 +77,17 @@ def test_it_outlives_its_snapshot(instance: Mounted) -> None:
     assert [one["id"] for one in instance.status()["snapshots"]] == [instance.status()["snapshot"]["id"]]
 
 
+def test_diff_tells_what_was_written_until_a_later_snapshot(instance: Mounted) -> None:
+    held = hold(instance)
+    write(instance, 3)
+    assert snapfs("snapshot", instance.live, "--name", "a").returncode == 0
+    write(instance, 5)
+    assert snapfs("snapshot", instance.live, "--name", "b").returncode == 0
+    write(instance, 7)
+    done = snapfs("diff", instance.live, held, "b", "--json")
+    assert [one["start"] // BLOCK_BYTES for one in json.loads(done.stdout)["extents"]] == [3, 5]
+
+
 def test_list_does_not_show_it(instance: Mounted) -> None:
     held = hold(instance)
     assert snapfs("snapshot", instance.live).returncode == 0

@@ -12,6 +12,7 @@ CAMPAIGNS = {
     "maps": "maps_campaign",
     "model": "model_campaign",
     "nights": "nights_campaign",
+    "readers": "readers_campaign",
     "run": "instance_campaign",
     "together": "together_campaign",
 }
