@@ -26,7 +26,7 @@ from snapfs.protocol import GetMap, GetStatus, MapGiven, Release, deadline_in
 from snapfs.system.mounts import DEAD_VIEW_ERRORS
 from snapfs.system.shown_files import ShownFile
 from snapfs.system.store_files import read_store_file
-from snapfs.system.stores import name_of, owner_of_store
+from snapfs.system.stores import owner_of_store
 from snapfs.usedmap.domain import set_extents
 from snapfs.usedmap.result import ImageMap
 from snapfs.whole import read_whole
@@ -56,12 +56,7 @@ class SnapshotSource:
         self.path = file.path
         self.size_bytes, self.block_bytes = status["image_bytes"], status["block_bytes"]
         self._check_state(self._snapshot)
-        try:
-            image_map = _await_map(store, self._snapshot["id"])
-        except SnapfsError:
-            # Says more when that is why.
-            self.check()
-            raise
+        image_map = self._await_map()
         self.used = _read_used(store, image_map, -(-self.size_bytes // self.block_bytes))
         self.used_bytes = used_bytes(self.used, self.block_bytes, self.size_bytes)
         names = ("id", "taken_at", "freeze_ms")
@@ -84,6 +79,22 @@ class SnapshotSource:
             raise SnapfsError(
                 f"{file.path} cannot be opened: {error.strerror}; ask as the user who mounted it.", path=file.path
             ) from error
+
+    def _await_map(self) -> MapGiven:
+        """The answer about the map, once it is known; it is computed within seconds of a cut."""
+        until = time.monotonic() + _MAP_TIMEOUT_S
+        while True:
+            try:
+                answer = request(self._store, GetMap(id=self._snapshot["id"]))
+            except SnapfsError:
+                # Says more when that is why.
+                self.check()
+                raise
+            if answer.state != "computing":
+                return answer
+            if time.monotonic() > until:
+                raise SnapfsError(f"The map of {self.path} does not come to an end; see the log of its store.")
+            time.sleep(_MAP_LOOK_S)
 
     @property
     def fd(self) -> int:
@@ -225,18 +236,6 @@ def _is_open_in(pid: int, fd: int) -> bool:
                 if os.path.samestat(link.stat(), status):
                     return True
     return False
-
-
-def _await_map(store: Path, snapshot_id: str) -> MapGiven:
-    """The answer about the map of a snapshot, once it is known; it is computed within seconds of a cut."""
-    until = time.monotonic() + _MAP_TIMEOUT_S
-    while True:
-        answer = request(store, GetMap(id=snapshot_id))
-        if answer.state != "computing":
-            return answer
-        if time.monotonic() > until:
-            raise SnapfsError(f"The map of {name_of(store)} does not come to an end; see the log there.")
-        time.sleep(_MAP_LOOK_S)
 
 
 def _read_used(store: Path, image_map: MapGiven, block_count: int) -> bitarray:

@@ -148,3 +148,15 @@ def test_times_choose_the_newest_that_is_not_later(nights: Nights) -> None:
     assert nights.restored("--at", taken_at[:10]) == nights.image.read_bytes()
     snapfs("restore", nights.backups, nights.path / "r", "--at", "2001-01-01").refuses(2, "The oldest backup in")
     snapfs("restore", nights.backups, nights.path / "r", "--at", "monday").refuses(2, "neither a backup nor a time")
+
+
+def test_all_files_are_as_private_as_the_image(nights: Nights) -> None:
+    nights.image.chmod(0o640)
+    nights.back_up()
+    nights.change(3)
+    nights.back_up("--mode", "600")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in nights.backups.iterdir()}
+    second = nights.listed()[1]["name"]
+    assert {mode for name, mode in modes.items() if name.startswith(f"{second}.")} == {0o600}
+    assert {mode for name, mode in modes.items() if name.startswith(f"{nights.listed()[0]['name']}.")} == {0o640}
+    assert modes["chain.json"] == 0o600

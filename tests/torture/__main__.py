@@ -11,6 +11,7 @@ CAMPAIGNS = {
     "cuts": "cuts_campaign",
     "maps": "maps_campaign",
     "model": "model_campaign",
+    "nights": "nights_campaign",
     "readers": "readers_campaign",
     "run": "instance_campaign",
     "together": "together_campaign",

@@ -13,6 +13,8 @@ from pathlib import Path
 from imager_rig import overwrite, running
 from nightly_rig import MIB, Nights, snapfs
 
+from tests.cli.command_line import small_filesystem
+
 DYING = Path(__file__).with_name("dying_backup.py")
 ROOT = Path(__file__).parents[2]
 MOST = 60
@@ -127,3 +129,22 @@ def test_several_read_and_then_nobody_changes(nights: Nights) -> None:
         snapfs("backup", nights.image, nights.backups).refuses(1, "is in use")
     finally:
         os.close(fd)
+
+
+def test_a_disk_that_is_full_leaves_the_chain_as_it_was(nights: Nights) -> None:
+    nights.image.write_bytes(os.urandom(12 * MIB))
+    with small_filesystem(nights.path, 40 * MIB) as point:
+        nights.backups.rmdir()
+        nights.backups.symlink_to(point)
+        nights.back_up()
+        before = nights.image.read_bytes()
+        overwrite(nights.image, 0, 12 * MIB)
+        filler = point / "filler"
+        filler.write_bytes(bytes(15 * MIB))
+        snapfs("backup", nights.image, nights.backups).refuses(1, "does not fit", "make room")
+        assert nights.restored() == before
+        filler.unlink()
+        nights.back_up()
+        assert nights.restored() == nights.image.read_bytes()
+        assert nights.debris() <= {"lost+found"}
+        nights.backups.unlink()
