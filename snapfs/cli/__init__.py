@@ -29,6 +29,7 @@ _COMMANDS = (
     "list",
     "map",
     "mount",
+    "prune",
     "release",
     "restore",
     "revert",
