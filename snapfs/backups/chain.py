@@ -96,7 +96,7 @@ class Chain:
 
     def _adopt(self, found: Sequence[Facts]) -> None:
         """List what is of this chain and is not listed, each after the one below it."""
-        waiting = {facts.name: facts for facts in found if facts.chain == self.id}
+        waiting = {facts.name: facts for facts in found if facts.chain == self.id and not facts.is_going}
         for facts in sorted(waiting.values(), key=_made_at):
             line: list[Facts] = []
             one: Facts | None = facts
@@ -115,6 +115,9 @@ class Chain:
     def facts(self, name: str) -> Facts:
         """BackupDamagedError when they are missing or not what was written."""
         found = read_facts(self.names(name).facts, name)
+        if found.merged is not None and found.base is not None and not self.names(found.base.name).qcow2.exists():
+            # The file of the one below has become its own.
+            found = found.merged
         if found.chain != self.id:
             raise BackupDamagedError(
                 f"{self.names(name).facts} is of a backup in another chain; take another copy.", path=self.directory
@@ -127,7 +130,7 @@ class Chain:
         links = [self.facts(name)]
         while (base := links[-1].base) is not None:
             below = self.facts(base.name)
-            if (below.table_blake3, below.cut_id) != (base.table_blake3, base.cut_id):
+            if (below.id, below.cut_id) != (base.id, base.cut_id):
                 raise self._not_below(below.name, links[-1].name)
             if below.image_bytes != links[-1].image_bytes or any(one.name == below.name for one in links):
                 raise self._not_below(below.name, links[-1].name)
@@ -184,12 +187,12 @@ class Chain:
         """Write chain.json, for those who may have it; without `access` for the same as now."""
         path = self.directory / CHAIN_NAME
         with write_errors(str(path), "try again"):
-            _replace(path, self.text(), access or _access_of(path))
+            write_text(path, self.text(), access or _access_of(path))
 
     def text(self) -> str:
         """As it is in the file."""
         backups = [_as_json(entry) for entry in self.entries]
-        data = {"version": VERSION, "program": PROGRAM, "chain": self.id, "under_way": None, "backups": backups}
+        data = {"version": VERSION, "program": PROGRAM, "chain": self.id, "backups": backups}
         return json.dumps(data, indent=2) + "\n"
 
 
@@ -280,7 +283,8 @@ def _access_of(path: Path) -> Access:
         return Access(NEW_MODE)
 
 
-def _replace(path: Path, text: str, access: Access) -> None:
+def write_text(path: Path, text: str, access: Access) -> None:
+    """Durably, in one step."""
     partial = partial_path(path)
     left = open_left(partial, {os.geteuid()})
     if left is not None:

@@ -18,6 +18,7 @@ from snapfs.backups.chain import Chain
 from snapfs.backups.changes import Changed, ChangesSince, Void, fingerprint
 from snapfs.backups.facts import Base, Facts
 from snapfs.backups.overlay import Overlay
+from snapfs.backups.reading import open_table
 from snapfs.backups.table import Table
 from snapfs.errors import BackupDamagedError
 from snapfs.imager.extents import CELL_BYTES, Extent, extents_of, used_cells
@@ -40,7 +41,7 @@ class Below:
         if not self.links:
             return None
         last = self.links[-1]
-        return Base(last.name, last.cut_id, last.table_blake3)
+        return Base(last.name, last.cut_id, last.id)
 
     def extents(self, source: Source) -> list[Extent]:
         """What is to be read, and (`is_zeros`) what is to be hidden, in order."""
@@ -75,7 +76,7 @@ def choose(
     reason, links = _why_full(chain, source, full, max_increments)
     if not reason:
         try:
-            tables += (Table(chain.names(link.name).cells, link.image_bytes, link.maps_blake3) for link in links)
+            tables += (open_table(chain, link) for link in links)
         except BackupDamagedError as error:
             reason = _as_part(error)
     if reason:

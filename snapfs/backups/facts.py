@@ -29,18 +29,23 @@ _WAY_OUT: Final = "take another copy"
 
 @dataclass(frozen=True)
 class Base:
-    """The backup below one: its name, its cut, and the BLAKE3 of its table."""
+    """The backup below one: its name, its cut, and its id, which stays whatever is merged into it."""
 
     name: str
     cut_id: str | None
-    table_blake3: str
+    id: str
 
 
 @dataclass(frozen=True)
 class Facts:
-    """One backup. `why` says why it is a full one, or why all was read for an increment, else it is empty."""
+    """One backup. `why` says why it is a full one, or why all was read for an increment, else it is empty.
+
+    `merges`: how many others were merged into it. One that `is_going` is no backup any more, but others stand on it.
+    `merged`: what it is once its own file is the one that was that of the backup below it.
+    """
 
     name: str
+    id: str
     chain: str
     kind: Kind
     why: str
@@ -61,6 +66,9 @@ class Facts:
     identity: Mapping[str, Any] = field(default_factory=dict)
     regions: tuple[Mapping[str, Any], ...] = ()
     unread: Ranges = field(default_factory=Ranges)
+    merges: int = 0
+    is_going: bool = False
+    merged: Facts | None = None
 
     @property
     def cut_id(self) -> str | None:
@@ -83,6 +91,7 @@ class Facts:
             "version": VERSION,
             "program": PROGRAM,
             "name": self.name,
+            "id": self.id,
             "chain": self.chain,
             "kind": self.kind,
             "why": self.why,
@@ -92,7 +101,7 @@ class Facts:
             "taken_at": self.taken_at,
             "created_at": self.created_at,
             "cut": self.cut,
-            "base": None if base is None else {"name": base.name, "cut": base.cut_id, "cells": base.table_blake3},
+            "base": None if base is None else {"name": base.name, "cut": base.cut_id, "id": base.id},
             "data_cells": self.data_cells,
             "zero_cells": self.zero_cells,
             "read_bytes": self.read_bytes,
@@ -102,6 +111,9 @@ class Facts:
             "identity": self.identity,
             "regions": list(self.regions),
             "unread": [{"offset": offset, "length": length} for offset, length in self.unread],
+            "merges": self.merges,
+            "is_going": self.is_going,
+            "merged": None if self.merged is None else self.merged._as_json(),
         }
 
 
@@ -109,6 +121,8 @@ def read_facts(path: Path, name: str) -> Facts:
     """The facts of the backup `name` at `path`; BackupDamagedError when they are missing, or not what was written."""
     try:
         data = json.loads(read_small(path, _WAY_OUT, flags=os.O_NOFOLLOW))
+        if data["blake3"] != _self_hash({key: value for key, value in data.items() if key != "blake3"}):
+            raise ValueError("its hash does not fit what it says")
         return _parsed(data, name)
     except FileNotFoundError as error:
         raise BackupDamagedError(
@@ -135,8 +149,6 @@ def check_name(name: Any) -> str:
 def _parsed(data: dict[str, Any], name: str) -> Facts:
     if data["version"] != VERSION:
         raise ValueError(f"its version is {data['version']!r:.40}, this snapfs knows {VERSION}")
-    if data["blake3"] != _self_hash({key: value for key, value in data.items() if key != "blake3"}):
-        raise ValueError("its hash does not fit what it says")
     if data["name"] != name:
         raise ValueError(f"it is of {data['name']!r:.80}, under another name")
     kind: Kind = "full" if data["kind"] == "full" else "increment"
@@ -144,6 +156,7 @@ def _parsed(data: dict[str, Any], name: str) -> Facts:
     utc_time(data["taken_at"])
     return Facts(
         name=check_name(name),
+        id=str(data["id"]),
         chain=str(data["chain"]),
         kind=kind,
         why=str(data["why"]),
@@ -164,13 +177,23 @@ def _parsed(data: dict[str, Any], name: str) -> Facts:
         identity=dict(data["identity"]),
         regions=tuple(data["regions"]),
         unread=read_unread(data["unread"], image_bytes),
+        merges=_count(data["merges"]),
+        is_going=bool(data["is_going"]),
+        merged=None if data["merged"] is None else _parsed(data["merged"], name),
     )
 
 
 def _base(data: dict[str, Any] | None, kind: Kind) -> Base | None:
     if (data is None) != (kind == "full"):
         raise ValueError("it is of one kind and has what only the other has")
-    return None if data is None else Base(check_name(data["name"]), data["cut"], str(data["cells"]))
+    return None if data is None else Base(check_name(data["name"]), data["cut"], str(data["id"]))
+
+
+def _count(value: Any) -> int:
+    """It becomes a part of a name."""
+    if type(value) is not int or not 0 <= value < 1 << 31:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
 
 
 def _self_hash(data: Mapping[str, Any]) -> str:

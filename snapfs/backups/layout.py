@@ -37,6 +37,10 @@ class Names:
     def cells(self) -> Path:
         return self.directory / (self.name + _CELLS)
 
+    def table(self, merges: int) -> Path:
+        """The table of one into which so many others were merged."""
+        return self.cells if not merges else self.directory / f"{self.name}.{merges}{_CELLS}"
+
     @property
     def facts(self) -> Path:
         return self.directory / (self.name + _FACTS)
@@ -70,10 +74,14 @@ def names_left(directory: Path) -> list[Names]:
 
 
 def names_finished(directory: Path) -> list[Names]:
+    """Those that have what may be the facts of a backup, and more of it."""
+    return [one for one in names_with_facts(directory) if one.cells.exists() or one.qcow2.exists()]
+
+
+def names_with_facts(directory: Path) -> list[Names]:
     """Those that have what may be the facts of a backup."""
     found = (path for path in directory.iterdir() if path.name.endswith(_FACTS) and path.name != CHAIN_NAME)
-    names = (Names(directory, path.name.removesuffix(_FACTS)) for path in found)
-    return sorted((one for one in names if one.cells.exists() or one.qcow2.exists()), key=lambda names: names.name)
+    return sorted((Names(directory, path.name.removesuffix(_FACTS)) for path in found), key=lambda names: names.name)
 
 
 def _with(path: Path, suffix: str) -> Path:

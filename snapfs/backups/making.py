@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,7 @@ class Maker:
         cut = source.facts["cut"]
         return Facts(
             name=self._names.name,
+            id=uuid.uuid4().hex,
             chain=self._chain.id,
             kind="full" if below.base is None else "increment",
             why=below.why,
@@ -223,7 +225,7 @@ class Maker:
         facts: dict[str, Any] = {
             **self._source.identity,
             "chain": self._chain.id,
-            "base": None if base is None else base.table_blake3,
+            "base": None if base is None else base.id,
             "compress": self._wish.compress,
         }
         path = self._names.journal

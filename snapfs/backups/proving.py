@@ -46,6 +46,10 @@ class _Found:
     zeros: bitarray
     bad: bitarray
 
+    @property
+    def held(self) -> bitarray:
+        return self.data | self.zeros
+
 
 def prove(chain: Chain, names: Sequence[str], report: Report) -> Proof:
     """Read the files that these backups need, each once. SnapfsError: a disk or a tool fails."""
@@ -58,24 +62,28 @@ def prove(chain: Chain, names: Sequence[str], report: Report) -> Proof:
             _note(proof, error.sentence)
             proof.lost.append(name)
             continue
-        for facts in links:
+        above: _Found | None = None
+        for facts in reversed(links):
             if facts.name not in found:
-                found[facts.name] = _of_one(chain, facts, proof, report)
+                # What is above one that is going is being written into its file.
+                hidden = above.held if facts.is_going and above is not None else None
+                found[facts.name] = _of_one(chain, facts, hidden, proof, report)
+            above = found[facts.name]
         is_whole = _is_whole([found[facts.name] for facts in links], links[-1].image_bytes)
         (proof.good if is_whole else proof.lost).append(name)
     return proof
 
 
-def _of_one(chain: Chain, facts: Facts, proof: Proof, report: Report) -> _Found | None:
-    """None: nothing can be said of any cell of it."""
+def _of_one(chain: Chain, facts: Facts, hidden: bitarray | None, proof: Proof, report: Report) -> _Found | None:
+    """None: nothing can be said of any cell of it. What is in `hidden` cells does not matter."""
     names = chain.names(facts.name)
     try:
-        table = Table(names.cells, facts.image_bytes, facts.maps_blake3)
+        table = Table(names.table(facts.merges), facts.image_bytes, facts.maps_blake3)
     except BackupDamagedError as error:
         _note(proof, error.sentence)
         return None
     try:
-        data, hidden = table.maps()
+        data, zero_cells = table.maps()
         table.check_whole(facts.table_blake3)
         with open_link(names.qcow2, facts) as link:
             check_structure(link)
@@ -88,9 +96,11 @@ def _of_one(chain: Chain, facts: Facts, proof: Proof, report: Report) -> _Found 
         return None
     finally:
         table.close()
+    if hidden is not None:
+        bad &= ~hidden
     if bad.any():
         _note(proof, f"{names.qcow2.name} is damaged: {describe_cells(bad)} is not what was written")
-    return _Found(data, hidden, bad)
+    return _Found(data, zero_cells, bad)
 
 
 def _badly_held(link: Link, facts: Facts, table: Table) -> bitarray:
@@ -130,7 +140,7 @@ def _is_whole(found: Sequence[_Found | None], image_bytes: int) -> bool:
     for one in found:
         if one is None:
             return False
-        bad &= ~(one.data | one.zeros)
+        bad &= ~one.held
         bad |= one.bad
     return not bad.any()
 

@@ -18,13 +18,18 @@ from snapfs.imager.reader import BackupReader
 from snapfs.system.file_kinds import open_readable
 
 
+def open_table(chain: Chain, link: Facts) -> Table:
+    """The table of one backup, to be closed."""
+    return Table(chain.names(link.name).table(link.merges), link.image_bytes, link.maps_blake3)
+
+
 @contextlib.contextmanager
 def open_tables(chain: Chain, links: Sequence[Facts], *, whole: bool) -> Iterator[list[Table]]:
     """The tables of backups; with `whole` all of each is compared with its hash."""
     tables: list[Table] = []
     try:
         for link in links:
-            tables.append(Table(chain.names(link.name).cells, link.image_bytes, link.maps_blake3))
+            tables.append(open_table(chain, link))
             if whole:
                 tables[-1].check_whole(link.table_blake3)
         yield tables

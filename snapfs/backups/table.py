@@ -1,7 +1,7 @@
 """NAME.cells: which cells of the image a backup holds, as data or as zeros, and the digest of each that is data.
 
 Rules
-- A cell that holds nothing but zeros is never held as data. A full backup has no zeros either: below it is nothing.
+- A cell that holds nothing but zeros is never held as data.
 - The maps are checked when a table is opened, the digests only where all of it is (`check_whole`): a wrong digest
   makes a backup larger, or says of good data that they are bad, but never the other way round.
 - No object a cell: a TiB has 16 million.

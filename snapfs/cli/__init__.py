@@ -30,6 +30,7 @@ _COMMANDS = (
     "list",
     "map",
     "mount",
+    "prune",
     "release",
     "restore",
     "revert",

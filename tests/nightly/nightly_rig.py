@@ -65,9 +65,15 @@ class Nights(Bench):
     def file(self, number: int, end: str) -> Path:
         return self.backups / (self.listed()[number]["name"] + end)
 
+    def _names(self) -> list[str]:
+        return [one["name"] for one in self.listed()]
+
     def debris(self) -> set[str]:
         """What is in the directory beside the list and whole backups."""
-        names = {one["name"] + end for one in self.listed() for end in ENDS}
+        names = {name + end for name in self._names() for end in ENDS}
+        merges = {name: json.loads((self.backups / f"{name}.json").read_text())["merges"] for name in self._names()}
+        names |= {f"{name}.{count}.cells" for name, count in merges.items() if count}
+        names -= {f"{name}.cells" for name, count in merges.items() if count}
         return {path.name for path in self.backups.iterdir()} - names - {"chain.json"}
 
 

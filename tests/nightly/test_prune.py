@@ -1,0 +1,203 @@
+"""Backups that go: what stays is as it was, wherever a prune ends."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from nightly_rig import CELL, MIB, Nights, run, snapfs, with_other_bytes
+from test_interrupted import DYING, ROOT
+
+from snapfs.backups.chain import Chain
+from snapfs.backups.proving import prove
+from snapfs.backups.pruning import Pruner
+
+MOST = 200
+
+
+def several(nights: Nights, count: int = 4) -> list[bytes]:
+    """So many backups, each with other cells changed, some of them again, and some that become zeros."""
+    images = [nights.image.read_bytes()]
+    nights.back_up()
+    for number in range(1, count):
+        with nights.image.open("r+b") as file:
+            file.seek((10 + number) * CELL)
+            file.write(bytes(CELL))
+        images.append(nights.change(number, number + 1, 9 + number, 64))
+        nights.back_up()
+    return images
+
+
+def prune(nights: Nights, *words: str) -> None:
+    snapfs("prune", nights.backups, *words).ok()
+
+
+def check(nights: Nights, images: list[bytes]) -> None:
+    """The backups are those, whole by every account."""
+    listed = nights.listed()
+    assert len(listed) == len(images)
+    snapfs("verify", nights.backups, "--all").ok()
+    for one, image in zip(listed, images, strict=True):
+        assert nights.restored("--at", one["name"]) == image
+        then = nights.path / "then.img"
+        then.write_bytes(image)
+        path = nights.backups / f"{one['name']}.qcow2"
+        run("qemu-img", "check", "-q", path)
+        run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", path, then)
+
+
+@pytest.mark.parametrize("gone", [gone for count in (1, 2, 3) for gone in itertools.combinations(range(3), count)])
+def test_what_stays_is_as_it_was(nights: Nights, gone: tuple[int, ...]) -> None:
+    images = several(nights)
+    names = [one["name"] for one in nights.listed()]
+    pruned = subprocess.run(
+        [sys.executable, "-c", PRUNE, str(nights.backups), *(names[number] for number in gone)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert pruned.returncode == 0, pruned.stderr
+    check(nights, [image for number, image in enumerate(images) if number not in gone])
+    assert nights.debris() == set()
+    assert nights.listed()[0]["kind"] == "full"
+
+
+# Any of them, as no rule chooses them.
+PRUNE = """
+import sys
+from pathlib import Path
+from snapfs.backups.chain import Chain
+from snapfs.backups.pruning import Pruner
+Pruner(Chain.load(Path(sys.argv[1])), lambda progress: None).prune(sys.argv[2:])
+"""
+
+
+def test_the_rules_say_which_stay_and_why(nights: Nights) -> None:
+    images = several(nights)
+    names = [one["name"] for one in nights.listed()]
+    before = {path: path.stat().st_mtime_ns for path in nights.backups.iterdir()}
+    told = json.loads(snapfs("prune", nights.backups, "--keep-last", "2", "--dry-run", "--json").ok().out)
+    assert {path: path.stat().st_mtime_ns for path in nights.backups.iterdir()} == before
+    assert told["pruned"] == names[:2]
+    assert [one["reasons"] for one in told["kept"]] == [["last"], ["last"]]
+    prune(nights, "--keep-last", "2")
+    check(nights, images[2:])
+    prune(nights, "--keep-last", "2")
+    check(nights, images[2:])
+
+
+def test_the_next_increment_stands_on_what_was_merged(nights: Nights) -> None:
+    several(nights)
+    prune(nights, "--keep-last", "1")
+    image = nights.change(5)
+    assert nights.back_up()["kind"] == "increment"
+    assert nights.restored() == image
+    snapfs("verify", nights.backups, "--all").ok()
+
+
+def test_another_line_goes_whole(nights: Nights) -> None:
+    several(nights, 2)
+    image = nights.change(5)
+    assert nights.back_up("--full")["kind"] == "full"
+    prune(nights, "--keep-last", "1")
+    check(nights, [image])
+    assert nights.debris() == set()
+
+
+def chain_of(nights: Nights) -> Chain:
+    return Chain.load(nights.backups)
+
+
+def silent(progress: object) -> None:
+    """Nobody wants to know."""
+
+
+def test_killed_at_every_step_what_stays_is_as_it_was(nights: Nights) -> None:
+    then, kept = nights.path / "then.img", nights.path / "kept"
+    then.write_bytes(several(nights, 3)[-1])
+    snapfs("verify", nights.backups).ok()
+    newest = chain_of(nights).entries[-1].name
+    shutil.copytree(nights.backups, kept)
+    for step in range(MOST):
+        shutil.rmtree(nights.backups)
+        shutil.copytree(kept, nights.backups)
+        code = killed_at(step, nights)
+        assert prove(chain_of(nights), [newest], silent).damages == [], step
+        words = ("-f", "qcow2", "-F", "raw", nights.backups / f"{newest}.qcow2", then)
+        run("qemu-img", "compare", "-q", *words)
+        Pruner(chain_of(nights), silent).prune({entry.name for entry in chain_of(nights).entries[:-1]})
+        run("qemu-img", "compare", "-q", *words)
+        assert prove(chain_of(nights), [newest], silent).good == [newest]
+        assert {path.suffix for path in nights.backups.iterdir()} == {".qcow2", ".cells", ".json"}
+        assert len(list(nights.backups.iterdir())) == 4, step
+        if code == 0:
+            break
+    assert code == 0
+
+
+def killed_at(step: int, nights: Nights) -> int:
+    """The code of a prune that leaves the newest, and is killed before this step."""
+    command = [sys.executable, str(DYING), str(step), "prune", str(nights.backups), "--keep-last", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+def test_a_backup_after_a_killed_prune_is_as_good(nights: Nights) -> None:
+    several(nights, 3)
+    assert killed_at(8, nights)
+    image = nights.change(30)
+    nights.back_up()
+    assert nights.restored() == image
+    prune(nights, "--keep-last", "1")
+    check(nights, [image])
+    assert nights.debris() == set()
+
+
+def test_nothing_changes_when_the_newest_is_damaged(nights: Nights) -> None:
+    several(nights, 3)
+    path = nights.file(2, ".qcow2")
+    with_other_bytes(path, path.stat().st_size - CELL + 10)
+    before = {path.name: path.read_bytes() for path in nights.backups.iterdir()}
+    snapfs("prune", nights.backups, "--keep-last", "1").refuses(3, "the newest backup is not whole")
+    assert {path.name: path.read_bytes() for path in nights.backups.iterdir()} == before
+
+
+def test_nothing_changes_when_what_is_merged_is_damaged(nights: Nights) -> None:
+    several(nights, 4)
+    snapfs("verify", nights.backups).ok()
+    path = nights.file(2, ".qcow2")
+    with_other_bytes(path, path.stat().st_size - CELL + 10)
+    before = {path.name: path.read_bytes() for path in nights.backups.iterdir()}
+    snapfs("prune", nights.backups, "--keep-last", "2").refuses(3, "is damaged")
+    assert {path.name: path.read_bytes() for path in nights.backups.iterdir()} == before
+
+
+def test_without_the_list_those_that_go_are_no_backups(nights: Nights) -> None:
+    images = several(nights, 3)
+    snapfs("verify", nights.backups).ok()
+    newest = nights.listed()[-1]["name"]
+    for step in range(MOST):
+        assert killed_at(step, nights)
+        if nights.facts(0)["name"] == newest:
+            break
+    (nights.backups / "chain.json").unlink()
+    assert len(nights.listed()) == 1
+    prune(nights, "--keep-last", "1")
+    check(nights, images[-1:])
+
+
+def test_something_has_to_stay(nights: Nights) -> None:
+    snapfs("prune", nights.backups, "--keep-last", "1").refuses(2, "There is no backup")
+    nights.back_up()
+    snapfs("prune", nights.backups).refuses(2, "Nothing says which backups are to stay")
+    snapfs("prune", nights.image, "--keep-last", "1").refuses(2, "is no directory")
+    prune(nights, "--keep-last", "1")
+    assert os.path.getsize(nights.file(0, ".qcow2")) > 4 * MIB
