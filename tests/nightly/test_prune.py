@@ -12,7 +12,7 @@ import sys
 
 import pytest
 from nightly_rig import CELL, MIB, Nights, run, snapfs, with_other_bytes
-from test_interrupted import DYING, ROOT
+from test_backups_interrupted import DYING, ROOT
 
 from snapfs.backups.chain import Chain
 from snapfs.backups.proving import prove
