@@ -139,7 +139,7 @@ def read_facts(path: Path, name: str) -> Facts:
 
 def check_name(name: Any) -> str:
     """ValueError unless it can be the name of a backup in its directory: one that leads elsewhere must not."""
-    if not isinstance(name, str) or not name or "/" in name or "\0" in name or name.startswith("."):
+    if not isinstance(name, str) or not name or "/" in name or "\0" in name:
         raise ValueError(f"{name!r:.40} is no name of a backup")
     if f"{name}.json" == CHAIN_NAME:
         raise ValueError(f"{name!r:.40} is the name of the list")

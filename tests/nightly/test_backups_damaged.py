@@ -156,7 +156,7 @@ def test_another_backing_file_is_not_followed(nights: Nights, four: list[bytes])
     snapfs("verify", nights.backups).refuses(3, f"{full} has a backing file")
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", ".hidden", "", "a\0b"])
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "", "a\0b"])
 def test_a_name_that_leads_elsewhere_is_none(nights: Nights, four: list[bytes], name: str) -> None:
     path = nights.backups / "chain.json"
     data = json.loads(path.read_text())

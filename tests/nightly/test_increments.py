@@ -160,3 +160,23 @@ def test_all_files_are_as_private_as_the_image(nights: Nights) -> None:
     assert {mode for name, mode in modes.items() if name.startswith(f"{second}.")} == {0o600}
     assert {mode for name, mode in modes.items() if name.startswith(f"{nights.listed()[0]['name']}.")} == {0o640}
     assert modes["chain.json"] == 0o600
+
+
+@pytest.mark.parametrize("name", [".hidden.img", "nbd:x,y=1.img", 'json:{"a"}', "two\nlines.img", " -q.img"])
+def test_any_name_of_an_image_will_do(nights: Nights, name: str) -> None:
+    nights.image = nights.image.rename(nights.path / name)
+    nights.back_up()
+    image = nights.change(3)
+    assert nights.back_up()["kind"] == "increment"
+    assert nights.restored() == image
+    run(
+        "qemu-img",
+        "compare",
+        "-q",
+        "-f",
+        "qcow2",
+        "-F",
+        "raw",
+        nights.file(1, ".qcow2"),
+        nights.path / "restored.img",
+    )
