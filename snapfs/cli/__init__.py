@@ -25,6 +25,7 @@ _COMMANDS = (
     "delete",
     "diff",
     "export",
+    "join",
     "limit",
     "list",
     "map",
