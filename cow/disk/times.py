@@ -82,7 +82,7 @@ class Times:
         pages = [(at, page) for at, page in pages if page != _ZEROS]
         start = _Start(PART_BYTES, self.free, self.base_ns, self.latest_ns, parts, _digest(pages))
         pieces: list[tuple[int, Data]] = [(0, start.pack())]
-        pieces += [(TIMES_ENTRIES_OFFSET + at, page) for at, page in pages]
+        pieces += [(TIMES_ENTRIES_OFFSET + at, self.entries[at:end]) for at, end in _runs(pages)]
         files.write_pieces(path, pieces, size_bytes=TIMES_ENTRIES_OFFSET + len(self.entries), durable=durable)
 
 
@@ -157,6 +157,19 @@ def _pages(fd: int) -> Iterator[tuple[int, bytes]]:
                 if page != _ZEROS:
                     yield offset + at - TIMES_ENTRIES_OFFSET, page
             offset += len(data) or stop
+
+
+def _runs(pages: list[tuple[int, bytes]]) -> Iterator[tuple[int, int]]:
+    """Where those that follow one another begin and end."""
+    start = end = -1
+    for at, page in pages:
+        if at != end:
+            if start < end:
+                yield start, end
+            start = at
+        end = at + len(page)
+    if start < end:
+        yield start, end
 
 
 def _digest(pages: list[tuple[int, bytes]]) -> bytes:

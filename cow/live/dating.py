@@ -23,11 +23,11 @@ from typing import Final
 from bitarray import bitarray
 
 from cow.disk.bitmaps import Bitmap
+from cow.disk.codec import checksum_stream
 from cow.disk.cut import Cut
 from cow.disk.directory import BEGUN_TIMES_NAME, FREE_BEFORE_NAME, TIMES_NAME
 from cow.disk.files import Files
 from cow.disk.layout import PART_BYTES, Counter, CutCounter, Durability, Protect
-from cow.disk.seal import digest_of
 from cow.disk.store import Store
 from cow.disk.times import NO_MAP, Times, free_digest, latest_of, part_count, read_times
 
@@ -37,6 +37,7 @@ _STEP_NS: Final = 2 * _SECOND_NS
 _MAX_NS: Final = (1 << 63) - 1 - _STEP_NS
 _PIECE_BYTES: Final = 1 << 20
 _PAGE_BYTES: Final = 4096
+_ZEROS: Final = bytes(_PIECE_BYTES)
 
 
 def follow_times(store: Store, cut: Cut, before: Cut | None) -> None:
@@ -45,7 +46,7 @@ def follow_times(store: Store, cut: Cut, before: Cut | None) -> None:
     times = None if before is None or _may_have_missed(before) else _finished(store, before)
     if times is None or before is None:
         return _begin_anew(store, cut)
-    times.latest_ns = max(_taken_at_ns(store, cut), times.latest_ns + _STEP_NS)
+    times.latest_ns = _next_ns(store, cut, times.latest_ns)
     _mark(times, before.changed.groups_with_set(_part_blocks(store)))
     if times.free != NO_MAP:
         _copy_map(before.free, cut.path / FREE_BEFORE_NAME, store.files)
@@ -54,14 +55,14 @@ def follow_times(store: Store, cut: Cut, before: Cut | None) -> None:
 
 def finish_times(store: Store, cut: Cut) -> None:
     """The map of `cut`, which is held, is known, or is not to be waited for. OSError: there is no table."""
-    free, geometry = free_digest(cut), store.geometry
-    times = read_times(cut.path / TIMES_NAME, geometry)
+    _finish(store, cut)
+
+
+def _finish(store: Store, cut: Cut) -> Times:
+    free = free_digest(cut)
+    times = read_times(cut.path / TIMES_NAME, store.geometry)
     if times is None or times.free != free:
-        times, before = _begun(store, cut, times)
-        own = None if free == NO_MAP else cut.free
-        _mark(times, _differing(before, own, _part_blocks(store), store.files))
-        if before is not None:
-            before.close()
+        times = _with_what_became_free(store, cut, _begun(store, cut, times))
         first = 0 if times.base_ns == times.latest_ns - _SECOND_NS else times.first_at(times.latest_ns - _SECOND_NS)
         if first is not None:
             times.by_part[first] = times.latest_ns
@@ -69,6 +70,7 @@ def finish_times(store: Store, cut: Cut) -> None:
         _write(store, times, cut.path / TIMES_NAME)
     for name in (BEGUN_TIMES_NAME, FREE_BEFORE_NAME):
         (cut.path / name).unlink(missing_ok=True)
+    return times
 
 
 def resume_times(store: Store) -> None:
@@ -94,9 +96,7 @@ def _may_have_missed(cut: Cut) -> bool:
 def _finished(store: Store, cut: Cut) -> Times | None:
     """What is in the table of `cut`, if it tells of what its readers read."""
     path = cut.path / TIMES_NAME
-    if path.exists() or (cut.path / BEGUN_TIMES_NAME).exists():
-        finish_times(store, cut)
-    return read_times(path, store.geometry)
+    return _finish(store, cut) if path.exists() or (cut.path / BEGUN_TIMES_NAME).exists() else None
 
 
 def _begin_anew(store: Store, cut: Cut) -> None:
@@ -104,30 +104,50 @@ def _begin_anew(store: Store, cut: Cut) -> None:
 
 
 def _all_at(store: Store, cut: Cut) -> Times:
-    """All parts were changed at `cut`, later than anything that the store has told."""
-    known = [latest_of(one.path / name) for one in store.cuts for name in (TIMES_NAME, BEGUN_TIMES_NAME)]
-    known.append(store.control[Counter.LATEST_CHANGE_NS])
-    latest_ns = max(_taken_at_ns(store, cut), max(one for one in known if one <= _MAX_NS) + _STEP_NS)
+    """All parts were changed at `cut`."""
+    latest_ns = _next_ns(store, cut, _latest_ns(store))
     return Times.empty(part_count(store.geometry), latest_ns - _SECOND_NS, latest_ns)
 
 
-def _begun(store: Store, cut: Cut, finished: Times | None) -> tuple[Times, Bitmap | None]:
-    """The table as it was begun, and the map of free blocks by which its times are right so far."""
-    if finished is not None and finished.free == NO_MAP:
-        # The map became known late: what is free by it has read as what it was.
-        finished.latest_ns += _STEP_NS
-        return finished, None
-    times = None if finished is not None else read_times(cut.path / BEGUN_TIMES_NAME, store.geometry)
-    if times is None:
-        return _all_at(store, cut), None
+def _next_ns(store: Store, cut: Cut, known_ns: int) -> int:
+    """Later than what is known, and than what any table of the store has told."""
+    told_ns = store.control[Counter.LATEST_CHANGE_NS]
+    facts = store.header.cut_of(cut.generation)
+    latest_ns = max(one for one in (0, known_ns, told_ns) if one <= _MAX_NS)
+    return max(0 if facts is None else facts.taken_at_ns, latest_ns + _STEP_NS)
+
+
+def _latest_ns(store: Store) -> int:
+    """Where the number of it was lost, what the tables say."""
+    return max(latest_of(one.path / name) for one in store.cuts for name in (TIMES_NAME, BEGUN_TIMES_NAME))
+
+
+def _begun(store: Store, cut: Cut, finished: Times | None) -> Times:
+    """The table as it was begun; what is free in one of the two cuts only is still to be noted."""
+    if finished is None:
+        return read_times(cut.path / BEGUN_TIMES_NAME, store.geometry) or _all_at(store, cut)
+    if finished.free != NO_MAP:
+        return _all_at(store, cut)
+    # The map became known late: what is free by it has read as what it was.
+    finished.latest_ns = _next_ns(store, cut, _latest_ns(store))
+    return finished
+
+
+def _with_what_became_free(store: Store, cut: Cut, times: Times) -> Times:
+    """Or is free no more: `times.free` says by which map they are right so far."""
+    own = cut.free if cut.numbers[CutCounter.FREE_BLOCKS] else None
     if times.free == NO_MAP:
-        return times, None
+        if own is not None:
+            _mark(times, own.groups_with_set(_part_blocks(store)))
+        return times
     with suppress(OSError):
         before = Bitmap(cut.path / FREE_BEFORE_NAME, store.geometry.block_count, store.files)
-        if bytes.fromhex(digest_of(before.file)) == times.free:
-            return times, before
+        comparison = _Comparison(before, own, _part_blocks(store), store.files)
+        _mark(times, comparison.differing())
         before.close()
-    return _all_at(store, cut), None
+        if comparison.digest == times.free:
+            return times
+    return _all_at(store, cut)
 
 
 def _mark(times: Times, parts: Iterable[int]) -> None:
@@ -141,11 +161,6 @@ def _write(store: Store, times: Times, path: Path) -> None:
     store.control[Counter.LATEST_CHANGE_NS] = times.latest_ns
     durable = store.header.durability is Durability.POWER
     times.write(path, part_count(store.geometry), store.files, durable=durable)
-
-
-def _taken_at_ns(store: Store, cut: Cut) -> int:
-    facts = store.header.cut_of(cut.generation)
-    return 0 if facts is None else facts.taken_at_ns
 
 
 def _part_blocks(store: Store) -> int:
@@ -168,27 +183,47 @@ def _pieces_of(bitmap: Bitmap, files: Files) -> Iterator[tuple[int, bytes]]:
             yield at, files.pread(bitmap.file.fd, min(_PIECE_BYTES, offset + length - at), at)
 
 
-def _differing(one: Bitmap | None, other: Bitmap | None, group_blocks: int, files: Files) -> Iterator[int]:
-    """The groups of so many blocks in which the two differ; None is one of zeros. A group may come twice."""
-    if one is None or other is None:
-        only = one or other
-        if only is not None:
-            yield from only.groups_with_set(group_blocks)
-        return
-    for at in range(0, one.file.size_bytes, _PIECE_BYTES):
-        if not (_has_data(one, at) or _has_data(other, at)):
-            continue
-        left, right = (files.pread(bitmap.file.fd, _PIECE_BYTES, at) for bitmap in (one, other))
-        if left == right:
-            continue
+class _Comparison:
+    """Of two maps; None is one of zeros. Each piece of the first is read once, for its digest too, which is that of
+    `seal_free`."""
+
+    def __init__(self, one: Bitmap, other: Bitmap | None, group_blocks: int, files: Files) -> None:
+        self._one, self._other, self._group_blocks, self._files = one, other, group_blocks, files
+        self._digest = checksum_stream()
+
+    def differing(self) -> Iterator[int]:
+        """The groups of so many blocks in which they differ. A group may come twice."""
+        for number in range(-(-self._one.file.size_bytes // _PIECE_BYTES)):
+            left = self._piece(self._one, number)
+            right = self._piece(self._other, number)
+            if left is not None:
+                self._digest.update(number.to_bytes(8, "little"))
+                self._digest.update(left)
+            if left != right:
+                length = len(left or right or b"")
+                yield from self._differing_in(left or bytes(length), right or bytes(length), number * _PIECE_BYTES)
+
+    @property
+    def digest(self) -> bytes:
+        """Of the first, when they have been compared."""
+        return self._digest.digest()
+
+    def _piece(self, bitmap: Bitmap | None, number: int) -> bytes | None:
+        """None for zeros. By reading: to touch the pages of the mapping takes longer."""
+        if bitmap is None:
+            return None
+        start = number * _PIECE_BYTES
+        stop = min(start + _PIECE_BYTES, bitmap.file.size_bytes)
+        if not any(bitmap.file.data_ranges(start, stop)):
+            return None
+        data = self._files.pread(bitmap.file.fd, _PIECE_BYTES, start)
+        return None if data == _ZEROS[: len(data)] else data
+
+    def _differing_in(self, left: bytes, right: bytes, offset: int) -> Iterator[int]:
         for low in range(0, len(left), _PAGE_BYTES):
             high = low + _PAGE_BYTES
             if left[low:high] != right[low:high]:
-                yield from _differing_bits(left[low:high], right[low:high], (at + low) * 8, group_blocks)
-
-
-def _has_data(bitmap: Bitmap, offset: int) -> bool:
-    return next(bitmap.file.data_ranges(offset, min(offset + _PIECE_BYTES, bitmap.file.size_bytes)), None) is not None
+                yield from _differing_bits(left[low:high], right[low:high], (offset + low) * 8, self._group_blocks)
 
 
 def _differing_bits(left: bytes, right: bytes, first: int, group_blocks: int) -> Iterator[int]:
