@@ -31,6 +31,8 @@ _FOLDERS_INODE: Final = 1 << 57
 _FILES_INODE: Final = 1 << 58
 # Enough for the smallest chunks of the largest image.
 _PLACE_BITS: Final = 24
+# How long the kernel may take who may enter a folder for what it is.
+_ATTRIBUTES_LAST_S: Final = 1.0
 # A handle of a file that is open.
 _HANDLE: Final = 1 << 61
 
@@ -45,7 +47,10 @@ class ChunkFolders:
 
     def attributes(self, inode: int) -> pyfuse3.EntryAttributes:
         if inode == ROOT_INODE:
-            return self._folder_attributes(inode)
+            entry = self._lasting(inode)
+            # Always there, and asked for with each path below.
+            entry.entry_timeout = LASTING_S
+            return entry
         if inode < _FILES_INODE:
             folder, generation = self._folder_at(inode)
             return self._attributes_of(folder, generation)
@@ -125,7 +130,13 @@ class ChunkFolders:
         return self._chunks.generation_of(folder)
 
     def _attributes_of(self, folder: str, generation: int) -> pyfuse3.EntryAttributes:
-        return self._folder_attributes(_FOLDERS_INODE + 2 * generation + (folder == NEWEST_NAME))
+        return self._lasting(_FOLDERS_INODE + 2 * generation + (folder == NEWEST_NAME))
+
+    def _lasting(self, inode: int) -> pyfuse3.EntryAttributes:
+        """With attributes that need not be asked for again for each name below it."""
+        entry = self._folder_attributes(inode)
+        entry.attr_timeout = _ATTRIBUTES_LAST_S
+        return entry
 
     def _entry(self, folder: str, number: int, attributes: Attributes) -> pyfuse3.EntryAttributes:
         _, length = self._chunks.names.extent(number)
