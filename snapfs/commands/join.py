@@ -166,7 +166,9 @@ def _copy(chunk: Chunk, target: FileTarget) -> int:
     """How much of it is no hole."""
     buffer, copied_bytes = memoryview(bytearray(_PIECE_BYTES)), 0
     try:
-        with chunk.path.open("rb", buffering=0) as file:
+        # Whoever changes the directory meanwhile gives us no other kind of file to wait for or to read.
+        fd = os.open(chunk.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb", buffering=0) as file:
             if _is_hole(file.fileno()):
                 target.write_zeros(chunk.offset, chunk.length)
                 return 0

@@ -219,18 +219,29 @@ class Cuts:
         if not self._turns.is_of(client):
             raise SnapfsError("Only whoever took the cut knows what was frozen for it; take another one.")
         shown = await self._until_shown()
-        await self._let_go()
         self._maps.note(request.facts)
+        # Before the times of the cut, which matter less, take the last room there is; once more when the cut before
+        # has given back its own.
+        is_noted = await self._write_facts(request, is_last=False)
+        await self._let_go()
+        if not is_noted:
+            await self._write_facts(request, is_last=True)
+        if shown:
+            self._maps.begin(request.facts)
+        return FactsNoted(shown)
+
+    async def _write_facts(self, request: NoteFacts, *, is_last: bool) -> bool:
+        """Whether they are on the disk."""
         store = self._instance.store
         try:
             # The cut itself had no time for it.
             await trio.to_thread.run_sync(flush_header, store.path, store.files)
             await trio.to_thread.run_sync(write_facts, self._path, request.facts, store.files)
         except OSError as error:
-            _LOG.warning("what was frozen is known only until the end: %s", error.strerror)
-        if shown:
-            self._maps.begin(request.facts)
-        return FactsNoted(shown)
+            if is_last:
+                _LOG.warning("what was frozen is known only until the end: %s", error.strerror)
+            return False
+        return True
 
     # --- snapshots that are over -----------------------------------------------------------------------------
 

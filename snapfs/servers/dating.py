@@ -45,4 +45,5 @@ class Dating:
                 await trio.to_thread.run_sync(step, *arguments)
             except OSError as error:
                 reason = error.strerror or str(error)
-                _LOG.warning("nobody will know what has changed since the snapshot before: %s", reason)
+                # No more than that, and whoever looks for chunks is told.
+                _LOG.info("nobody will know what has changed since the snapshot before: %s", reason)

@@ -12,7 +12,7 @@ import re
 from typing import Final, NamedTuple
 
 MIN_CHUNK_BYTES: Final = 1 << 20
-_NAME: Final = re.compile(r"([0-9]{1,12})M(?:-([0-9]{1,20})\.end)?")
+_NAME: Final = re.compile(r"([0-9]{1,9})M(?:-([0-9]{1,16})\.end)?")
 
 
 class ChunkName(NamedTuple):
