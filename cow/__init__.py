@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cow.disk.layout import CONTROL_MAGIC as CONTROL_MAGIC
     from cow.disk.layout import HEADER_MAGIC as HEADER_MAGIC
     from cow.disk.layout import MAX_DEVICE_ID_BYTES as MAX_DEVICE_ID_BYTES
+    from cow.disk.layout import PART_BYTES as PART_BYTES
     from cow.disk.layout import Counter as Counter
     from cow.disk.layout import CutCounter as CutCounter
     from cow.disk.layout import Durability as Durability
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from cow.disk.served import served_before as served_before
     from cow.disk.store import Store as Store
     from cow.disk.store import open_reader as open_reader
+    from cow.disk.times import PartTimes as PartTimes
     from cow.errors import BlockReleased as BlockReleased
     from cow.errors import BufferFull as BufferFull
     from cow.errors import CowError as CowError
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
     from cow.geometry import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
     from cow.live.cutting import discard_cut as discard_cut
     from cow.live.cutting import prepare_cut as prepare_cut
+    from cow.live.dating import finish_times as finish_times
+    from cow.live.dating import follow_times as follow_times
+    from cow.live.dating import resume_times as resume_times
     from cow.live.engine import LiveEngine as LiveEngine
     from cow.live.overflow import Event as Event
     from cow.live.overflow import EventKind as EventKind
@@ -79,15 +84,18 @@ _OWNERS = {
     "cow.disk.files": "Files",
     "cow.disk.header": "CutHeader HEADER_NAME Header cut_header flush_header",
     "cow.disk.image": "Image",
-    "cow.disk.layout": "CONTROL_MAGIC Counter CutCounter Durability HEADER_MAGIC MAX_DEVICE_ID_BYTES Protect State",
+    "cow.disk.layout": "CONTROL_MAGIC Counter CutCounter Durability HEADER_MAGIC MAX_DEVICE_ID_BYTES PART_BYTES "
+    "Protect State",
     "cow.disk.plain": "open_plain",
     "cow.disk.revert_note": "read_revert_note",
     "cow.disk.served": "count_preserved served_before",
     "cow.disk.store": "Store open_reader",
+    "cow.disk.times": "PartTimes",
     "cow.errors": "BlockReleased BufferFull CowError Damaged EngineClosed NotAStore OutOfRange SnapshotEnded "
     "SnapshotLost StoreBusy StoreDamaged StoreError",
     "cow.geometry": "MAX_IMAGE_BYTES",
     "cow.live.cutting": "discard_cut prepare_cut",
+    "cow.live.dating": "finish_times follow_times resume_times",
     "cow.live.engine": "LiveEngine",
     "cow.live.overflow": "Event EventKind OverflowPolicy",
     "cow.live.reverting": "Revert",

@@ -181,6 +181,21 @@ class SnapshotReader:
             self.check()
         return is_free
 
+    def used_bytes(self, offset: int, length: int) -> int:
+        """How much of this is neither free nor a hole; 0 only where reads give zeros, or an error. May wait.
+
+        SnapshotLost, SnapshotEnded: as for `read_into`.
+        """
+        first, end = self.geometry.span(offset, length)
+        free_blocks = self._cut.free.count_set(first, end) if self._numbers[_FREE_BLOCKS] else 0
+        used_bytes = min(length, (end - first - free_blocks) * self.geometry.block_bytes)
+        if used_bytes and self._image.is_hole(offset, length):
+            # After the look at the image: a write since then, of whichever cut, has preserved what was there.
+            self.check()
+            if not any(link.cut.settled.any_set(first, end) for link in self._links):
+                return 0
+        return used_bytes
+
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes at `offset`, clipped at the end of the image."""
         buffer = bytearray(self.geometry.clip(offset, length))

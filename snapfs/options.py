@@ -31,6 +31,9 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 DEFAULT_BLOCK_BYTES: Final = 4096
 MIN_BLOCK_BYTES: Final = 512  # a sector: nothing writes less to a disk
 MAX_BLOCK_BYTES: Final = 1 << 20  # the largest request the kernel sends through FUSE by default
+DEFAULT_CHUNK_BYTES: Final = 4 << 20  # what object stores and deduplicating tools are made for
+MIN_CHUNK_BYTES: Final = 1 << 20  # of so much each the times of changes are noted
+MAX_CHUNK_BYTES: Final = 1 << 30  # a small change has all of it sent again
 MAX_SIZE_BYTES: Final = (1 << 63) - 1  # off_t
 
 _UNIT_BYTES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -38,6 +41,8 @@ _SIZE: Final = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGT]?)(
 _DECIMAL_UNIT: Final = re.compile(r"[0-9.]+\s*[KMGT]B", re.IGNORECASE)
 
 MAX_NAME_CHARS: Final = 100
+# What the newest is called, whichever that is, where each is shown by its name.
+NEWEST_NAME: Final = "newest"
 _NAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 _ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
@@ -78,6 +83,8 @@ def check_name(name: str) -> None:
     not written as the id of another one is: who deletes by that would not know which goes."""
     if _ID.fullmatch(name):
         raise UsageError(f"A snapshot cannot be called {name!r}, which is how ids are written; give another name.")
+    if name == NEWEST_NAME:
+        raise UsageError(f"A snapshot cannot be called {name!r}, which is whichever is; give another name.")
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"A snapshot cannot be called {name!r}; give a name of letters, digits, and . _ - between them, of at "
@@ -121,10 +128,12 @@ class MountOptions:
     single_pass: bool = False
     takes_snapshot: bool = True
     skip_swap: bool = False
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
         check_block_bytes(self.block_bytes)
+        check_chunk_bytes(self.chunk_bytes)
         check_buffer_limit(self.buffer_limit_bytes, self.block_bytes)
         _check_choice("--protect", self.protect, get_args(Protect))
         _check_choice("--on-overflow", self.on_overflow, get_args(OnOverflow))
@@ -200,6 +209,15 @@ def check_block_bytes(block_bytes: int) -> None:
     if not power_of_two or not MIN_BLOCK_BYTES <= block_bytes <= MAX_BLOCK_BYTES:
         raise UsageError(
             f"The block size cannot be {block_bytes} bytes; give a power of two from 512 to 1M, such as 4K."
+        )
+
+
+def check_chunk_bytes(chunk_bytes: int) -> None:
+    """`UsageError` for what cannot be the size of the files of a snapshot that is shown as such."""
+    power_of_two = chunk_bytes > 0 and chunk_bytes & (chunk_bytes - 1) == 0
+    if not power_of_two or not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
+        raise UsageError(
+            f"The chunk size cannot be {chunk_bytes} bytes; give a power of two from 1M to 1G, such as 4M."
         )
 
 

@@ -114,6 +114,18 @@ class Bitmap:
         for offset, length in self.file.data_ranges(first // 8, bitmap_bytes(end)):
             yield from self._runs(1, max(first, offset * 8), min((offset + length) * 8, end))
 
+    def groups_with_set(self, group_blocks: int) -> Iterator[int]:
+        """The numbers of the groups of so many neighbours in which a bit is set, in order, read as `set_runs`."""
+        find, after = self._bits.find, 0
+        for offset, length in self.file.data_ranges():
+            end = min((offset + length) * 8, self.block_count)
+            block_no = find(1, max(after, offset * 8), end)
+            while block_no >= 0:
+                group = block_no // group_blocks
+                yield group
+                after = (group + 1) * group_blocks
+                block_no = find(1, after, end) if after < end else -1
+
     def bits(self, first: int, end: int) -> bitarray:
         """Those of a few blocks, as they are now, in memory of the caller's own."""
         return self._bits[first:end]

@@ -7,7 +7,8 @@
     lock            held with flock while the store is in use; the holder's process number in it
     segments/       the records of all cuts: 00000001-00000001 and so on, by number and generation
     cut-00000001/   settled, changed, released, free, index, numbers; free.seal once the map of free blocks is
-                    known; intact, which the end of the snapshot renames; and seal after a clean end
+                    known; times, when parts were changed; intact, which the end of the snapshot renames; and seal
+                    after a clean end
 
 Only these names are ever removed: whatever else a user put there stays, and the directory with it.
 """
@@ -52,6 +53,8 @@ INDEX_NAME, NUMBERS_NAME, SEGMENTS_NAME = "index", "numbers", "segments"
 # With durability `power` only.
 TOUCHED_NAME = "touched"
 FREE_SEAL_NAME = "free.seal"
+# When parts of the image were changed; the same before the map of free blocks is known, and that of the cut before.
+TIMES_NAME, BEGUN_TIMES_NAME, FREE_BEFORE_NAME = "times", "times.begun", "free.before"
 # An empty file under one of these names says what the disk knows of the snapshot's end; no name: overflowed.
 INTACT_NAME, OVERFLOWED_NAME, UNREADABLE_NAME = "intact", "overflowed", "unreadable"
 

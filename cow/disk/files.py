@@ -17,7 +17,7 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from cow.disk.filesystems import Storing, storing_on
@@ -112,11 +112,26 @@ class Files:
         It gets the permissions `mode`, whatever the umask. OSError: `path` is as it was, or (when only the
         flush of its directory failed) holds the new bytes; the temporary name is gone.
         """
+        self.write_pieces(path, [(0, data)], mode=mode, durable=durable)
+
+    def write_pieces(
+        self,
+        path: Path,
+        pieces: Iterable[tuple[int, Data]],
+        *,
+        size_bytes: int = 0,
+        mode: int = 0o600,
+        durable: bool = True,
+    ) -> None:
+        """The same of a file of `size_bytes` or more that is a hole but for `pieces`, each with its offset."""
         partial = path.with_name(path.name + ".new")
         fd = self._open_new(partial, mode)
         try:
             try:
-                self.pwrite(fd, data, 0)
+                if size_bytes:
+                    os.ftruncate(fd, size_bytes)
+                for offset, data in pieces:
+                    self.pwrite(fd, data, offset)
                 if durable:
                     self.sync(fd)
             finally:

@@ -70,6 +70,13 @@ class Image:
         last[len(last) - over :] = bytes(over)
         return clipped
 
+    def is_hole(self, offset: int, length: int) -> bool:
+        """Whether nothing of that is on the disk, as far as the filesystem can tell, so that it reads as zeros."""
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + length
+        except OSError as error:
+            return error.errno == errno.ENXIO and self.identity().size_bytes >= offset + length
+
     def look(self) -> None:
         """See whether the file is shorter than it was."""
         present_bytes = self._files.end_of(self.fd)

@@ -30,6 +30,16 @@ HEADER_CHECKSUM = struct.Struct("<Q")
 REVERT_MAGIC = b"snapfsRV"
 # magic, snapshot id of the target, checksum of both
 REVERT_NOTE = struct.Struct("<8s16sQ")
+
+# --- when parts of the image were changed --------------------------------------------------------------------
+
+TIMES_MAGIC = b"snapfsTM"
+# Magic, bytes of a part, digest of the map of free blocks, base, latest, parts, digest of the entries, checksum.
+TIMES = struct.Struct("<8sIxxxx 16s QQQ 16sQ")
+# Where the entries begin, a u64 a part: at a page of their own, so that the holes among them are holes of the file.
+TIMES_ENTRIES_OFFSET = 4096
+# The smallest that a reader may ask about; a larger one would have more of an image sent again for a small change.
+PART_BYTES = 1 << 20
 MAX_PATH_BYTES = 4096
 # What one byte can count.
 MAX_DEVICE_ID_BYTES = 255
@@ -108,6 +118,7 @@ class Counter(Number):
     NEXT_SEGMENT = 13, Owner.APPENDER, Trait.SEALED  # segments below have been used, and never are again
     HEADERS = 14, Owner.LIVE, Trait.PASSING  # counts the changes of the list of cuts, and of which are over
     FOLLOWED_HEADERS = 15, Owner.COMPACTOR, Trait.PASSING  # the HEADERS whose list it has done what follows from
+    LATEST_CHANGE_NS = 16, Owner.LIVE  # no table of times has a later one
     UNSEEN = 12, Owner.MOUNT  # its mark until both views have answered; killed before, nobody has seen the snapshot
 
 

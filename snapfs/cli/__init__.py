@@ -26,6 +26,7 @@ _COMMANDS = (
     "delete",
     "diff",
     "export",
+    "join",
     "limit",
     "list",
     "map",

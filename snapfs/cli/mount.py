@@ -11,6 +11,7 @@ from snapfs.cli.output import note, output_options, show
 from snapfs.cli.types import PATH, SIZE, one_of
 from snapfs.options import (
     DEFAULT_BLOCK_BYTES,
+    DEFAULT_CHUNK_BYTES,
     Cache,
     Durability,
     LogLevel,
@@ -75,6 +76,14 @@ if TYPE_CHECKING:
     help="Whether the kernel may hold live writes back until they are synced.",
 )
 @click.option("--single-pass", is_flag=True, help="Release what has been read of the snapshot from its start on.")
+@click.option(
+    "--chunk-size",
+    "chunk_bytes",
+    type=SIZE,
+    default=f"{DEFAULT_CHUNK_BYTES >> 20}M",
+    show_default=True,
+    help="Of the files in SNAP/.chunks.",
+)
 @click.option(
     "--log-level",
     type=one_of(LogLevel),

@@ -2,6 +2,7 @@
 
     disk.img                      the newest; not there while there is no snapshot
     .snapshots/NAME/disk.img      each that has a name; the directory is not listed, as it would be copied with all
+    .chunks/NAME/...              see `chunk_folders`
 
 Each cut has an inode of its own, so the kernel cannot mix what it cached of two cuts.
 """
@@ -17,7 +18,11 @@ import pyfuse3
 
 from cow import CowError, Image, Store
 from snapfs.fuse.access import allows, wanted_by, wants_write
+from snapfs.fuse.chunk_folders import ROOT_INODE as CHUNKS_INODE
+from snapfs.fuse.chunk_folders import ROOT_NAME as CHUNKS_NAME
+from snapfs.fuse.chunk_folders import ChunkFolders
 from snapfs.fuse.view import IMAGE_INODE, NO_INODE, View
+from snapfs.serving.chunks import Chunks
 from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permissions
 from snapfs.serving.snapshot import UNCOUNTED, SnapshotImage
@@ -43,15 +48,18 @@ class SnapshotView(SnapshotImage, View):
         name: bytes,
         store_name: Callable[[], bytes],
         on_damage: Callable[[int, str], None],
+        chunk_bytes: int,
     ) -> None:
         SnapshotImage.__init__(self, store, image, permissions, on_damage)
         View.__init__(self, name, store_name)
         # None: nobody counts who reads what. Else it says whether a process is one of ours, whose reads do not count.
         self.is_ours: Callable[[int], bool] | None = None
+        self._chunks = ChunkFolders(Chunks(self, chunk_bytes), self.block_bytes, self._folder_attributes)
         self._look()
 
     def show(self, store: Store) -> None:
         super().show(store)
+        self._chunks.show()
         self._look()
 
     def _look(self) -> None:
@@ -66,6 +74,8 @@ class SnapshotView(SnapshotImage, View):
     # --- those with a name -----------------------------------------------------------------------------------
 
     def _attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        if inode >= CHUNKS_INODE:
+            return self._chunks.attributes(inode)
         if inode == _SNAPSHOTS_INODE:
             return self._folder_attributes(inode)
         if inode > _SNAPSHOTS_INODE:
@@ -91,6 +101,10 @@ class SnapshotView(SnapshotImage, View):
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
+        if parent_inode >= CHUNKS_INODE:
+            return await self._chunks.lookup(parent_inode, name)
+        if parent_inode == pyfuse3.ROOT_INODE and name == CHUNKS_NAME:
+            return self._attributes(CHUNKS_INODE)
         if parent_inode == pyfuse3.ROOT_INODE and name == _SNAPSHOTS_NAME:
             return self._attributes(_SNAPSHOTS_INODE)
         if parent_inode == _SNAPSHOTS_INODE:
@@ -102,7 +116,9 @@ class SnapshotView(SnapshotImage, View):
         return await super().lookup(parent_inode, name, ctx)
 
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        if fh == _SNAPSHOTS_INODE:
+        if fh >= CHUNKS_INODE:
+            self._chunks.readdir(fh, start_id, token)
+        elif fh == _SNAPSHOTS_INODE:
             for number, (name, generation) in enumerate(sorted(self.names.items()), 1):
                 entry = self._attributes(_SNAPSHOTS_INODE + generation)
                 if number > start_id and not pyfuse3.readdir_reply(token, os.fsencode(name), entry, number):
@@ -126,6 +142,8 @@ class SnapshotView(SnapshotImage, View):
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if wants_write(flags):
             raise self._refused()
+        if inode >= CHUNKS_INODE:
+            return self._chunks.open(inode, flags, ctx)
         handle = inode - IMAGE_INODE
         if inode == self.image_inode:
             self._check_open(flags, ctx)
@@ -141,6 +159,17 @@ class SnapshotView(SnapshotImage, View):
             # Past the cache: what it holds is not asked for again, and would seem never to have been read.
             return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle | UNCOUNTED), direct_io=True)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(handle))
+
+    async def read_other(self, fh: int, off: int, size: int) -> bytes:
+        if self._chunks.has_handle(fh):
+            return await self._chunks.read(fh, off, size)
+        return await super().read_other(fh, off, size)
+
+    async def release(self, fh: pyfuse3.FileHandleT) -> None:
+        if self._chunks.has_handle(fh):
+            self._chunks.release(fh)
+        else:
+            await super().release(fh)
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         raise self._refused()

@@ -49,6 +49,7 @@ from snapfs.protocol import (
     TakeCut,
 )
 from snapfs.servers.control import Client
+from snapfs.servers.dating import Dating
 from snapfs.servers.hold import Hold
 from snapfs.servers.instance import Instance
 from snapfs.servers.maps import Maps
@@ -74,12 +75,15 @@ class Cuts:
         instance: Instance,
         engine: LiveEngine,
         maps: Maps,
+        dating: Dating,
         turns: Turns,
         count_writers: Callable[[], int],
     ) -> None:
         self._instance, self._engine, self._maps = instance, engine, maps
-        self._count_writers = count_writers
+        self._dating, self._count_writers = dating, count_writers
         self._prepared: Cut | None = None
+        # The one before the present one, as long as it is not noted what has changed since.
+        self._before: Cut | None = None
         # What nobody needs any more, until nobody is frozen any more: to remove it takes time.
         self._gone: list[Cut] = []
         self._hold: Hold | None = None
@@ -176,6 +180,7 @@ class Cuts:
 
     async def cut(self, request: TakeCut, client: Client) -> CutTaken:
         cut, hold = self._prepared_for(client, request.generation), self._hold
+        before = self._instance.store.hold_cut()
         started_ns = time.monotonic_ns()
         facts = self._facts_of(cut)
 
@@ -187,8 +192,12 @@ class Cuts:
 
         try:
             self._gone = await trio.to_thread.run_sync(self._engine.begin_cut, cut, facts, check_wanted)
-        except OSError as error:
-            raise self._refusal(error) from error
+        except BaseException as error:
+            before.let_go()
+            if isinstance(error, OSError):
+                raise self._refusal(error) from error
+            raise
+        self._before = before
         self._prepared, self._half = None, facts if hold is not None and facts.name else None
         self._maps.forget()
         cut_ms = (time.monotonic_ns() - started_ns) / 1e6
@@ -212,18 +221,29 @@ class Cuts:
         if not self._turns.is_of(client):
             raise SnapfsError("Only whoever took the cut knows what was frozen for it; take another one.")
         shown = await self._until_shown()
-        await self._let_go()
         self._maps.note(request.facts)
+        # Before the times of the cut, which matter less, take the last room there is; once more when the cut before
+        # has given back its own.
+        is_noted = await self._write_facts(request, is_last=False)
+        await self._let_go()
+        if not is_noted:
+            await self._write_facts(request, is_last=True)
+        if shown:
+            self._maps.begin(request.facts)
+        return FactsNoted(shown)
+
+    async def _write_facts(self, request: NoteFacts, *, is_last: bool) -> bool:
+        """Whether they are on the disk."""
         store = self._instance.store
         try:
             # The cut itself had no time for it.
             await trio.to_thread.run_sync(flush_header, store.path, store.files)
             await trio.to_thread.run_sync(write_facts, self._path, request.facts, store.files)
         except OSError as error:
-            _LOG.warning("what was frozen is known only until the end: %s", error.strerror)
-        if shown:
-            self._maps.begin(request.facts)
-        return FactsNoted(shown)
+            if is_last:
+                _LOG.warning("what was frozen is known only until the end: %s", error.strerror)
+            return False
+        return True
 
     # --- snapshots that are over -----------------------------------------------------------------------------
 
@@ -332,6 +352,13 @@ class Cuts:
             await trio.to_thread.run_sync(discard_cut, cut)
 
     async def _let_go(self) -> None:
+        if self._before is not None:
+            before, self._before = self._before, None
+            with self._instance.store.cut.held() as cut:
+                # Its map may just be taken over.
+                await self._maps.until_done()
+                await self._dating.follow(cut, before)
+            await trio.to_thread.run_sync(before.let_go)
         while self._gone:
             cut = self._gone.pop()
             _LOG.debug("letting go of cut %d", cut.generation)

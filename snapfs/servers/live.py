@@ -46,6 +46,7 @@ from snapfs.protocol import (
 from snapfs.servers.checkpoints import Checkpoints
 from snapfs.servers.control import Client, listen, serve
 from snapfs.servers.cuts import Cuts
+from snapfs.servers.dating import Dating
 from snapfs.servers.image_watch import ImageWatch
 from snapfs.servers.instance import COMPACTOR, LIVE, Instance
 from snapfs.servers.maps import Maps
@@ -127,10 +128,12 @@ class LiveServer:
         instance = self._instance
         async with trio.open_nursery() as ending:
             async with trio.open_nursery() as serving:
-                self._maps = Maps(instance, self.engine, serving)
+                dating = Dating(instance)
+                await dating.resume()
+                self._maps = Maps(instance, self.engine, dating, serving)
                 self._releases = Releases(instance, self.engine, self._maps)
                 self._turns = Turns()
-                self._cuts = Cuts(instance, self.engine, self._maps, self._turns, self._count_writers)
+                self._cuts = Cuts(instance, self.engine, self._maps, dating, self._turns, self._count_writers)
                 self._checkpoints = Checkpoints(instance, self.engine, self._cuts.look_again)
                 self._reverts = Reverts(instance, self.engine, self._view, self._turns)
                 serving.start_soon(serve, listen(instance.store.path), self._answer, self._on_left)

@@ -27,6 +27,7 @@ from cow import Cut, CutCounter, LiveEngine, Protect, SnapshotEnded
 from snapfs.cut_facts import NOTHING_FROZEN, Facts
 from snapfs.log import log_fd
 from snapfs.protocol import MapGiven
+from snapfs.servers.dating import Dating
 from snapfs.servers.free_file import FreeRuns
 from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.notes import read_facts, read_regions
@@ -39,8 +40,8 @@ _LOG = logging.getLogger(__name__)
 class Maps:
     """One cut's map after the other; `nursery` runs the computing."""
 
-    def __init__(self, instance: Instance, engine: LiveEngine, nursery: trio.Nursery) -> None:
-        self._instance, self._engine, self._nursery = instance, engine, nursery
+    def __init__(self, instance: Instance, engine: LiveEngine, dating: Dating, nursery: trio.Nursery) -> None:
+        self._instance, self._engine, self._dating, self._nursery = instance, engine, dating, nursery
         self._facts, self._state = NOTHING_FROZEN, "none"
         self._mapping: trio.CancelScope | None = None
         self._done = trio.Event()
@@ -91,7 +92,12 @@ class Maps:
             self.begin(facts)
         else:
             self._facts = NOTHING_FROZEN
+            self._nursery.start_soon(self._note_that_there_is_none)
             _LOG.info("nobody knows any more what was frozen for the snapshot, so every block counts as used")
+
+    async def _note_that_there_is_none(self) -> None:
+        with self._instance.store.cut.held() as cut:
+            await self._dating.finish(cut)
 
     def forget(self) -> None:
         """There is a new cut, of which nothing is known yet."""
@@ -132,14 +138,12 @@ class Maps:
         try:
             with scope:
                 state = "failed"
-                what_failed = await self._run_mapper(cut.path)
+                what_failed = await self._map(cut)
+                # Of a view that is not there a map will be made when it is.
+                if not what_failed or is_mounted(self._instance.places.view(SNAPSHOT)):
+                    await self._dating.finish(cut)
                 if not what_failed:
-                    await trio.to_thread.run_sync(self._take_over, cut)
-                    # What the kernel holds of free blocks was read before they were known, and is no zeros.
-                    self._instance.released.ring()
                     state = "ready"
-        except OSError as error:
-            what_failed = error.strerror or str(error)
         finally:
             # A cut that ended meanwhile, or whose view went, has no map, and its mapper was right to fail.
             if cut is self._instance.store.cut:
@@ -152,6 +156,18 @@ class Maps:
             done.set()
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(cut.let_go)
+
+    async def _map(self, cut: Cut) -> str:
+        """Why it failed, "" when it did not."""
+        try:
+            what_failed = await self._run_mapper(cut.path)
+            if not what_failed:
+                await trio.to_thread.run_sync(self._take_over, cut)
+                # What the kernel holds of free blocks was read before they were known, and is no zeros.
+                self._instance.released.ring()
+        except OSError as error:
+            return error.strerror or str(error)
+        return what_failed
 
     def _take_over(self, cut: Cut) -> None:
         free_runs = FreeRuns(cut.path, cut.free.block_count)

@@ -56,6 +56,7 @@ class SnapshotServer:
             os.fsencode(instance.view_name),
             self._store_name,
             self._on_damage,
+            instance.options.chunk_bytes,
         )
         self._watch_reads(view)
         mount_view(instance, SNAPSHOT, view, (*instance.options.fuse_options, "ro"))

@@ -15,7 +15,7 @@ from typing import Final, cast
 
 import trio
 
-from cow import CutHeader, Damaged, Header, Image, SnapshotReader, Store
+from cow import CutHeader, Damaged, Header, Image, PartTimes, SnapshotReader, Store
 from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permission, Permissions
 from snapfs.serving.served import MAX_REQUEST_BYTES, Attributes, Served
@@ -174,13 +174,26 @@ class SnapshotImage(Served):
         cut = store.cut.hold() if is_present else store.open_cut(generation, writable=False)
         self._shown[generation] = _Shown(replace(store, cut=cut), facts, self._image)
 
+    def part_times(self, generation: int) -> PartTimes:
+        """When its parts were changed, to be closed. FileNotFoundError: nobody knows, or not yet; else as for
+        `begin_reading`."""
+        self.begin_reading(generation)
+        shown = self._shown[generation]
+        return PartTimes(shown.store.cut, shown.store.geometry)
+
+    def used_bytes(self, generation: int, offset: int, length: int) -> int:
+        """How much of that is no free space, nor a hole that the image has had since; 0: it reads as zeros. As for
+        `begin_reading`."""
+        self.begin_reading(generation)
+        return self._shown[generation].reader.used_bytes(offset, length)
+
     async def read(self, fh: int, off: int, size: int) -> bytes:
         size = min(size, self.image_bytes - off)
         if size <= 0:
             return b""
         shown = self._shown.get(fh & ~UNCOUNTED)
         if shown is None:
-            raise self.failure(errno.ESTALE)
+            return await self.read_other(fh, off, size)
         self._note_reading(shown)
         try:
             view = await self._read(shown, off, size)
@@ -191,6 +204,10 @@ class SnapshotImage(Served):
             if isinstance(error, Damaged):
                 self._on_damage(shown.generation, str(error))
             raise self.failure(errno_of(error)) from error
+
+    async def read_other(self, fh: int, off: int, size: int) -> bytes:
+        """Of a handle that is of no cut."""
+        raise self.failure(errno.ESTALE)
 
     def _note_reading(self, shown: _Shown) -> None:
         if shown in self._read_lately:

@@ -2,6 +2,7 @@
 
     LIVE/disk.img, SNAP/disk.img            the present; the newest snapshot
     SNAP/.snapshots/NAME/disk.img           each snapshot that has a name
+    SNAP/.chunks/NAME/000000M ...           the same as files of some MiB; NAME or newest
 
 Rules:
 - Another user may serve the view, and says what it is called: neither a symbolic link of his nor a name leads to
@@ -26,6 +27,7 @@ from snapfs.system.asking import ask
 from snapfs.system.stores import check_view
 
 SNAPSHOTS_NAME: Final = ".snapshots"
+CHUNKS_NAME: Final = ".chunks"
 _FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 # The server itself gives up after this time.
 _SHOW_S: Final = 5.0

@@ -58,6 +58,7 @@ def test_what_a_mounted_image_prints(bench: Bench) -> None:
     newest = printed("list", bench.live)["snapshots"][-1]["id"]
     check("diff", printed("diff", bench.live, "kept", newest))
     check("backup", printed("backup", bench.live, bench.path / "kept", "--snapshot", "kept"))
+    check("join", printed("join", bench.snap / ".chunks" / "newest", bench.path / "joined"))
     check("delete", printed("delete", bench.live, "kept"))
     check("check", printed("check", bench.live))
     check("backup", printed("backup", bench.live, bench.path / "backup"))

@@ -193,11 +193,11 @@ def test_damage_is_said_of_those_that_meet_it(instance: Mounted) -> None:
 )
 def test_what_cannot_be_is_refused(instance: Mounted, words: tuple[str, ...], code: int, what: str) -> None:
     cut(instance.live, "--name", "a")
-    cut(instance.live, "--name", "newest")
+    cut(instance.live, "--name", "last")
     done = snapfs(words[0], instance.live, *words[1:])
     assert (done.returncode, done.stdout) == (code, "")
     assert what in done.stderr
-    assert names(instance) == ["a", "newest"]
+    assert names(instance) == ["a", "last"]
 
 
 def test_a_used_block_of_an_older_one_is_whole_whatever_is_free_later(ground: CutGround) -> None:
