@@ -16,6 +16,10 @@ class Changed:
     written: bitarray
     used: bitarray
 
+    def suspected(self, used: bitarray) -> bitarray:
+        """Blocks that may read otherwise than then, when these are used now: free ones are zeros."""
+        return (self.written & used) | (self.used ^ used)
+
 
 @dataclass(frozen=True)
 class Void:

@@ -57,8 +57,7 @@ class Below:
 
     def _suspected(self, changed: Changed, source: Source) -> bitarray:
         """Cells that may differ from what the chain has."""
-        blocks = (changed.written & source.used) | (changed.used ^ source.used)
-        cells = used_cells(blocks, source.block_bytes, source.size_bytes)
+        cells = used_cells(changed.suspected(source.used), source.block_bytes, source.size_bytes)
         return cells | _cells_of(self.links[-1].unread, len(cells))
 
 

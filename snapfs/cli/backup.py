@@ -17,11 +17,12 @@ from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, 
 
 if TYPE_CHECKING:
     from snapfs.commands.backup_chain import Linked
+    from snapfs.commands.backup_pool import Pooled
 
 
 @click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
 @click.argument("source", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
-@click.argument("dest", metavar="DEST|DIR/|-", type=click.Path())
+@click.argument("dest", metavar="DEST|DIR/|rbd:POOL/IMAGE|-", type=click.Path())
 @click.option(
     "--format", type=one_of(Format), default=None, help="Of DEST; raw by default. In DIR: one that stands alone."
 )
@@ -63,9 +64,12 @@ def backup_command(
 
     In a directory, DIR/, each backup is called by the time of its cut: first a full one, then increments, each a
     qcow2 that is backed by the one before. With --format each of them stands alone.
+
+    With rbd:POOL/IMAGE each is a snapshot of that image in a Ceph pool; only what has changed is sent.
     """
     from snapfs.commands.backup import backup
     from snapfs.commands.backup_chain import Linked
+    from snapfs.commands.backup_pool import Pooled
     from snapfs.destination.consent import Consent
 
     options = BackupOptions(
@@ -85,12 +89,33 @@ def backup_command(
     if isinstance(made, Linked):
         show(_linked_result(made), *_linked_lines(made), as_json=as_json, quiet=quiet)
         return ExitCode.PROBLEM if made.facts.unread else ExitCode.DONE
+    if isinstance(made, Pooled):
+        show(_pooled_result(made), *_pooled_lines(made), as_json=as_json, quiet=quiet)
+        return ExitCode.PROBLEM if made.unread else ExitCode.DONE
     manifest = made.manifest
     if not options.is_stream:
         used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
         result = {"backup": str(made.dest), "cut": manifest.facts["cut"], **sizes(manifest)}
         show(result, f"{made.dest}  {used}, {manifest.format}", as_json=as_json, quiet=quiet)
     return ExitCode.PROBLEM if manifest.unread else ExitCode.DONE
+
+
+def _pooled_result(made: Pooled) -> dict[str, Any]:
+    return {
+        "backup": f"{made.image}@{made.snapshot}",
+        "cut": made.cut,
+        "image_bytes": made.image_bytes,
+        "unread_bytes": made.unread.total_bytes,
+        "why": made.why,
+        "base": made.base,
+        "sent_bytes": made.sent_bytes,
+    }
+
+
+def _pooled_lines(made: Pooled) -> Iterator[str]:
+    yield f"{made.image}@{made.snapshot}  {format_size(made.sent_bytes)} of {format_size(made.image_bytes)} sent"
+    if made.why and made.base is not None:
+        yield f"{made.why[0].upper()}{made.why[1:]}, so everything was sent."
 
 
 def _linked_result(made: Linked) -> dict[str, Any]:

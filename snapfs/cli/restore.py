@@ -16,7 +16,7 @@ from snapfs.options import format_size
 
 
 @click.command("restore", short_help="Write a backup back to an image.")
-@click.argument("backup", metavar="BACKUP|DIR", type=click.Path(path_type=Path))
+@click.argument("backup", metavar="BACKUP|DIR|rbd:POOL/IMAGE[@SNAP]", type=click.Path(path_type=Path))
 @click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of BACKUP.json.")
 @at_option

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from snapfs.backups.reading import open_point
 from snapfs.commands.backups import chain_named, chain_to_read
+from snapfs.commands.restore_pool import restore_from_pool
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.in_place import open_in_place
@@ -29,6 +30,7 @@ from snapfs.imager.progress import Report
 from snapfs.imager.reader import BackupReader, open_backup
 from snapfs.imager.target import FileTarget
 from snapfs.options import format_size
+from snapfs.rbd.tool import SCHEME as POOL_SCHEME
 from snapfs.system.image_lock import lock_image
 
 _WAY_OUT = "restore again"
@@ -52,6 +54,9 @@ class RestoreOptions:
 
 def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manifest:
     """Write the image. SnapfsError: a new image has not got its name; of one that was there it says what is left."""
+    if str(options.backup).startswith(POOL_SCHEME):
+        _check_pool_options(options)
+        return restore_from_pool(str(options.backup), options.image, options.mode, report, consent)
     if (named := chain_named(options.backup)) is not None:
         directory, name = named
         return _restore_of_chain(directory, replace(options, at=options.at or name), report, consent)
@@ -63,6 +68,19 @@ def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manife
     with open_backup(options.backup, manifest) as reader:
         _restore(reader, place, options, report, consent)
     return manifest
+
+
+def _check_pool_options(options: RestoreOptions) -> None:
+    for is_asked, name in (
+        (options.manifest is not None, "--manifest"),
+        (options.keep_free, "--keep-free"),
+        (options.verify, "--verify"),
+        (options.check_first is not None, "--check-first"),
+        (options.rate_bytes_per_s is not None, "--rate"),
+        (options.at is not None, "--at"),
+    ):
+        if is_asked:
+            raise UsageError(f"{name} means nothing to {options.backup}; leave it out, and say which by @SNAP.")
 
 
 def _restore_of_chain(directory: Path, options: RestoreOptions, report: Report, consent: Consent) -> Manifest:

@@ -48,15 +48,19 @@ class DiffTarget:
     def write(self, view: memoryview, offset: int) -> None:
         done = 0
         for start, stop in data_runs(view):
-            self.write_zeros(offset + done, start - done)
+            self.hide(offset + done, start - done)
             for first in range(start, stop, _MAX_DATA_BYTES):
                 piece = view[first : min(first + _MAX_DATA_BYTES, stop)]
                 self._put(b"w" + _RANGE.pack(offset + first, len(piece)))
                 self._put(piece)
             done = stop
-        self.write_zeros(offset + done, len(view) - done)
+        self.hide(offset + done, len(view) - done)
 
     def write_zeros(self, offset: int, length: int) -> None:
+        """What is to be zeros is known beforehand, see `hide`; nothing is said of the rest."""
+
+    def hide(self, offset: int, length: int) -> None:
+        """Zeros, whatever the snapshot has there that the diff begins at."""
         if length and not self._is_new:
             self._put(b"z" + _RANGE.pack(offset, length))
 

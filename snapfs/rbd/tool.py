@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
-from snapfs.errors import SnapfsError, UsageError
+from snapfs.errors import BackupDamagedError, SnapfsError, UsageError
 
 SCHEME: Final = "rbd:"
 _SPEC: Final = re.compile(r"rbd:([^/@]+(?:/[^/@]+)?/[^/@]+)(?:@([^/@]+))?")
@@ -94,6 +94,11 @@ class RbdImage:
         assert process.stdout is not None
         try:
             yield process.stdout
+        except BackupDamagedError as error:
+            # What it said of its end says more.
+            if said := _end(process):
+                raise SnapfsError(f"{self}@{snapshot} cannot be read: {said}; see ceph status.") from error
+            raise
         finally:
             process.kill()
             _end(process)
@@ -123,7 +128,7 @@ def _end(process: subprocess.Popen[bytes]) -> str:
     if process.stdout is not None:
         process.stdout.close()
         process.stdout = None
-    _, said = process.communicate()
+    _, said = process.communicate() if process.stderr and not process.stderr.closed else (b"", b"")
     return _last_line(said.decode(errors="replace"), process.returncode) if process.returncode else ""
 
 
