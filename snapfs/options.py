@@ -25,6 +25,7 @@ OnOverflow = Literal["break-snapshot", "break-oldest", "break-write", "wait"]
 Durability = Literal["process", "power"]
 Cache = Literal["writeback", "writethrough"]
 Format = Literal["raw", "qcow2"]
+ChangesFormat = Literal["json", "domain", "borg", "rbd"]
 OnReadError = Literal["stop", "skip"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 

@@ -22,6 +22,7 @@ _COMMANDS = (
     "backup",
     "backups",
     "browse",
+    "changes",
     "check",
     "delete",
     "diff",

@@ -62,14 +62,20 @@ class ChainCheckpoints:
         if cut_id is None:
             return Void("the last backup is of the image while it was not mounted")
         try:
-            written = read_changes(self._path, cut_id, self._source.facts["cut"]["id"]).blocks.used
-            return Changed(written, _used_at(self._store, cut_id))
+            return read_changed(self._path, cut_id, self._source.facts["cut"]["id"])
         except UsageError:
             return Void("the last backup is of a later snapshot")
         except SnapshotLostError:
             return Void("a snapshot was lost since the last backup, and what was written since is not known")
         except SnapfsError:
             return Void("what was written since the last backup is not known")
+
+
+def read_changed(path: Path, since_id: str, until_id: str) -> Changed:
+    """What was written to the image behind `path` between two snapshots, the first of which may be a checkpoint.
+    SnapfsError: it is not known, and why."""
+    written = read_changes(path, since_id, until_id).blocks.used
+    return Changed(written, _used_at(find_store(path), since_id))
 
 
 def _used_at(store: Path, cut_id: str) -> bitarray:

@@ -57,8 +57,8 @@ def read_changes(path: Path, since: str | None = None, until: str | None = None)
     """
     store = find_store(path)
     status = read_chosen(store, None) if since is None else read_status_with(store, None)
-    first = _chosen(status, since, path)
-    last = None if until is None else _chosen(status, until, path)
+    first = chosen(status, since, path)
+    last = None if until is None else chosen(status, until, path)
     reader = open_cuts(store)
     try:
         begin = place_of(reader, first.id)
@@ -71,7 +71,8 @@ def read_changes(path: Path, since: str | None = None, until: str | None = None)
     return Changes(first, last, ImageMap(geometry.block_bytes, geometry.image_bytes, changed, []))
 
 
-def _chosen(status: dict[str, Any], name: str | None, path: Path) -> Snapshot:
+def chosen(status: dict[str, Any], name: str | None, path: Path) -> Snapshot:
+    """The snapshot, or the checkpoint, of that name or id; None: the newest."""
     found = status["snapshot"]
     if name is not None:
         for one in status.get("checkpoints", []):

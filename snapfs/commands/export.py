@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from snapfs.commands.diff import read_changes
+from snapfs.commands.changes import changes_until
 from snapfs.errors import UsageError
 from snapfs.export.address import Address, parse_address
 from snapfs.export.dirty_bitmap import qemu_nbd
@@ -61,9 +61,9 @@ def _server(options: ExportOptions, source: SnapshotSource, address: Address) ->
             with nbdkit(fd, source.size_bytes, source.used_extents(), address, options.certificates) as server:
                 yield server
         else:
-            changed = read_changes(options.path, options.since, source.facts["cut"]["id"]).extents()
+            changes = changes_until(source, options.path, options.since)
             with qemu_nbd(
-                fd, source.size_bytes, source.block_bytes, changed, address, options.certificates
+                fd, source.size_bytes, source.block_bytes, changes.extents(), address, options.certificates
             ) as server:
                 yield server
     finally:
