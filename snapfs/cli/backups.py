@@ -51,4 +51,5 @@ def _line(one: Listed) -> str:
     entry = one.entry
     verified = f"verified {entry.verified_at}" if entry.verified_at else "not verified yet"
     size = format_size(entry.file_bytes)
-    return f"{entry.taken_at}  {entry.kind:<9} {size:>10}  {one.files:>3} files  {verified:<29}  {entry.name}"
+    files = "1 file " if one.files == 1 else f"{one.files} files"
+    return f"{entry.taken_at}  {entry.kind:<9} {size:>10}  {files:>8}  {verified:<29}  {entry.name}"

@@ -32,7 +32,8 @@ def delete_command(
     quiet: bool,
     **counts: int | None,
 ) -> None:
-    """Delete the snapshots with these names, or ids, as snapfs list shows them. Or, with --keep-...,
+    """Delete the snapshots with these names, or ids, as snapfs list shows them; with the id of a checkpoint (snapfs
+    status) let go of that. Or, with --keep-...,
     all that have a name but those that one of these rules keeps.
 
     Each rule is on its own, and keeps the oldest of all too while there are fewer than its N periods. Hours and days

@@ -66,6 +66,7 @@ def _lines(status: dict[str, Any]) -> list[str]:
         ("released", format_size(snapshot["released_blocks"] * size)),
         ("changed", format_size(snapshot["changed_blocks"] * size)),
         ("side buffer", _buffer_text(status["buffer"])),
+        *(("checkpoint", _checkpoint_text(one)) for one in status.get("checkpoints", ())),
     ]
     revert = status.get("revert")
     if revert and revert["is_running"]:
@@ -83,6 +84,13 @@ def _snapshot_text(status: dict[str, Any]) -> str:
     frozen = "" if snapshot["freeze_ms"] is None else f", frozen for {snapshot['freeze_ms']:.0f} ms"
     shown_in = status["snap"] if is_newest(status) else file_of(status).path.parent
     return f"{shown_in}  {snapshot['state']}, taken {snapshot['taken_at']}{frozen}"
+
+
+def _checkpoint_text(checkpoint: dict[str, Any]) -> str:
+    """What a backup has left behind, so that the next one has less to read."""
+    void = checkpoint["void"]
+    written = f"void ({void})" if void else f"{format_size(checkpoint['changed_bytes'])} written since"
+    return f"{checkpoint['id']}, taken {checkpoint['taken_at']}, {written}"
 
 
 def _used_text(snapshot: dict[str, Any], block_bytes: int) -> str:

@@ -20,7 +20,7 @@ from snapfs.client import request
 from snapfs.commands.cuts import open_cuts
 from snapfs.commands.status import read_status
 from snapfs.errors import SnapfsError
-from snapfs.protocol import DeleteSnapshot, deadline_in
+from snapfs.protocol import DeleteSnapshot, LetGoCheckpoints, deadline_in
 from snapfs.retention import Keep, kept
 from snapfs.stamps import id_text, local_time
 from snapfs.system.discovery import find_store
@@ -65,15 +65,31 @@ def _alone_shares(reader: Store) -> Iterator[tuple[str, float]]:
 
 
 def delete(path: Path, names: Sequence[str], *, dry_run: bool = False) -> list[Fate]:
-    """Those with these names or ids are over, unless it is a `dry_run`; what becomes of each, oldest first.
+    """Those with these names or ids are over, unless it is a `dry_run`, also checkpoints, which have ids only; what
+    becomes of each, oldest first.
     SnapfsError: none is, or the sentence says which are."""
     store = find_store(path)
-    snapshots: list[dict[str, Any]] = read_status(store)["snapshots"]
-    ids = {id_of(snapshots, name, path) for name in names}
+    status = read_status(store)
+    snapshots: list[dict[str, Any]] = status["snapshots"]
+    checkpoints = {one["id"]: one for one in status["checkpoints"]} if "checkpoints" in status else {}
+    for one in snapshots:
+        checkpoints.pop(one["id"], None)
+    ids = {id_of(snapshots, name, path) for name in names if name not in checkpoints}
     fates = [_fate(one, () if one["id"] in ids else (_NOT_NAMED,)) for one in snapshots]
+    for one in [one for id_, one in checkpoints.items() if id_ in names]:
+        fates.append(Fate(one["id"], "", one["taken_at"], ()))
+        if not dry_run:
+            _let_go(store, one, status["checkpoints"])
     if not dry_run:
-        list(_deleting(store, fates))
+        list(_deleting(store, [fate for fate in fates if fate.id in ids]))
     return fates
+
+
+def _let_go(store: Path, checkpoint: dict[str, Any], checkpoints: Sequence[dict[str, Any]]) -> None:
+    """Whoever holds it holds all others that he holds."""
+    for holder in checkpoint["holders"]:
+        keep = tuple(one["id"] for one in checkpoints if holder in one["holders"] and one["id"] != checkpoint["id"])
+        request(store, LetGoCheckpoints(holder=holder, keep=keep, deadline_s=deadline_in(_DELETE_TIMEOUT_S)))
 
 
 def thin_out(path: Path, keep: Keep, pattern: str = "*", *, dry_run: bool = False) -> list[Fate]:

@@ -94,6 +94,22 @@ def test_list_does_not_show_it(instance: Mounted) -> None:
     assert held not in snapfs("list", instance.live, "--json").stdout
 
 
+def test_by_its_id_it_is_let_go_of(instance: Mounted) -> None:
+    held = hold(instance)
+    assert snapfs("snapshot", instance.live).returncode == 0
+    newer = hold(instance)
+    write(instance, 3)
+    lines = snapfs("status", instance.live).stdout.splitlines()
+    told = [
+        line.split()[1] for line in lines if line.startswith("checkpoint") and line.endswith("4 KiB written since")
+    ]
+    assert told == [f"{held},", f"{newer},"]
+    done = snapfs("delete", instance.live, held)
+    assert (done.returncode, done.stdout) == (0, f"{held}  deleted\n")
+    assert [one["id"] for one in checkpoints(instance)] == [newer]
+    assert snapfs("delete", instance.live, held).returncode == 1
+
+
 def test_it_survives_an_umount_with_a_kept_store(instance: Mounted) -> None:
     held = hold(instance)
     write(instance, 3)
