@@ -470,6 +470,23 @@ def test_what_nobody_reads_before_it_is_merged_into_a_checkpoint_is_no_damage(ch
     assert chain.rig.open().notes == []
 
 
+def test_what_nobody_reads_and_a_power_loss_took_is_no_damage(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=Durability.POWER, staging_slots=32)
+    rig.open()
+    chain = Held(rig)
+    chain.hold("")
+    chain.cut("")
+    chain.write(0, 4, 2)
+    index = rig.cut.index.file.path
+    chain.cut("b")
+    rig.compactor.tidy()
+    rig.abandon()
+    # It was not flushed; what is settled was.
+    index.write_bytes(bytes(index.stat().st_size))
+    assert rig.open(NEXT_BOOT).notes == []
+    assert verify(rig.store_path, rig.files).problems == []
+
+
 # --- what survives --------------------------------------------------------------------------------------------
 
 
