@@ -13,7 +13,7 @@ from cow.disk.bitmaps import Bitmap
 from cow.disk.blocks import Kind, Run, classify, count_lost, entry_runs
 from cow.disk.cut import Cut
 from cow.disk.layout import RECORD, SEGMENT_BYTES, SEQ_MASK, Counter, CutCounter, unpack_place
-from cow.disk.served import Served, served_before
+from cow.disk.served import Served, is_read, served_before
 from cow.disk.store import Store
 
 
@@ -45,13 +45,15 @@ def check_rules(
     """What of blocks `first` to `end` breaks a rule; of all blocks at rest, the numbers too.
 
     With the `store` whose present cut it is, entries are compared with its ring, and with what an older cut needs.
-    Where cuts are not `is_alone`, what one's readers do not need may be owed all the same.
+    Where cuts are not `is_alone`, what one's readers do not need may be owed all the same; what explains the blocks
+    of one that nobody reads may be gone.
     """
     if not cut.numbers.is_kept:
         return
     served = Served() if store is None else served_before(store.header, store.older)
-    for run in classify(cut, first, end):
-        yield from _check_run(run, store if at_rest else None)
+    if store is None or is_read(store.header, store.cuts):
+        for run in classify(cut, first, end):
+            yield from _check_run(run, store if at_rest else None)
     if not served.is_all:
         yield from _missing_for(served, cut, first, end)
     if at_rest:

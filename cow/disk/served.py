@@ -78,6 +78,14 @@ def served_before(header: Header, cuts: Sequence[Cut]) -> Served:
     return Served()
 
 
+def is_read(header: Header, cuts: Sequence[Cut]) -> bool:
+    """Whether anybody reads the last of `cuts`, which are those of the list up to it: its own readers, or those of an
+    older one. The records of a cut that is read by none may be gone before the cut is."""
+    *before, cut = cuts
+    facts = header.cut_of(cut.generation)
+    return (facts is not None and not facts.is_hidden) or not served_before(header, before).is_all
+
+
 def looked_through(header: Header, generation: int) -> list[int]:
     """The generations before that one, in order, of which `served_before` needs the cuts."""
     found: list[int] = []

@@ -56,7 +56,10 @@ class Chain:
         gone = change_cuts(store, cuts)
         self._note_hidden()
         self._tell_unread()
-        if not store.header.has_checkpoints and all(one.generation in lost for one in store.header.shown):
+        header = store.header
+        has_readers = header.has_checkpoints or any(one.generation not in lost for one in header.shown)
+        # A newest one that is shown and lost says why as long as it is there.
+        if header.cut.is_hidden and not has_readers:
             on_none()
         return gone
 

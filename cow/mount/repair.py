@@ -45,6 +45,7 @@ from cow.disk.numbers import Control, CutNumbers, Page
 from cow.disk.plain import check_directory, is_plain
 from cow.disk.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments
 from cow.disk.segment_files import first_unused
+from cow.disk.served import is_read
 from cow.disk.store import Store, expected_files
 from cow.errors import CowError
 from cow.mount.rebuild import (
@@ -136,7 +137,7 @@ def repair(store: Store, end: End, seal: Seal | None, replaced: set[str]) -> lis
         for number in (CutCounter.LOST_BLOCKS, CutCounter.EXCUSED_BLOCKS, CutCounter.SPOILT_BLOCKS):
             numbers[number] = 0
     lost_blocks = numbers.lost_blocks
-    if lost_blocks and not numbers[CutCounter.UNREADABLE]:
+    if lost_blocks and not numbers[CutCounter.UNREADABLE] and is_read(store.header, store.cuts):
         notes.append(f"blocks of the snapshot that are lost and read as errors: {lost_blocks}")
     recount(store, records=end is End.POWER_LOST)
     if end is End.KILLED and store.header.durability is Durability.POWER:

@@ -12,9 +12,11 @@ from test_chain import Chain
 
 from cow.disk.checkpoints import Checkpoint, changed_in, checkpoints_of, why_void
 from cow.disk.layout import Counter, CutCounter, Durability, State
+from cow.disk.segment_files import present_segments
 from cow.disk.served import Preserved, count_preserved, served_before
 from cow.errors import SnapshotEnded, SnapshotLost
 from cow.live.overflow import OverflowPolicy
+from cow.mount.check import verify
 from cow.mount.recovery import Outcome
 
 BLOCK_BYTES = 512
@@ -452,6 +454,37 @@ def test_when_the_oldest_gives_way_a_later_checkpoint_stays(make_rig: MakeRig) -
     states = {cut.generation: cut.numbers.state for cut in rig.store.cuts} if rig.store else {}
     assert states == {held - 1: State.OVERFLOWED, held: State.ACTIVE, held + 1: State.ACTIVE}
     assert chain.changed(held) == blocks((20, 4))
+
+
+def test_what_nobody_reads_before_it_is_merged_into_a_checkpoint_is_no_damage(chain: Held) -> None:
+    """Its records go first."""
+    chain.hold("")
+    chain.cut("")
+    chain.write(0, 4, 2)
+    chain.rig.compactor.drain()
+    chain.cut("b")
+    chain.rig.compactor.tidy()
+    assert present_segments(chain.rig.store_path / "segments") == []
+    assert verify(chain.rig.store_path, chain.rig.files).problems == []
+    chain.rig.abandon()
+    assert chain.rig.open().notes == []
+
+
+def test_what_nobody_reads_and_a_power_loss_took_is_no_damage(make_rig: MakeRig) -> None:
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=Durability.POWER, staging_slots=32)
+    rig.open()
+    chain = Held(rig)
+    chain.hold("")
+    chain.cut("")
+    chain.write(0, 4, 2)
+    index = rig.cut.index.file.path
+    chain.cut("b")
+    rig.compactor.tidy()
+    rig.abandon()
+    # It was not flushed; what is settled was.
+    index.write_bytes(bytes(index.stat().st_size))
+    assert rig.open(NEXT_BOOT).notes == []
+    assert verify(rig.store_path, rig.files).problems == []
 
 
 # --- what survives --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from engine_rig import NEXT_BOOT, Rig, pattern
 from cow.compact.records import Encoder, RecordWriter
 from cow.disk.direct import DirectWriter
 from cow.disk.layout import CutCounter, Durability, State
-from cow.errors import SnapshotEnded
+from cow.errors import SnapshotEnded, SnapshotLost
 from cow.mount.recovery import Outcome
 
 BLOCK_BYTES = 512
@@ -75,6 +75,19 @@ def test_a_cut_after_none_is_of_its_own_instant(rig: Rig) -> None:
     assert rig.snapshot() == expected
     assert rig.store is not None
     assert len(rig.store.header.cuts) == 1
+
+
+def test_a_lost_one_stays_what_it_is_when_an_older_one_is_deleted(rig: Rig) -> None:
+    rig.open()
+    rig.make_cut("older")
+    older = rig.cut.generation
+    rig.make_cut("newest")
+    rig.engine.room.set_limit(BLOCK_BYTES)
+    rig.write(0, pattern(8 * BLOCK_BYTES, 2))
+    delete(rig, older)
+    assert rig.numbers.state is State.OVERFLOWED
+    with pytest.raises(SnapshotLost, match="overflowed"):
+        rig.snapshot()
 
 
 def test_deleting_it_twice_says_that_it_is_over(rig: Rig) -> None:
