@@ -166,8 +166,9 @@ class Pruner:
             for extent in extents_of(held.data, size_bytes)
         )
         path = names.table(above.merges + 1)
-        with write_errors(str(path), _WAY_OUT), _new_file(path) as table_fd:
-            Access.of(names.facts).give_to(table_fd)
+        access = Access.of(names.facts)
+        with write_errors(str(path), _WAY_OUT), _new_file(path, access) as table_fd:
+            access.give_to(table_fd)
             hashes = write_table(table_fd, size_bytes, held.data, held.zeros, digests)
         return replace(
             above,
@@ -254,9 +255,9 @@ def _all_facts(chain: Chain) -> dict[str, Facts]:
 
 
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[int]:
+def _new_file(path: Path, access: Access) -> Iterator[int]:
     """In the place of what an interrupted one has left."""
-    left = open_left(path, {os.geteuid()})
+    left = open_left(path, {os.geteuid(), access.uid})
     if left is not None:
         os.unlink(path)
         os.close(left)
