@@ -286,7 +286,7 @@ def _access_of(path: Path) -> Access:
 def write_text(path: Path, text: str, access: Access) -> None:
     """Durably, in one step."""
     partial = partial_path(path)
-    left = open_left(partial, {os.geteuid()})
+    left = open_left(partial, {os.geteuid(), access.uid})
     if left is not None:
         os.unlink(partial)
         os.close(left)

@@ -40,11 +40,12 @@ def settle(directory: Path) -> list[Names]:
 
 def remove(names: Names) -> None:
     """All of an unfinished one; what shows that it is ours last."""
+    owners = _owners(names)
     with write_errors(str(names.qcow2), "try again"):
         for path in names.unfinished:
             if path == names.digests:
                 sync_directory(names.directory)
-            left = open_left(path, {os.geteuid()})
+            left = open_left(path, owners)
             if left is not None:
                 os.unlink(path)
                 os.close(left)
@@ -72,10 +73,21 @@ def is_written(names: Names) -> bool:
     return all(path.exists() or partial_path(path).exists() for path in names.finished)
 
 
+def _owners(names: Names) -> set[int | None]:
+    """To whom its files may belong: ourselves, and who owns the image, by a journal of our own."""
+    owners: set[int | None] = {os.geteuid()}
+    with contextlib.suppress(OSError, SnapfsError):
+        if os.lstat(names.journal).st_uid == os.geteuid():
+            owner = what_is_left(names).get("owner")
+            owners |= {owner} if isinstance(owner, int) else set()
+    return owners
+
+
 def _give_names(names: Names) -> None:
+    owners = _owners(names)
     for path in names.finished:
         partial = partial_path(path)
-        left = open_left(partial, {os.geteuid()})
+        left = open_left(partial, owners)
         if left is not None:
             try:
                 _rename(partial, path)

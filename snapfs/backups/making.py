@@ -233,7 +233,7 @@ class Maker:
             if self._wish.resumes:
                 journal = Journal.resume(path, facts)
             else:
-                more = {"why": self._below.why, "taken_at": taken_at}
+                more = {"why": self._below.why, "taken_at": taken_at, "owner": self._access.uid}
                 journal = Journal.create(path, {**facts, **more}, self._below.extents(self._source))
         try:
             yield Plan(list(journal.extents), self._still_done(journal, digests)), journal

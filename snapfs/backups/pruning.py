@@ -27,7 +27,7 @@ from snapfs.backups.chain import Chain, Entry, write_text
 from snapfs.backups.facts import Facts, read_facts
 from snapfs.backups.layout import names_with_facts
 from snapfs.backups.overlay import Overlay
-from snapfs.backups.reading import backing_of, open_alone, open_table
+from snapfs.backups.reading import backing_of, open_alone, open_link, open_table
 from snapfs.backups.table import Table, write_table
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.unfinished import open_left, sync_directory
@@ -35,7 +35,7 @@ from snapfs.destination.write_errors import write_errors
 from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.extents import CELL_BYTES, extents_of
 from snapfs.imager.progress import Report
-from snapfs.imager.qcow2 import Qcow2Target
+from snapfs.imager.qcow2 import Link, Qcow2Target, check_structure
 from snapfs.imager.qcow2_map import held_by
 from snapfs.imager.reader import BackupReader
 
@@ -51,18 +51,34 @@ class Pruner:
         self._all = _all_facts(chain)
 
     def prune(self, going: Container[str]) -> None:
-        """Those of these names go, and what an interrupted one has left. BackupDamagedError: one that stays, or is
-        needed by it, is damaged; nothing has changed."""
+        """Those of these names go, after what an interrupted one has left. BackupDamagedError: one that stays, or is
+        needed by it, is damaged; nothing else has changed."""
+        self._tidy_up()
+        # In the file of one that was going already there may be half of the one above it, which must not go before.
+        self._let_go(())
+        self._let_go(going)
+
+    def _tidy_up(self) -> None:
+        """What is left of merges that have come to their end: facts that say it twice, and of those that went."""
         for facts in list(self._all.values()):
             if facts.merged is not None and facts.base is not None and not self._file_of(facts.base.name).exists():
                 self._settle(facts.name)
         for facts in self._all.values():
             self._remove_tables_of_before(facts)
+        while tops := self._all_going() - {facts.base.name for facts in self._all.values() if facts.base is not None}:
+            for name in sorted(tops):
+                self._remove(name)
+
+    def _all_going(self) -> set[str]:
+        return {facts.name for facts in self._all.values() if facts.is_going}
+
+    def _let_go(self, going: Container[str]) -> None:
         self._check_merged(going)
         for facts in list(self._all.values()):
             if facts.name in going and not facts.is_going:
                 self._write(replace(facts, is_going=True))
-        self._chain.entries = [one for one in self._chain.entries if not self._all[one.name].is_going]
+        stay = self._all.keys() - self._all_going()
+        self._chain.entries = [one for one in self._chain.entries if one.name in stay]
         self._chain.save()
         for name in [facts.name for facts in reversed(self._all.values()) if not self._is_needed(facts, ())]:
             self._remove(name)
@@ -74,12 +90,16 @@ class Pruner:
             self._remove(name)
 
     def _check_merged(self, going: Container[str]) -> None:
-        """What will be merged into others has to be what was written to it: those might be the last good ones."""
+        """What will be merged into others has to be what was written to it: those might be the last good ones. And
+        what it is written into has to know what is free in it, and to be nobody else's."""
         for facts in self._all.values():
             base = None if facts.base is None else self._all.get(facts.base.name)
             if base is not None and (base.name in going or base.is_going) and self._is_needed(facts, going):
                 with _alone(self._chain, facts) as (reader, _):
                     reader.verify(self._report)
+                with open_link(self._file_of(base.name), base) as link:
+                    check_structure(link)
+                    _check_has_one_name(link)
 
     def _is_needed(self, facts: Facts, going: Container[str]) -> bool:
         """Whether it stays, or something that stays stands on it."""
@@ -146,8 +166,9 @@ class Pruner:
             for extent in extents_of(held.data, size_bytes)
         )
         path = names.table(above.merges + 1)
-        with write_errors(str(path), _WAY_OUT), _new_file(path) as table_fd:
-            Access.of(names.facts).give_to(table_fd)
+        access = Access.of(names.facts)
+        with write_errors(str(path), _WAY_OUT), _new_file(path, access) as table_fd:
+            access.give_to(table_fd)
             hashes = write_table(table_fd, size_bytes, held.data, held.zeros, digests)
         return replace(
             above,
@@ -160,6 +181,8 @@ class Pruner:
             maps_blake3=hashes[0],
             table_blake3=hashes[1],
             merges=above.merges + 1,
+            # Of an interrupted one.
+            merged=None,
         )
 
     def _settle(self, name: str) -> None:
@@ -200,13 +223,23 @@ class Pruner:
         self._all[facts.name] = facts
 
 
+def _check_has_one_name(link: Link) -> None:
+    if os.fstat(link.fd).st_nlink != 1:
+        raise SnapfsError(
+            f"{link.path} has another name as well, and would change under that, too; put a copy of its own in its "
+            "place, or remove the other name.",
+            path=link.path,
+        )
+
+
 def _all_facts(chain: Chain) -> dict[str, Facts]:
     """Of all backups of the chain, also those that are going, each before those that stand on it."""
     listed = [entry.name for entry in chain.entries]
     found = {name: read_facts(chain.names(name).facts, name) for name in listed}
     for names in names_with_facts(chain.directory):
         if names.name not in found:
-            with contextlib.suppress(BackupDamagedError):
+            # What is not a backup of ours is somebody else's file.
+            with contextlib.suppress(SnapfsError):
                 facts = read_facts(names.facts, names.name)
                 if facts.chain == chain.id:
                     found[facts.name] = facts
@@ -222,9 +255,9 @@ def _all_facts(chain: Chain) -> dict[str, Facts]:
 
 
 @contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[int]:
+def _new_file(path: Path, access: Access) -> Iterator[int]:
     """In the place of what an interrupted one has left."""
-    left = open_left(path, {os.geteuid()})
+    left = open_left(path, {os.geteuid(), access.uid})
     if left is not None:
         os.unlink(path)
         os.close(left)

@@ -148,15 +148,15 @@ class Qcow2Target:
         self._link = Link(fd, path, backing)
         # What compresses takes whole clusters only, so the image is made a little too long, and cut at the end.
         self._size_bytes = _rounded(size_bytes, _SECTOR_BYTES)
-        open_bytes = _rounded(size_bytes, CELL_BYTES) if compress else self._size_bytes
+        self._open_bytes = _rounded(size_bytes, CELL_BYTES) if compress else self._size_bytes
         self._cuts_end = False
-        self._is_too_long = open_bytes != self._size_bytes
+        self._is_too_long = self._open_bytes != self._size_bytes
         if keep:
             self._link.check()
-            _run_qemu_img(self._link, "resize", "-q", _alone(self._link), str(open_bytes))
+            _run_qemu_img(self._link, "resize", "-q", _alone(self._link), str(self._open_bytes))
         else:
             below = [] if self._link.named is None else ["-u", "-b", self._link.named, "-F", "qcow2"]
-            _run_qemu_img(self._link, "create", "-q", "-f", "qcow2", *below, str(path_of(fd)), str(open_bytes))
+            _run_qemu_img(self._link, "create", "-q", "-f", "qcow2", *below, str(path_of(fd)), str(self._open_bytes))
         self._export = Export(self._link, compress=compress)
         self._client = self._export.client
         # A compressed cluster cannot take the place of one that an interrupted run has written.
@@ -174,9 +174,9 @@ class Qcow2Target:
         """A new qcow2 is zeros already."""
 
     def hide(self, offset: int, length: int) -> None:
-        """Zeros in this file, whatever is below it; in whole clusters, or up to the end."""
+        """Zeros in this file, whatever is below it, in whole clusters: a part of one would be read and written."""
         with self._errors():
-            self._client.write_zeroes(offset, min(_rounded(length, _SECTOR_BYTES), self._size_bytes - offset))
+            self._client.write_zeroes(offset, min(_rounded(length, CELL_BYTES), self._open_bytes - offset))
 
     def sync(self) -> None:
         with self._errors():

@@ -10,8 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from imager_rig import overwrite, running
-from nightly_rig import MIB, Nights, snapfs
+from nightly_rig import MIB, Nights, run, snapfs
 
 from tests.cli.command_line import small_filesystem
 
@@ -50,6 +51,26 @@ def test_killed_at_every_step_there_is_one_link_more_or_none(nights: Nights) -> 
     assert not was_killed
     assert set(counts) == {1, 2}
     assert counts == sorted(counts)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to others")
+def test_killed_at_every_step_what_root_made_of_the_image_of_another_is_no_obstacle(nights: Nights) -> None:
+    os.chown(nights.image, 12345, 12345)
+    nights.back_up()
+    image = nights.change(3)
+    kept = nights.path / "kept"
+    run("cp", "-a", nights.backups, kept)
+    for step in range(MOST):
+        shutil.rmtree(nights.backups)
+        run("cp", "-a", kept, nights.backups)
+        was_killed = killed_at(step, nights)
+        nights.back_up()
+        assert nights.debris() == set(), step
+        assert {path.stat().st_uid for path in nights.backups.iterdir()} == {12345}
+        if not was_killed:
+            break
+    assert not was_killed
+    assert nights.restored() == image
 
 
 def test_what_only_lacks_its_names_gets_them_from_the_next_backup(nights: Nights) -> None:

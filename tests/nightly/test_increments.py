@@ -57,6 +57,16 @@ def test_what_became_zeros_is_hidden(nights: Nights, hole: bool) -> None:
     assert nights.restored() == nights.image.read_bytes()
 
 
+def test_zeros_in_the_last_cell_are_hidden_in_a_compressed_one(nights: Nights) -> None:
+    nights.back_up()
+    with nights.image.open("r+b") as file:
+        file.seek(64 * CELL)
+        file.write(bytes(700))
+    nights.back_up("--compress")
+    assert (nights.facts(1)["data_cells"], nights.facts(1)["zero_cells"]) == (0, 1)
+    assert nights.restored() == nights.image.read_bytes()
+
+
 def test_compressed_ones_are_as_good(nights: Nights) -> None:
     nights.image.write_bytes(os.urandom(1000) * 5000)
     nights.back_up("--compress", "--verify")

@@ -194,6 +194,117 @@ def test_without_the_list_those_that_go_are_no_backups(nights: Nights) -> None:
     check(nights, images[-1:])
 
 
+# Killed when the one above is in its file, and nothing says so yet.
+HALF_MERGED = """
+import os, signal, sys
+from snapfs.imager.qcow2 import Qcow2Target
+sync = Qcow2Target.sync
+def dying(self):
+    sync(self)
+    os.kill(os.getpid(), signal.SIGKILL)
+Qcow2Target.sync = dying
+"""
+
+
+def test_what_is_half_merged_is_finished_before_more_goes(nights: Nights) -> None:
+    images = several(nights)
+    second = nights.listed()[1]["name"]
+    command = [sys.executable, "-c", HALF_MERGED + PRUNE, str(nights.backups), second]
+    assert subprocess.run(command, cwd=ROOT, timeout=120, check=False).returncode == -signal.SIGKILL
+    prune(nights, "--keep-last", "2")
+    check(nights, images[2:])
+    assert nights.debris() == set()
+
+
+def test_killed_between_two_merges_what_stays_goes_on_going(nights: Nights) -> None:
+    then, kept = nights.path / "then.img", nights.path / "kept"
+    if os.geteuid() == 0:
+        # Root's copies are their owner's, also what is left of them.
+        os.chown(nights.image, 12345, 12345)
+    then.write_bytes(several(nights)[-1])
+    snapfs("verify", nights.backups).ok()
+    entries = [entry.name for entry in chain_of(nights).entries]
+    run("cp", "-a", nights.backups, kept)
+    for step in range(MOST):
+        shutil.rmtree(nights.backups)
+        run("cp", "-a", kept, nights.backups)
+        # The full one stays, so those that are merged are increments of it.
+        code = killed_before(step, nights, entries[1:3])
+        Pruner(chain_of(nights), silent).prune(entries[:3])
+        assert prove(chain_of(nights), entries[3:], silent).good == entries[3:], step
+        assert len(list(nights.backups.iterdir())) == 4, step
+        assert nights.facts(0)["merged"] is None
+        if code == 0:
+            break
+    assert code == 0
+    assert nights.restored() == then.read_bytes()
+
+
+def killed_before(step: int, nights: Nights, going: list[str]) -> int:
+    """The code of a prune of these that is killed before this step."""
+    command = [sys.executable, "-c", DYING_PRUNE + PRUNE, str(nights.backups), *going]
+    steps = {**os.environ, "STEPS": str(step)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False, env=steps)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode
+
+
+# As `dying_backup.py`, and names that nothing else gives are its steps.
+DYING_PRUNE = """
+import os, signal
+left = int(os.environ["STEPS"])
+def dying(step):
+    def taken(*words, **keywords):
+        global left
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        left -= 1
+        return step(*words, **keywords)
+    return taken
+for name in ("rename", "unlink", "fchmod"):
+    setattr(os, name, dying(getattr(os, name)))
+"""
+
+
+def test_what_would_be_written_over_is_looked_at_before(nights: Nights) -> None:
+    """Clusters that a file takes for free are where the next one is written to."""
+    several(nights, 2)
+    snapfs("verify", nights.backups).ok()
+    file = nights.file(0, ".qcow2")
+    with file.open("r+b") as opened:
+        table = int.from_bytes(os.pread(opened.fileno(), 8, 48), "big")
+        block = int.from_bytes(os.pread(opened.fileno(), 8, table), "big")
+        os.pwrite(opened.fileno(), bytes(60), block + 2 * 10)
+    before = {path.name: path.read_bytes() for path in nights.backups.iterdir()}
+    snapfs("prune", nights.backups, "--keep-last", "1").refuses(3, "is damaged")
+    assert {path.name: path.read_bytes() for path in nights.backups.iterdir()} == before
+
+
+def test_what_has_another_name_is_not_written_to(nights: Nights) -> None:
+    several(nights, 2)
+    copy = nights.path / "copy"
+    shutil.copytree(nights.backups, copy, copy_function=os.link)
+    snapfs("prune", nights.backups, "--keep-last", "1").refuses(1, "has another name as well")
+    snapfs("verify", copy, "--all").ok()
+    shutil.rmtree(copy)
+    prune(nights, "--keep-last", "1")
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
+def test_what_others_call_json_is_theirs(nights: Nights, kind: str) -> None:
+    images = several(nights, 2)
+    other = nights.backups / "other.json"
+    if kind == "link":
+        other.symlink_to(nights.image)
+    elif kind == "directory":
+        other.mkdir()
+    else:
+        os.mkfifo(other)
+    prune(nights, "--keep-last", "1")
+    assert nights.debris() == {other.name}
+    check(nights, images[1:])
+
+
 def test_something_has_to_stay(nights: Nights) -> None:
     snapfs("prune", nights.backups, "--keep-last", "1").refuses(2, "There is no backup")
     nights.back_up()
