@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from snapfs.commands.backup_chain import Linked, backup_into_chain
+from snapfs.commands.backup_repository import Kept, backup_into_repository
 from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
 from snapfs.destination.directory import free_name, left_name, names
@@ -34,6 +35,7 @@ from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source, open_source
 from snapfs.imager.target import FileTarget, StreamTarget, Target
 from snapfs.options import BackupOptions
+from snapfs.restic.tool import SCHEME as REPOSITORY_SCHEME
 from snapfs.stamps import utc_now
 from snapfs.system.mounts import canonical_path
 
@@ -48,8 +50,10 @@ class Made:
     manifest: Manifest
 
 
-def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | Linked:
+def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | Linked | Kept:
     """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed."""
+    if options.address.startswith(REPOSITORY_SCHEME):
+        return backup_into_repository(options, report, consent)
     is_directory = _is_directory(options)
     if is_directory and options.format is None:
         _check_cut(options)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from snapfs.backups.reading import open_point
 from snapfs.commands.backups import chain_named, chain_to_read
+from snapfs.commands.restore_repository import restore_from_repository
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.in_place import open_in_place
@@ -29,6 +30,8 @@ from snapfs.imager.progress import Report
 from snapfs.imager.reader import BackupReader, open_backup
 from snapfs.imager.target import FileTarget
 from snapfs.options import format_size
+from snapfs.restic.tool import SCHEME as REPOSITORY_SCHEME
+from snapfs.restic.tool import parse_spec
 from snapfs.system.image_lock import lock_image
 
 _WAY_OUT = "restore again"
@@ -40,6 +43,8 @@ class RestoreOptions:
 
     backup: Path
     image: Path
+    # BACKUP as it was written: a path has lost what is doubled in an address.
+    address: str = ""
     manifest: Path | None = None
     keep_free: bool = False
     verify: bool = False
@@ -52,6 +57,9 @@ class RestoreOptions:
 
 def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manifest:
     """Write the image. SnapfsError: a new image has not got its name; of one that was there it says what is left."""
+    if options.address.startswith(REPOSITORY_SCHEME):
+        _check_repository_options(options)
+        return restore_from_repository(options.address, options.image, options.mode, report, consent)
     if (named := chain_named(options.backup)) is not None:
         directory, name = named
         return _restore_of_chain(directory, replace(options, at=options.at or name), report, consent)
@@ -63,6 +71,20 @@ def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manife
     with open_backup(options.backup, manifest) as reader:
         _restore(reader, place, options, report, consent)
     return manifest
+
+
+def _check_repository_options(options: RestoreOptions) -> None:
+    repository, _ = parse_spec(options.address)
+    for is_asked, name in (
+        (options.manifest is not None, "--manifest"),
+        (options.keep_free, "--keep-free"),
+        (options.verify, "--verify"),
+        (options.check_first is not None, "--check-first"),
+        (options.rate_bytes_per_s is not None, "--rate"),
+        (options.at is not None, "--at"),
+    ):
+        if is_asked:
+            raise UsageError(f"{name} means nothing to {repository}; leave it out, and say which backup by @ID.")
 
 
 def _restore_of_chain(directory: Path, options: RestoreOptions, report: Report, consent: Consent) -> Manifest:
