@@ -181,6 +181,8 @@ class BackupOptions:
 
     source: Path
     dest: Path
+    # DEST as it was written: a path has lost what is doubled in an address.
+    address: str = ""
     in_directory: bool = False
     # None: raw, and in a directory the next backup of a chain.
     format: Format | None = None

@@ -18,11 +18,12 @@ from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, 
 if TYPE_CHECKING:
     from snapfs.commands.backup_chain import Linked
     from snapfs.commands.backup_pool import Pooled
+    from snapfs.commands.backup_repository import Kept
 
 
 @click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
 @click.argument("source", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
-@click.argument("dest", metavar="DEST|DIR/|rbd:POOL/IMAGE|-", type=click.Path())
+@click.argument("dest", metavar="DEST|DIR/|rbd:POOL/IMAGE|restic:REPOSITORY|-", type=click.Path())
 @click.option(
     "--format", type=one_of(Format), default=None, help="Of DEST; raw by default. In DIR: one that stands alone."
 )
@@ -66,14 +67,19 @@ def backup_command(
     qcow2 that is backed by the one before. With --format each of them stands alone.
 
     With rbd:POOL/IMAGE each is a snapshot of that image in a Ceph pool; only what has changed is sent.
+
+    Into restic:REPOSITORY (what restic takes as -r; restic: alone for RESTIC_REPOSITORY) restic copies what has
+    changed; its password and the like come from RESTIC_PASSWORD and its other variables.
     """
     from snapfs.commands.backup import backup
     from snapfs.commands.backup_chain import Linked
     from snapfs.commands.backup_pool import Pooled
+    from snapfs.commands.backup_repository import Kept
     from snapfs.destination.consent import Consent
 
     options = BackupOptions(
         dest=Path(dest),
+        address=dest,
         in_directory=dest.endswith("/"),
         cut=SnapshotOptions() if cut else None,
         rate_bytes_per_s=rate,
@@ -92,6 +98,9 @@ def backup_command(
     if isinstance(made, Pooled):
         show(_pooled_result(made), *_pooled_lines(made), as_json=as_json, quiet=quiet)
         return ExitCode.PROBLEM if made.unread else ExitCode.DONE
+    if isinstance(made, Kept):
+        show(_kept_result(made), _kept_line(made), as_json=as_json, quiet=quiet)
+        return ExitCode.DONE
     manifest = made.manifest
     if not options.is_stream:
         used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
@@ -116,6 +125,29 @@ def _pooled_lines(made: Pooled) -> Iterator[str]:
     yield f"{made.image}@{made.snapshot}  {format_size(made.sent_bytes)} of {format_size(made.image_bytes)} sent"
     if made.why and made.base is not None:
         yield f"{made.why[0].upper()}{made.why[1:]}, so everything was sent."
+
+
+def _kept_result(made: Kept) -> dict[str, Any]:
+    summary = made.summary
+    return {
+        "backup": made.name,
+        "cut": made.cut,
+        "format": "restic",
+        "image_bytes": made.image_bytes,
+        "data_bytes": made.used_bytes,
+        "unread_bytes": 0,
+        "files_new": summary.files_new,
+        "files_changed": summary.files_changed,
+        "files_unmodified": summary.files_unmodified,
+        "added_bytes": summary.added_bytes,
+    }
+
+
+def _kept_line(made: Kept) -> str:
+    summary = made.summary
+    read = summary.files_new + summary.files_changed
+    count = read + summary.files_unmodified
+    return f"{made.name}  {format_size(summary.added_bytes)} added, {read} of {count} files read"
 
 
 def _linked_result(made: Linked) -> dict[str, Any]:

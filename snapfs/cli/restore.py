@@ -16,7 +16,7 @@ from snapfs.options import format_size
 
 
 @click.command("restore", short_help="Write a backup back to an image.")
-@click.argument("backup", metavar="BACKUP|DIR|rbd:POOL/IMAGE[@SNAP]", type=click.Path(path_type=Path))
+@click.argument("backup", metavar="BACKUP|DIR|rbd:POOL/IMAGE[@SNAP]|restic:REPOSITORY[@ID]", type=click.Path())
 @click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
 @click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of BACKUP.json.")
 @at_option
@@ -32,22 +32,30 @@ from snapfs.options import format_size
 @mode_option
 @progress_options
 @output_options
-def restore_command(force: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any) -> int:
+def restore_command(
+    backup: str, force: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any
+) -> int:
     """Write BACKUP to IMAGE, a new file, or one of the same size, or a block device that is large enough.
 
     What is free becomes holes. All data are compared with the hashes of the backup. Of a directory of backups it
     is the newest, or that of --at.
+
+    Of a repository of restic it is the newest backup that snapfs made into it, or the snapshot ID.
     """
     from snapfs.commands.restore import RestoreOptions, restore
     from snapfs.destination.consent import Consent
     from snapfs.imager.manifest import describe_unread
 
-    options = RestoreOptions(rate_bytes_per_s=rate, **facts)
+    options = RestoreOptions(Path(backup), address=backup, rate_bytes_per_s=rate, **facts)
     end_as_interrupted()
     with shown_progress(progress, quiet) as report:
         manifest = restore(options, report, Consent(force, ask, note, quiet))
     used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
-    result = {"backup": str(options.backup), "image": str(options.image), **sizes(manifest)}
+    result = {
+        "backup": manifest.facts.get("backup", str(options.backup)),
+        "image": str(options.image),
+        **sizes(manifest),
+    }
     show(result, f"{options.image}  {used} restored", as_json=as_json, quiet=quiet)
     if not manifest.unread:
         return ExitCode.DONE

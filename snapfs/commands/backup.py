@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from snapfs.commands.backup_chain import Linked, backup_into_chain
 from snapfs.commands.backup_pool import Pooled, backup_into_pool
+from snapfs.commands.backup_repository import Kept, backup_into_repository
 from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
 from snapfs.destination.directory import free_name, left_name, names
@@ -36,6 +37,7 @@ from snapfs.imager.source import Source, open_source
 from snapfs.imager.target import FileTarget, StreamTarget, Target
 from snapfs.options import BackupOptions
 from snapfs.rbd.tool import SCHEME as POOL_SCHEME
+from snapfs.restic.tool import SCHEME as REPOSITORY_SCHEME
 from snapfs.stamps import utc_now
 from snapfs.system.mounts import canonical_path
 
@@ -50,10 +52,12 @@ class Made:
     manifest: Manifest
 
 
-def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | Linked | Pooled:
+def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | Linked | Pooled | Kept:
     """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed."""
-    if str(options.dest).startswith(POOL_SCHEME):
+    if options.address.startswith(POOL_SCHEME):
         return backup_into_pool(options, report, consent)
+    if options.address.startswith(REPOSITORY_SCHEME):
+        return backup_into_repository(options, report, consent)
     is_directory = _is_directory(options)
     if is_directory and options.format is None:
         _check_cut(options)

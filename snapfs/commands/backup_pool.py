@@ -62,7 +62,7 @@ class _Last:
 
 def backup_into_pool(options: BackupOptions, report: Report, consent: Consent) -> Pooled:
     """Make one more backup. SnapfsError: the image has the snapshots that it had."""
-    image, named = parse_spec(str(options.dest))
+    image, named = parse_spec(options.address)
     if named is not None:
         raise UsageError(f"A backup has a name by its time; leave out @{named}.")
     _check_options(options, image)

@@ -17,6 +17,7 @@ from pathlib import Path
 from snapfs.backups.reading import open_point
 from snapfs.commands.backups import chain_named, chain_to_read
 from snapfs.commands.restore_pool import restore_from_pool
+from snapfs.commands.restore_repository import restore_from_repository
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.in_place import open_in_place
@@ -31,6 +32,8 @@ from snapfs.imager.reader import BackupReader, open_backup
 from snapfs.imager.target import FileTarget
 from snapfs.options import format_size
 from snapfs.rbd.tool import SCHEME as POOL_SCHEME
+from snapfs.restic.tool import SCHEME as REPOSITORY_SCHEME
+from snapfs.restic.tool import parse_spec
 from snapfs.system.image_lock import lock_image
 
 _WAY_OUT = "restore again"
@@ -42,6 +45,8 @@ class RestoreOptions:
 
     backup: Path
     image: Path
+    # BACKUP as it was written: a path has lost what is doubled in an address.
+    address: str = ""
     manifest: Path | None = None
     keep_free: bool = False
     verify: bool = False
@@ -54,9 +59,12 @@ class RestoreOptions:
 
 def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manifest:
     """Write the image. SnapfsError: a new image has not got its name; of one that was there it says what is left."""
-    if str(options.backup).startswith(POOL_SCHEME):
-        _check_pool_options(options)
-        return restore_from_pool(str(options.backup), options.image, options.mode, report, consent)
+    if options.address.startswith(POOL_SCHEME):
+        _check_options_of_others(options, options.address, "by @SNAP")
+        return restore_from_pool(options.address, options.image, options.mode, report, consent)
+    if options.address.startswith(REPOSITORY_SCHEME):
+        _check_options_of_others(options, parse_spec(options.address)[0], "backup by @ID")
+        return restore_from_repository(options.address, options.image, options.mode, report, consent)
     if (named := chain_named(options.backup)) is not None:
         directory, name = named
         return _restore_of_chain(directory, replace(options, at=options.at or name), report, consent)
@@ -70,7 +78,7 @@ def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manife
     return manifest
 
 
-def _check_pool_options(options: RestoreOptions) -> None:
+def _check_options_of_others(options: RestoreOptions, what: object, which: str) -> None:
     for is_asked, name in (
         (options.manifest is not None, "--manifest"),
         (options.keep_free, "--keep-free"),
@@ -80,7 +88,7 @@ def _check_pool_options(options: RestoreOptions) -> None:
         (options.at is not None, "--at"),
     ):
         if is_asked:
-            raise UsageError(f"{name} means nothing to {options.backup}; leave it out, and say which by @SNAP.")
+            raise UsageError(f"{name} means nothing to {what}; leave it out, and say which {which}.")
 
 
 def _restore_of_chain(directory: Path, options: RestoreOptions, report: Report, consent: Consent) -> Manifest:
