@@ -62,8 +62,10 @@ class ChainCheckpoints:
         if cut_id is None:
             return Void("the last backup is of the image while it was not mounted")
         try:
-            written = read_changes(self._path, cut_id, self._source.facts["cut"]["id"]).blocks.used
-            return Changed(written, _used_at(self._store, cut_id))
+            used = self._used_at(self._store, cut_id)
+            if used is None:
+                return Void("the snapshot of the last backup is not held any more")
+            return Changed(read_changes(self._path, cut_id, self._source.facts["cut"]["id"]).blocks.used, used)
         except UsageError:
             return Void("the last backup is of a later snapshot")
         except SnapshotLostError:
@@ -71,11 +73,14 @@ class ChainCheckpoints:
         except SnapfsError:
             return Void("what was written since the last backup is not known")
 
-
-def _used_at(store: Path, cut_id: str) -> bitarray:
-    """The map of used blocks as it is in the store; all used until it is known."""
-    reader = open_cuts(store)
-    try:
-        return ~reader.cuts[place_of(reader, cut_id)].free.copy()
-    finally:
-        reader.close()
+    def _used_at(self, store: Path, cut_id: str) -> bitarray | None:
+        """The map of used blocks as it is in the store; all used until it is known. None: the chain does not hold
+        that cut, so something may have been written that nobody has noted."""
+        reader = open_cuts(store)
+        try:
+            place = place_of(reader, cut_id)
+            if self._chain_id not in reader.header.cuts[place].holders:
+                return None
+            return ~reader.cuts[place].free.copy()
+        finally:
+            reader.close()
