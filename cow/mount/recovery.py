@@ -249,6 +249,10 @@ def _carry_on(path: Path, header: Header, image: Image, request: Request, files:
         notes += _not_followed(header, request)
         if not header.shown and request.takes_snapshot:
             notes.append("the store has no snapshot, only checkpoints; take one (snapfs snapshot)")
+        if header.is_device and any(facts.holders for facts in header.cuts):
+            # A device has no time that would tell whether somebody else wrote to it.
+            header = replace(header, cuts=tuple(replace(facts, holders=()) for facts in header.cuts))
+            notes.append("nobody knows what was written to the device meanwhile, so its checkpoints are void")
         store.header = replace(
             header,
             boot_id=request.boot_id,

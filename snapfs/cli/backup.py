@@ -113,11 +113,12 @@ def _pooled_result(made: Pooled) -> dict[str, Any]:
     return {
         "backup": f"{made.image}@{made.snapshot}",
         "cut": made.cut,
+        "format": "rbd",
         "image_bytes": made.image_bytes,
+        "data_bytes": made.sent_bytes,
         "unread_bytes": made.unread.total_bytes,
         "why": made.why,
         "base": made.base,
-        "sent_bytes": made.sent_bytes,
     }
 
 

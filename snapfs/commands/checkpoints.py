@@ -62,7 +62,14 @@ class ChainCheckpoints:
         if cut_id is None:
             return Void("the last backup is of the image while it was not mounted")
         try:
+<<<<<<< HEAD
             return read_changed(self._path, cut_id, self._source.facts["cut"]["id"])
+=======
+            used = self._used_at(self._store, cut_id)
+            if used is None:
+                return Void("the snapshot of the last backup is not held any more")
+            return Changed(read_changes(self._path, cut_id, self._source.facts["cut"]["id"]).blocks.used, used)
+>>>>>>> x2
         except UsageError:
             return Void("the last backup is of a later snapshot")
         except SnapshotLostError:
@@ -70,6 +77,7 @@ class ChainCheckpoints:
         except SnapfsError:
             return Void("what was written since the last backup is not known")
 
+<<<<<<< HEAD
 
 def read_changed(path: Path, since_id: str, until_id: str) -> Changed:
     """What was written to the image behind `path` between two snapshots, the first of which may be a checkpoint.
@@ -85,3 +93,16 @@ def _used_at(store: Path, cut_id: str) -> bitarray:
         return ~reader.cuts[place_of(reader, cut_id)].free.copy()
     finally:
         reader.close()
+=======
+    def _used_at(self, store: Path, cut_id: str) -> bitarray | None:
+        """The map of used blocks as it is in the store; all used until it is known. None: the chain does not hold
+        that cut, so something may have been written that nobody has noted."""
+        reader = open_cuts(store)
+        try:
+            place = place_of(reader, cut_id)
+            if self._chain_id not in reader.header.cuts[place].holders:
+                return None
+            return ~reader.cuts[place].free.copy()
+        finally:
+            reader.close()
+>>>>>>> x2

@@ -85,8 +85,8 @@ def test_each_night_comes_back(nights: Nights) -> None:
         images.append((nights.instance.snap / ".snapshots" / cut[1] / nights.instance.image.name).read_bytes())
         (nights.root / f"more{number}").write_bytes(os.urandom(MIB))
         (nights.root / "first").unlink(missing_ok=True)
-    assert made[0]["sent_bytes"] > 8 * MIB
-    assert all(0 < one["sent_bytes"] < 4 * MIB for one in made[1:])
+    assert made[0]["data_bytes"] > 8 * MIB
+    assert all(0 < one["data_bytes"] < 4 * MIB for one in made[1:])
     assert [one["why"] for one in made] == ["it is the first", "", "", ""]
     for one, image in zip(made, images, strict=True):
         assert nights.restored(one["backup"], "--force") == image

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from imager_rig import make_ext4, make_files, mounted, overwrite, running, wait_until
+from imager_rig import loop_device, make_ext4, make_files, mounted, overwrite, running, wait_until
 from nightly_rig import CELL, MIB, Nights, run, snapfs
 
 FORGETFUL = Path(__file__).with_name("forgetful_backup.py")
@@ -151,3 +151,23 @@ def test_an_unmounted_image_that_was_changed_cannot_be_compared_with(nights: Nig
     snapfs("verify", nights.backups, "--against", nights.image).ok()
     nights.change(3)
     snapfs("verify", nights.backups, "--against", nights.image).refuses(2, "was changed since")
+
+
+@pytest.mark.parametrize("stays", [True, False], ids=["snapshot", "checkpoint"])
+def test_what_was_written_to_a_device_while_it_was_not_mounted_is_in_the_next_one(nights: Nights, stays: bool) -> None:
+    nights.image.write_bytes(os.urandom(4 * MIB))
+    with loop_device(nights.image) as device:
+        mount = ("mount", device, nights.live, nights.snap, "--store", nights.path / "store")
+        snapfs(*mount).ok()
+        snapfs("snapshot", nights.live, "--name", "mon").ok()
+        nights.back_up_of(nights.live, "--snapshot", "mon")
+        if not stays:
+            snapfs("delete", nights.live, "mon").ok()
+        snapfs("umount", nights.live).ok()
+        overwrite(device, 3 * CELL, CELL)
+        assert "checkpoints are void" in snapfs(*mount).ok().err
+        snapfs("snapshot", nights.live, "--name", "tue").ok()
+        made = nights.back_up_of(nights.live, "--snapshot", "tue")
+        assert (made["why"] != "", made["data_bytes"]) == (True, CELL)
+        assert nights.restored() == (nights.snap / ".snapshots" / "tue" / device.name).read_bytes()
+        snapfs("umount", nights.live).ok()
