@@ -121,7 +121,9 @@ def changes_until(source: SnapshotSource, path: Path, since: str | None) -> Snap
     suspected = source.used.copy()
     if since is not None:
         older = chosen(read_chosen(find_store(path), None), since, path)
-        suspected = read_changed(path, older.id, until.id).suspected(source.used)
+        changed = read_changed(path, older.id, until.id)
+        assert changed is not None, "whoever holds it does not matter"
+        suspected = changed.suspected(source.used)
     return SnapshotChanges(older, until, source.block_bytes, source.size_bytes, suspected, source.used)
 
 

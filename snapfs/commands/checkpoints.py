@@ -62,14 +62,8 @@ class ChainCheckpoints:
         if cut_id is None:
             return Void("the last backup is of the image while it was not mounted")
         try:
-<<<<<<< HEAD
-            return read_changed(self._path, cut_id, self._source.facts["cut"]["id"])
-=======
-            used = self._used_at(self._store, cut_id)
-            if used is None:
-                return Void("the snapshot of the last backup is not held any more")
-            return Changed(read_changes(self._path, cut_id, self._source.facts["cut"]["id"]).blocks.used, used)
->>>>>>> x2
+            changed = read_changed(self._path, cut_id, self._source.facts["cut"]["id"], self._chain_id)
+            return changed or Void("the snapshot of the last backup is not held any more")
         except UsageError:
             return Void("the last backup is of a later snapshot")
         except SnapshotLostError:
@@ -77,32 +71,22 @@ class ChainCheckpoints:
         except SnapfsError:
             return Void("what was written since the last backup is not known")
 
-<<<<<<< HEAD
 
-def read_changed(path: Path, since_id: str, until_id: str) -> Changed:
+def read_changed(path: Path, since_id: str, until_id: str, holder: str | None = None) -> Changed | None:
     """What was written to the image behind `path` between two snapshots, the first of which may be a checkpoint.
-    SnapfsError: it is not known, and why."""
-    written = read_changes(path, since_id, until_id).blocks.used
-    return Changed(written, _used_at(find_store(path), since_id))
+    SnapfsError: it is not known, and why. None: that `holder` does not hold the first, so something may have been
+    written that nobody has noted."""
+    used = _used_at(find_store(path), since_id, holder)
+    return None if used is None else Changed(read_changes(path, since_id, until_id).blocks.used, used)
 
 
-def _used_at(store: Path, cut_id: str) -> bitarray:
+def _used_at(store: Path, cut_id: str, holder: str | None) -> bitarray | None:
     """The map of used blocks as it is in the store; all used until it is known."""
     reader = open_cuts(store)
     try:
-        return ~reader.cuts[place_of(reader, cut_id)].free.copy()
+        place = place_of(reader, cut_id)
+        if holder is not None and holder not in reader.header.cuts[place].holders:
+            return None
+        return ~reader.cuts[place].free.copy()
     finally:
         reader.close()
-=======
-    def _used_at(self, store: Path, cut_id: str) -> bitarray | None:
-        """The map of used blocks as it is in the store; all used until it is known. None: the chain does not hold
-        that cut, so something may have been written that nobody has noted."""
-        reader = open_cuts(store)
-        try:
-            place = place_of(reader, cut_id)
-            if self._chain_id not in reader.header.cuts[place].holders:
-                return None
-            return ~reader.cuts[place].free.copy()
-        finally:
-            reader.close()
->>>>>>> x2

@@ -154,7 +154,9 @@ def test_an_unmounted_image_that_was_changed_cannot_be_compared_with(nights: Nig
 
 
 @pytest.mark.parametrize("stays", [True, False], ids=["snapshot", "checkpoint"])
-def test_what_was_written_to_a_device_while_it_was_not_mounted_is_in_the_next_one(nights: Nights, stays: bool) -> None:
+def test_what_was_written_to_a_device_while_it_was_not_mounted_is_in_the_next_one(
+    nights: Nights, stays: bool
+) -> None:
     nights.image.write_bytes(os.urandom(4 * MIB))
     with loop_device(nights.image) as device:
         mount = ("mount", device, nights.live, nights.snap, "--store", nights.path / "store")
