@@ -109,9 +109,12 @@ class Maps:
         self._facts = facts
 
     def begin(self, facts: Facts) -> None:
-        """Compute it, if only used blocks are to be protected."""
+        """Compute it, if only used blocks are to be protected; of one that somebody else has just deleted there is
+        nothing to read."""
         self.note(facts)
-        if self._instance.store.header.protect is Protect.USED and self._state not in ("ready", "computing"):
+        header = self._instance.store.header
+        is_wanted = header.protect is Protect.USED and not header.cut.is_hidden
+        if is_wanted and self._state not in ("ready", "computing"):
             self._done = trio.Event()
             self._state = "computing"
             self._mapping = trio.CancelScope()
