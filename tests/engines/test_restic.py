@@ -8,9 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from chunk_rig import MIB, cut, write
 from mounted import SNAPFS, Ground, Mounted, run, snapfs
+
+import snapfs as package
 
 IMAGE_BYTES = 40 * MIB - 5000
 CHUNK_COUNT = 10
@@ -37,6 +40,11 @@ def backed_up(instance: Mounted, repository: str, *words: str) -> dict[str, Any]
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def check_json(kind: str, found: dict[str, Any]) -> None:
+    schema = json.loads((Path(package.__file__).parent / "output.schema.json").read_text())
+    jsonschema.validate(found, {**schema, "$ref": f"#/$defs/{kind}"}, cls=jsonschema.Draft202012Validator)
 
 
 def counts(made: dict[str, Any]) -> tuple[int, int, int]:
@@ -85,6 +93,7 @@ def test_what_has_changed_alone_is_read_and_all_comes_back(
 
 def test_a_snapshot_there_says_of_which_cut_it_is(instance: Mounted, repository: str) -> None:
     made = backed_up(instance, repository, "--cut")
+    check_json("backup", made)
     (one,) = snapshots(repository)
     assert one["tags"] == ["snapfs", f"image:{instance.image}", f"cut:{made['cut']['id']}"]
     assert one["paths"] == [str(instance.snap / ".chunks" / "newest")]
@@ -138,6 +147,7 @@ def test_its_place_may_be_in_the_environment(
     monkeypatch.setenv("RESTIC_REPOSITORY", place_of(repository))
     made = backed_up(instance, "restic:")
     assert made["backup"].startswith("restic:@")
+    check_json("restore", json.loads(snapfs("restore", "restic:", ground.path / "first", "--json").stdout))
     assert restored(ground, "restic:") == instance.snap_file.read_bytes()
 
 
