@@ -15,10 +15,13 @@ from typing import Final
 
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import BusyError
+from snapfs.system.browses import BROWSE_SOURCE
 from snapfs.system.image_lock import lock_holders
 from snapfs.system.open_files import describe
 
 _NO_LOCKS: Final = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
+
+_END_BROWSE: Final = ", or have it (snapfs browse --end)"
 
 
 class Turn:
@@ -49,8 +52,9 @@ class Turn:
         except BlockingIOError as error:
             holders = lock_holders(self.fd)
             who = describe(holders) or "another command has locked it"
+            is_browsed = any(BROWSE_SOURCE in holder.description for holder in holders)
             raise BusyError(
-                f"{self.directory} is in use: {who}; wait for its end.",
+                f"{self.directory} is in use: {who}; wait for its end{_END_BROWSE if is_browsed else ''}.",
                 path=self.directory,
                 holders=[holder.description for holder in holders],
             ) from error

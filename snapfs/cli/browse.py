@@ -16,15 +16,23 @@ if TYPE_CHECKING:
     from snapfs.commands.browse import Browsed, NotShown, ShownFiles
 
 
-@click.command("browse", short_help="Show the files of a snapshot in DIR, read-only.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=PATH, required=False)
+@click.command("browse", short_help="Show the files of a snapshot or of a backup in DIR, read-only.")
+@click.argument("path", metavar="LIVE|SNAP|IMAGE|BACKUPS", type=PATH, required=False)
 @click.argument("words", metavar="[NAME] DIR", nargs=-1)
+@click.option(
+    "--at", metavar="TIME|NAME", help="Of BACKUPS: the newest that is not after this time, or the one of this name."
+)
 @click.option("--end", type=PATH, metavar="DIR", help="Unmount what is shown in DIR.")
 @output_options
-def browse_command(path: Path | None, words: tuple[str, ...], end: Path | None, as_json: bool, quiet: bool) -> int:
+def browse_command(
+    path: Path | None, words: tuple[str, ...], at: str | None, end: Path | None, as_json: bool, quiet: bool
+) -> int:
     """Mount the filesystems of the snapshot, read-only, in the empty directory DIR: an image that is one filesystem
     on DIR itself, the partitions of a disk on DIR/p1, DIR/p2 and so on. It takes root. With NAME, a name or an id of
     snapfs list, it is that snapshot, else the newest.
+
+    BACKUPS is a directory of backups, or a NAME.qcow2 in one: then it is the newest backup, or that of --at. As long
+    as it is shown nothing in that directory is changed.
 
     What holds no files (swap, LVM, what is encrypted) is named on stderr. End it with --end or with umount -R, before
     the snapshot is over (one without a name with the next cut, others when they are deleted): then reading its files
@@ -32,7 +40,7 @@ def browse_command(path: Path | None, words: tuple[str, ...], end: Path | None, 
 
     Exit code 4: some are shown, but the kernel refuses a filesystem that should have files; stderr says why.
     """
-    if end is not None and path is None and not words:
+    if end is not None and path is None and not words and at is None:
         from snapfs.commands.browse_end import end_browse
 
         unmounted = end_browse(end)
@@ -41,9 +49,17 @@ def browse_command(path: Path | None, words: tuple[str, ...], end: Path | None, 
     if end is not None or path is None or not 0 < len(words) < 3:
         raise UsageError("It takes LIVE (and a NAME) and DIR, or --end and DIR alone; see snapfs browse --help.")
     from snapfs.commands.browse import browse
+    from snapfs.commands.browse_backup import backups_named, browse_backup
 
     *name, directory = words
-    browsed = browse(path, name[0] if name else None, Path(directory))
+    if backups := backups_named(path):
+        if name:
+            raise UsageError(f"{path} has backups; say which one with --at {name[0]}.")
+        browsed = browse_backup(*backups, at, Path(directory), note)
+    elif at is not None:
+        raise UsageError(f"{path} is no directory of backups; leave out --at.")
+    else:
+        browsed = browse(path, name[0] if name else None, Path(directory))
     show(_object(browsed), *map(_line, browsed.shown), as_json=as_json, quiet=quiet)
     for sentence in _notes(browsed, quiet):
         note(sentence)
@@ -55,6 +71,7 @@ def _object(browsed: Browsed) -> dict[str, Any]:
     return {
         "image": snapshot.image,
         "snapshot": {"name": snapshot.name, "id": snapshot.id, "taken_at": snapshot.taken_at},
+        **({"backup": str(snapshot.file)} if snapshot.is_backup else {}),
         "directory": str(browsed.directory),
         "mounted": [
             {

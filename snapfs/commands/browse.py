@@ -1,4 +1,4 @@
-"""`snapfs browse`: the files of a snapshot on a directory, read-only.
+"""`snapfs browse`: the files of a snapshot, or of a backup, on a directory, read-only.
 
     the file of the snapshot  ->  its regions  ->  a loop device and a mount for each filesystem
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -43,22 +44,24 @@ from snapfs.usedmap.result import Region, partition_name
 
 _READABLE_STATES = ("active", "damaged")
 _TABLE_KINDS = ("dos", "gpt")
+# One that has ended leaves the directory to the next one in no time.
+_TURN_S = 1.0
+_LOOK_S = 0.01
 _MAX_NAMED = 3  # more would make a sentence that nobody reads
 
 
 @dataclass(frozen=True)
 class BrowsedSnapshot:
-    """Which snapshot of which image; `shown` is its file."""
+    """Which snapshot of which image, in which file; `look` is how to look at what is in that. Of a backup `name` is
+    its own, and `id` None when the image was not mounted."""
 
-    shown: ShownFile
+    file: Path
+    look: str
     image: str
-    id: str
+    id: str | None
     taken_at: str
     name: str
-
-    @property
-    def file(self) -> Path:
-        return self.shown.path
+    is_backup: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,37 +103,55 @@ def browse(path: Path, name: str | None, directory: Path) -> Browsed:
     SnapfsError: nothing is mounted."""
     check_root("mount")
     store = find_store(path)
-    snapshot = _chosen_snapshot(store, name)
+    snapshot, shown = _chosen_snapshot(store, name)
     check_empty_directory("DIR", directory)
-    fd = _open_file(snapshot.shown, store)
+    fd = _open_file(shown, store)
     try:
-        with Signals.handled() as signals, _taken(directory):
-            # Somebody else may have shown something there just before.
-            check_empty_directory("DIR", directory)
-            return _Browsing(fd, snapshot, canonical_path(directory), signals).run()
+        with Signals.handled() as signals, taken(directory):
+            return show_files(fd, snapshot, directory, signals)
     finally:
         # Of a server that has died meanwhile there is nothing to lose.
         with suppress(OSError):
             os.close(fd)
 
 
+def show_files(fd: int, snapshot: BrowsedSnapshot, directory: Path, signals: Signals) -> Browsed:
+    """Those in the file `fd` of the snapshot, on a directory that is `taken`. SnapfsError: nothing is mounted."""
+    # Somebody else may have shown something there just before.
+    check_empty_directory("DIR", directory)
+    return _Browsing(fd, snapshot, canonical_path(directory), signals).run()
+
+
 @contextmanager
-def _taken(directory: Path) -> Iterator[None]:
-    """Within this no other `browse` shows anything there. SnapfsError: one is just about to."""
+def taken(directory: Path) -> Iterator[None]:
+    """Within this, and as long as a process that was forked in it lasts, no other `browse` shows anything there.
+    SnapfsError: one is just about to."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not await_turn(fd, _TURN_S):
+            raise SnapfsError(
+                f"DIR {directory} is being used by another snapfs browse; give another directory.", path=directory
+            )
         yield
-    except BlockingIOError as error:
-        raise SnapfsError(
-            f"DIR {directory} is being used by another snapfs browse; give another directory.", path=directory
-        ) from error
     finally:
         os.close(fd)
 
 
-def _chosen_snapshot(store: Path, name: str | None) -> BrowsedSnapshot:
-    """Which one is shown, of those that the instance has."""
+def await_turn(fd: int, timeout_s: float) -> bool:
+    """Whether nobody else has taken the directory that is open as `fd`, in time; then it is ours."""
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+        time.sleep(_LOOK_S)
+
+
+def _chosen_snapshot(store: Path, name: str | None) -> tuple[BrowsedSnapshot, ShownFile]:
+    """Which one is shown, of those that the instance has, and its file."""
     status = read_chosen(store, name)
     facts, shown = status["snapshot"], file_of(status)
     file = shown.path
@@ -140,7 +161,10 @@ def _chosen_snapshot(store: Path, name: str | None) -> BrowsedSnapshot:
             "(snapfs snapshot).",
             path=file,
         )
-    return BrowsedSnapshot(shown, str(status["image"]), str(facts["id"]), str(facts["taken_at"]), str(facts["name"]))
+    name = str(facts["name"])
+    look = f"snapfs map {shown.view}" + (f" --snapshot {name}" if name else "")
+    snapshot = BrowsedSnapshot(file, look, str(status["image"]), str(facts["id"]), str(facts["taken_at"]), name)
+    return snapshot, shown
 
 
 def _open_file(shown: ShownFile, store: Path) -> int:
@@ -241,11 +265,9 @@ class _Browsing:
         more = len(self._not_shown) - len(reasons)
         why = ", ".join(reasons) + (f" and {more} more" if more else "") or "its partition table is empty"
         snapshot = self._snapshot
-        option = f" --snapshot {snapshot.name}" if snapshot.name else ""
         return SnapfsError(
-            f"No files of {snapshot.file} can be shown ({why}); look at what is in it with snapfs map "
-            f"{snapshot.shown.view}{option}.",
-            path=self._snapshot.file,
+            f"No files of {snapshot.file} can be shown ({why}); look at what is in it with {snapshot.look}.",
+            path=snapshot.file,
         )
 
 

@@ -1,16 +1,21 @@
-"""`snapfs browse --end`: what shows the files of a snapshot on a directory is unmounted."""
+"""`snapfs browse --end`: what shows the files of a snapshot or a backup on a directory is unmounted."""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-from snapfs.commands.browse import check_root
+from snapfs.commands.browse import await_turn, check_root
 from snapfs.errors import BusyError, NotMountedError
 from snapfs.system.browses import Browse, browses
 from snapfs.system.holders import describe
 from snapfs.system.mounts import canonical_path, read_mounts
 from snapfs.system.open_files import Holder, processes_using
 from snapfs.system.view_mounts import unmount_this
+
+_KEEPER_S: Final = 10.0
 
 
 def end_browse(directory: Path) -> list[Path]:
@@ -26,7 +31,18 @@ def end_browse(directory: Path) -> list[Path]:
         )
     for mount in reversed(browse.mounts):
         unmount_this(mount)
+    _await_keeper(browse.directory)
     return [mount.mount_point for mount in reversed(browse.mounts)]
+
+
+def _await_keeper(directory: Path) -> None:
+    """Whoever kept a backup to be shown there has the directory until it has let go of that."""
+    with suppress(OSError):  # a directory that is gone has nobody
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            await_turn(fd, _KEEPER_S)
+        finally:
+            os.close(fd)
 
 
 def _browse_on(directory: Path) -> Browse:

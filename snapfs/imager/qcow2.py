@@ -273,12 +273,18 @@ def _node(link: Link, cache: dict[str, bool], backing: dict[str, Any] | None) ->
     return {"driver": "qcow2", "cache": cache, "backing": backing, "file": file}
 
 
+def chain_node(links: Sequence[Link], cache: dict[str, bool]) -> dict[str, Any]:
+    """The image that the links show, as in `Export`, as a node of QEMU's."""
+    node = _node(links[-1], cache, None)
+    for link in reversed(links[:-1]):
+        node = _node(link, cache, node)
+    return node
+
+
 def _start(links: Sequence[Link], socket_path: Path, compress: bool, read_only: bool) -> subprocess.Popen[str]:
     _check_tool("qemu-nbd")
     direct = {"direct": _takes_direct(links[0].fd)}
-    image: dict[str, Any] | None = None
-    for link in reversed(links):
-        image = _node(link, direct, image)
+    image = chain_node(links, direct)
     if compress:
         image = {"driver": "compress", "cache": direct, "file": image}
     command = [

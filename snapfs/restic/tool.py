@@ -34,6 +34,7 @@ _SAFE: Final = "/!#$&'()*+:;=?@[]~"
 _IMAGE: Final = "image:"
 _REPORTS_A_SECOND: Final = "4"
 _MAX_SAID_BYTES: Final = 64 << 10
+_END_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,10 @@ class Repository:
                     pass
                 code = process.wait()
             except BackupDamagedError as error:
-                # What restic says of its end says more.
-                stream.close()
-                if (code := process.wait()) > 0:
-                    raise self._error(f"{self}@{stored.short_id} cannot be read", said(), code) from error
+                # What restic says of its end, if that is why, says more.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    if code := process.wait(_END_S):
+                        raise self._error(f"{self}@{stored.short_id} cannot be read", said(), code) from error
                 raise
         if code:
             raise self._error(f"{self}@{stored.short_id} cannot be read", said(), code)
@@ -145,15 +146,16 @@ class Repository:
                 env=self._environment(),
                 # Ctrl-C is for us, and we end it; it hears of nothing else, and takes its lock away then.
                 start_new_session=True,
-                preexec_fn=partial(die_with_parent, signal.SIGINT, os.getpid()),
+                preexec_fn=partial(_be_ended, os.getpid()),
             )
             try:
                 yield process, lambda: os.pread(errors.fileno(), _MAX_SAID_BYTES, 0).decode(errors="replace")
             finally:
-                _stdout(process).close()
                 if process.poll() is None:
                     process.send_signal(signal.SIGINT)
                     process.wait()
+                # Not before: a pipe that breaks kills it, and its lock stays.
+                _stdout(process).close()
 
     def _environment(self) -> dict[str, str]:
         environment = {"RESTIC_PROGRESS_FPS": _REPORTS_A_SECOND, **os.environ}
@@ -188,6 +190,12 @@ def parse_spec(text: str) -> tuple[Repository, str | None]:
 def tags_of(image: Path | str, cut_id: str) -> list[str]:
     """Those of a backup."""
     return [TAG, _IMAGE + quote(os.fsencode(image), safe=_SAFE), f"cut:{cut_id}"]
+
+
+def _be_ended(parent_pid: int) -> None:
+    """In the child: it hears SIGINT, whatever its parent was started with, and gets it when that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    die_with_parent(signal.SIGINT, parent_pid)
 
 
 def _stored(one: dict[str, Any]) -> Stored:

@@ -33,6 +33,8 @@ _LOOP_GET_STATUS64: Final = 0x4C05
 _LOOP_INFO64: Final = struct.Struct("=5Q4I64s64s32s2Q")
 _SECTOR_BYTES: Final = 512  # in which sysfs counts, whatever the device has
 _MAX_BYTES: Final = (1 << 63) - 1
+# How sysfs calls a file that is a mount of its own, when that is in no directory any more: nothing else is a file.
+DETACHED: Final = Path("/")
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ def _loop_in(directory: Path) -> LoopDevice | None:
         device = block_device(directory.parent.name)
     except OSError:
         return None
+    if Path(backing) == DETACHED:
+        # Nobody names it, and whoever serves it need not be asked.
+        return LoopDevice(device, DETACHED, None, None, None)
     identity = _identity(device.path, find_mount(backing) if os.path.lexists(backing) else None)
     return LoopDevice(device, Path(backing), *(identity or (None, None, None)))
 

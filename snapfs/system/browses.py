@@ -1,6 +1,7 @@
 """The mounts that `snapfs browse` makes, recognised by what they are: nothing is registered anywhere.
 
-    DIR             a filesystem on a read-only loop device over a file of a snapshot view, or
+    DIR             a filesystem on a read-only loop device over a file of a snapshot view, or over one that is a
+                    mount without a place, which shows a backup, or
     DIR             a tmpfs of the name `BROWSE_SOURCE`, in which
     DIR/pN          are filesystems, one for each partition that has one
 
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from snapfs.system.block_devices import BlockDevice, loop_devices
+from snapfs.system.block_devices import DETACHED, BlockDevice, loop_devices
 from snapfs.system.mounts import SNAPFS_TYPE, Mount, find_mount, read_mounts
 
+# Also how the process is called that keeps a backup shown.
 BROWSE_SOURCE: Final = "snapfs-browse"
 _TMPFS: Final = "tmpfs"
 
@@ -61,9 +63,12 @@ def _is_part(mount: Mount, top: Mount) -> bool:
 
 
 def _snapshot_devices() -> set[str]:
-    """The nodes of the loop devices over files of snapshot views."""
+    """The nodes of the loop devices over files of snapshot views, or over what shows a backup."""
     found = set()
     for loop in loop_devices():
+        if loop.backing_path == DETACHED:
+            found.add(str(loop.block_device.path))
+            continue
         view = find_mount(loop.backing_path)
         if view is not None and view.fstype == SNAPFS_TYPE and "rw" not in view.options:
             found.add(str(loop.block_device.path))

@@ -81,6 +81,11 @@ def test_what_is_browsed_and_its_end(bench: Bench) -> None:
         check("browse", found)
         assert (len(found["mounted"]), len(found["not_mounted"])) == (1, 1)
         check("browse_end", printed("browse", "--end", place))
+        backups = bench.path / "backups"
+        backups.mkdir()
+        printed("backup", bench.live, f"{backups}/")
+        check("browse", printed("browse", backups, place))
+        check("browse_end", printed("browse", "--end", place))
         for words in ((bench.live, place), ("--end", place)):
             done = snapfs("browse", *words, "-q").ok()
             assert (done.out, done.err) == ("", "")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from chunk_rig import MIB, cut, write
 from mounted import SNAPFS, Ground, Mounted, run, snapfs
+
+import snapfs as package
 
 IMAGE_BYTES = 40 * MIB - 5000
 CHUNK_COUNT = 10
@@ -39,6 +43,11 @@ def backed_up(instance: Mounted, repository: str, *words: str) -> dict[str, Any]
     return found
 
 
+def check_json(kind: str, found: dict[str, Any]) -> None:
+    schema = json.loads((Path(package.__file__).parent / "output.schema.json").read_text())
+    jsonschema.validate(found, {**schema, "$ref": f"#/$defs/{kind}"}, cls=jsonschema.Draft202012Validator)
+
+
 def counts(made: dict[str, Any]) -> tuple[int, int, int]:
     return made["files_new"], made["files_changed"], made["files_unmodified"]
 
@@ -65,6 +74,15 @@ def refused(*words: str | Path, code: int = 1) -> str:
     return done.stderr
 
 
+def replace_restic(ground: Ground, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """What is found as restic from now on."""
+    tools = ground.path / "tools"
+    tools.mkdir()
+    (tools / "restic").write_text(f"#!/bin/sh\n{script}")
+    (tools / "restic").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+
+
 def test_what_has_changed_alone_is_read_and_all_comes_back(
     ground: Ground, instance: Mounted, repository: str
 ) -> None:
@@ -85,6 +103,7 @@ def test_what_has_changed_alone_is_read_and_all_comes_back(
 
 def test_a_snapshot_there_says_of_which_cut_it_is(instance: Mounted, repository: str) -> None:
     made = backed_up(instance, repository, "--cut")
+    check_json("backup", made)
     (one,) = snapshots(repository)
     assert one["tags"] == ["snapfs", f"image:{instance.image}", f"cut:{made['cut']['id']}"]
     assert one["paths"] == [str(instance.snap / ".chunks" / "newest")]
@@ -111,14 +130,11 @@ def test_another_cut_meanwhile_leaves_no_backup(
     ground: Ground, instance: Mounted, repository: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It comes when restic has read all, and restic does not notice."""
-    tools = ground.path / "tools"
-    tools.mkdir()
-    script = tools / "restic"
-    script.write_text(
-        f'#!/bin/sh\n/usr/bin/restic "$@" || exit\n[ "$1" != backup ] || snapfs snapshot -q {instance.live} >&2\n'
+    replace_restic(
+        ground,
+        monkeypatch,
+        f'/usr/bin/restic "$@" || exit\n[ "$1" != backup ] || {SNAPFS} snapshot -q {instance.live} >&2\n',
     )
-    script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:{Path(SNAPFS).parent}:{os.environ['PATH']}")
     said = refused("backup", "--cut", instance.live, repository)
     assert "A newer cut has replaced the snapshot" in said
     assert snapshots(repository) == []
@@ -138,6 +154,7 @@ def test_its_place_may_be_in_the_environment(
     monkeypatch.setenv("RESTIC_REPOSITORY", place_of(repository))
     made = backed_up(instance, "restic:")
     assert made["backup"].startswith("restic:@")
+    check_json("restore", json.loads(snapfs("restore", "restic:", ground.path / "first", "--json").stdout))
     assert restored(ground, "restic:") == instance.snap_file.read_bytes()
 
 
@@ -167,6 +184,24 @@ def test_what_restic_cannot_read_leaves_no_image(ground: Ground, instance: Mount
     said = refused("restore", made["backup"], ground.path / "restored")
     assert " cannot be read: " in said
     assert not [name for name in os.listdir(ground.path) if name.startswith("restored")]
+
+
+def test_an_interrupted_restore_leaves_no_image_and_no_lock(
+    ground: Ground, instance: Mounted, repository: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backed_up(instance, repository)
+    slow = 'exec /usr/bin/restic --limit-download 4000 "$@"\n'
+    replace_restic(ground, monkeypatch, f'[ "$1" = dump ] || exec /usr/bin/restic "$@"\n{slow}')
+    words = [SNAPFS, "restore", repository, ground.path / "restored", "--progress", "json"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith('{"phase": "restore"')
+        process.send_signal(signal.SIGINT)
+        said = [line for line in process.stderr if not line.startswith("{")]
+        assert process.wait(20) == 130
+    assert said == ["snapfs: Interrupted; nothing is left behind.\n"]
+    assert not [name for name in os.listdir(ground.path) if name.startswith("restored")]
+    assert run("restic", "-r", place_of(repository), "list", "locks") == ""
 
 
 @pytest.mark.parametrize("option", ["--compress", "--resume", "--verify", "--full", "--rate=1M", "--format=raw"])
