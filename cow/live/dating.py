@@ -79,6 +79,11 @@ def resume_times(store: Store) -> None:
         if (cut.path / BEGUN_TIMES_NAME).exists():
             finish_times(store, cut)
     cut = store.cut
+    if store.header.is_device:
+        # It has no time that would tell whether somebody else wrote to it while it was not open.
+        _begin_anew(store, cut)
+        for name in (TIMES_NAME, FREE_BEFORE_NAME):
+            (cut.path / name).unlink(missing_ok=True)
     if store.header.cut.is_hidden:
         return
     has_times = read_times(cut.path / TIMES_NAME, store.geometry) is not None

@@ -199,6 +199,20 @@ def test_after_the_image_was_cut_short_all_has_changed(rig: Rig) -> None:
     assert min(times_of(rig)) > max(first)
 
 
+def test_after_a_device_was_not_open_all_has_changed(rig: Rig) -> None:
+    finish(rig)
+    before = times_of(rig)
+    assert rig.store is not None
+    rig.store.header = replace(rig.store.header, is_device=True)
+    resume(rig)
+    finish(rig)
+    after = times_of(rig)
+    assert len(differing(before, after)) == PARTS
+    cut(rig)
+    finish(rig)
+    assert times_of(rig) == after
+
+
 @pytest.mark.parametrize("name", [TIMES_NAME, BEGUN_TIMES_NAME, FREE_BEFORE_NAME])
 @pytest.mark.parametrize("harm", [lambda data: b"", lambda data: data[:-1] + b"x", lambda data: b"x" + data[1:]])
 def test_of_what_is_damaged_all_has_changed(rig: Rig, name: str, harm: Callable[[bytes], bytes]) -> None:
