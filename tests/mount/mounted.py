@@ -254,7 +254,8 @@ class Mounted:
         for view in (self.live, self.snap):
             if unmount(view) == errno.EBUSY:
                 done = snapfs("umount", view, timeout_s=WATCHDOG_S)
-                if done.returncode:
+                # Of the second view the instance may have been faster, for the first is gone.
+                if done.returncode and view in mount_points_below(view.parent):
                     return [f"the instance could not be ended: {done.stderr}"]
         running = [name for name, process in self.processes.items() if not process.ends_in(WATCHDOG_S)]
         return [f"{running} did not end"] if running else []
