@@ -64,6 +64,22 @@ class Entry:
             facts.unread.total_bytes,
         )
 
+    def as_json(self) -> dict[str, Any]:
+        """As it is in the list, and as `snapfs backups` prints it."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "taken_at": self.taken_at,
+            "created_at": self.created_at,
+            "cut": self.cut_id,
+            "base": self.base,
+            "image_bytes": self.image_bytes,
+            "file_bytes": self.file_bytes,
+            "read_bytes": self.read_bytes,
+            "unread_bytes": self.unread_bytes,
+            "verified_at": self.verified_at,
+        }
+
 
 @dataclass
 class Chain:
@@ -191,7 +207,7 @@ class Chain:
 
     def text(self) -> str:
         """As it is in the file."""
-        backups = [_as_json(entry) for entry in self.entries]
+        backups = [entry.as_json() for entry in self.entries]
         data = {"version": VERSION, "program": PROGRAM, "chain": self.id, "backups": backups}
         return json.dumps(data, indent=2) + "\n"
 
@@ -258,22 +274,6 @@ def _entry(data: dict[str, Any]) -> Entry:
         int(data["unread_bytes"]),
         data["verified_at"],
     )
-
-
-def _as_json(entry: Entry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "kind": entry.kind,
-        "taken_at": entry.taken_at,
-        "created_at": entry.created_at,
-        "cut": entry.cut_id,
-        "base": entry.base,
-        "image_bytes": entry.image_bytes,
-        "file_bytes": entry.file_bytes,
-        "read_bytes": entry.read_bytes,
-        "unread_bytes": entry.unread_bytes,
-        "verified_at": entry.verified_at,
-    }
 
 
 def _access_of(path: Path) -> Access:

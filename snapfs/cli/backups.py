@@ -30,21 +30,7 @@ def backups_command(directory: Path, as_json: bool, quiet: bool) -> None:
 
 
 def _result(one: Listed) -> dict[str, Any]:
-    entry = one.entry
-    return {
-        "name": entry.name,
-        "kind": entry.kind,
-        "taken_at": entry.taken_at,
-        "created_at": entry.created_at,
-        "cut": entry.cut_id,
-        "base": entry.base,
-        "image_bytes": entry.image_bytes,
-        "file_bytes": entry.file_bytes,
-        "read_bytes": entry.read_bytes,
-        "unread_bytes": entry.unread_bytes,
-        "files": one.files,
-        "verified_at": entry.verified_at,
-    }
+    return {**one.entry.as_json(), "files": one.files}
 
 
 def _line(one: Listed) -> str:

@@ -11,14 +11,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from snapfs.commands.backup_begin import check_cut, check_release, cut_first
 from snapfs.commands.backup_chain import Linked, backup_into_chain
 from snapfs.commands.backup_pool import Pooled, backup_into_pool
 from snapfs.commands.backup_repository import Kept, backup_into_repository
-from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
 from snapfs.destination.directory import free_name, left_name, names
 from snapfs.destination.in_use import refuse_views_and_stores
@@ -32,7 +32,6 @@ from snapfs.imager.progress import Report
 from snapfs.imager.qcow2 import Qcow2Target
 from snapfs.imager.reader import open_backup
 from snapfs.imager.results import RESUME, Places, Results, ask_for_rescue_map, look_at_places, saying_what_is_left
-from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source, open_source
 from snapfs.imager.target import FileTarget, StreamTarget, Target
 from snapfs.options import BackupOptions
@@ -60,23 +59,17 @@ def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | L
         return backup_into_repository(options, report, consent)
     is_directory = _is_directory(options)
     if is_directory and options.format is None:
-        _check_cut(options)
+        check_cut(options)
         return backup_into_chain(options, canonical_path(options.dest), report, consent)
     if options.full:
         raise UsageError("--full is about a directory of backups; leave it out, or name a DIR and no --format.")
     options = replace(options, format=options.format or "raw")
     _check_options(options)
     places = None if is_directory else _looked_at(options, options.dest, consent)
-    cut_facts: dict[str, Any] = {}
-    if options.cut is not None:
-        taken = snapshot(options.source, options.cut)
-        for sentence in taken.problems:
-            consent.note(sentence)
-        cut_facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
-        options = replace(options, release=not options.is_stream)
+    options, cut_facts = cut_first(options, consent)
     yield_to_others()
     with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
-        _check_source(options, source)
+        check_release(options, source)
         with (
             _results(options, source, places, consent) as results,
             saying_what_is_left(results),
@@ -111,14 +104,7 @@ def _check_options(options: BackupOptions) -> None:
                 raise UsageError(f"{name} needs a DEST that can be read back; name a file instead of -.")
         if os.isatty(sys.stdout.fileno()):
             raise UsageError("The standard output is a terminal; pipe the backup somewhere, or name a file.")
-    _check_cut(options)
-
-
-def _check_cut(options: BackupOptions) -> None:
-    if options.cut is not None and options.snapshot is not None:
-        raise UsageError("--cut makes a new snapshot, and --snapshot names one; leave out one of them.")
-    if options.resume and options.cut is not None:
-        raise UsageError("--resume goes on with an old cut, and --cut makes a new one; leave out one of them.")
+    check_cut(options)
 
 
 def _is_directory(options: BackupOptions) -> bool:
@@ -151,11 +137,6 @@ def _looked_at(options: BackupOptions, dest: Path, consent: Consent) -> Places:
         if place is not None and not options.resume:
             consent.ask_for(place)
     return places
-
-
-def _check_source(options: BackupOptions, source: Source) -> None:
-    if options.release and not isinstance(source, SnapshotSource):
-        raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ turn in DIR  ->  what an interrupted one left  ->  [cut]  ->  source  ->  full o
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,14 +19,13 @@ from snapfs.backups.making import Maker, Wish, free_names
 from snapfs.backups.overlay import Overlay
 from snapfs.backups.table import Table
 from snapfs.backups.turn import turn
+from snapfs.commands.backup_begin import check_release, cut_first
 from snapfs.commands.checkpoints import ChainCheckpoints
-from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
 from snapfs.errors import SnapfsError, UsageError
 from snapfs.imager.manifest import describe_ranges
 from snapfs.imager.pace import yield_to_others
 from snapfs.imager.progress import Report
-from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source, open_source
 from snapfs.options import BackupOptions
 from snapfs.stamps import utc_now
@@ -57,13 +56,7 @@ def backup_into_chain(options: BackupOptions, directory: Path, report: Report, c
         names = _resumed(options, directory, left) if options.resume else None
         if names is None:
             _remove(left, consent)
-        cut_facts: dict[str, Any] = {}
-        if options.cut is not None:
-            taken = snapshot(options.source, options.cut)
-            for sentence in taken.problems:
-                consent.note(sentence)
-            cut_facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
-            options = replace(options, release=True)
+        options, cut_facts = cut_first(options, consent)
         yield_to_others()
         with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
             _check(options, chain, source, consent)
@@ -92,8 +85,7 @@ def _remove(left: list[Names], consent: Consent) -> None:
 
 
 def _check(options: BackupOptions, chain: Chain, source: Source, consent: Consent) -> None:
-    if options.release and not isinstance(source, SnapshotSource):
-        raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
+    check_release(options, source)
     last = chain.last
     if last is None or consent.force or options.resume:
         return

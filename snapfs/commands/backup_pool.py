@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from snapfs.backups.changes import Changed, Void, fingerprint
+from snapfs.commands.backup_begin import check_cut, check_release, cut_first, refuse_others
 from snapfs.commands.checkpoints import ChainCheckpoints
-from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
 from snapfs.errors import UsageError
 from snapfs.imager.backup import Backup, Plan
@@ -23,7 +23,6 @@ from snapfs.imager.extents import Extent, extents_of, used_cells
 from snapfs.imager.manifest import describe_ranges
 from snapfs.imager.pace import Pace, yield_to_others
 from snapfs.imager.progress import Report
-from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source, open_source
 from snapfs.imager.unread import Ranges
 from snapfs.options import BackupOptions
@@ -65,19 +64,13 @@ def backup_into_pool(options: BackupOptions, report: Report, consent: Consent) -
     image, named = parse_spec(options.address)
     if named is not None:
         raise UsageError(f"A backup has a name by its time; leave out @{named}.")
-    _check_options(options, image)
+    refuse_others(options, image, ("rate_bytes_per_s", "on_read_error"))
+    check_cut(options)
     chain_id, last = _prepared(image, consent)
-    cut_facts: dict[str, Any] = {}
-    if options.cut is not None:
-        taken = snapshot(options.source, options.cut)
-        for sentence in taken.problems:
-            consent.note(sentence)
-        cut_facts = {"frozen": taken.frozen, "not_frozen": [vars(one) for one in taken.not_frozen]}
-        options = replace(options, release=True)
+    options, cut_facts = cut_first(options, consent)
     yield_to_others()
     with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
-        if options.release and not isinstance(source, SnapshotSource):
-            raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
+        check_release(options, source)
         if last is None:
             image.create(source.size_bytes)
             image.note(_CHAIN, chain_id)
@@ -98,22 +91,6 @@ def backup_into_pool(options: BackupOptions, report: Report, consent: Consent) -
                 "zeros there; the next backup reads everything."
             )
     return replace(made, cut=None if made.cut is None else {**made.cut, **cut_facts})
-
-
-def _check_options(options: BackupOptions, image: RbdImage) -> None:
-    for is_asked, name in (
-        (options.format is not None, "--format"),
-        (options.compress, "--compress"),
-        (options.manifest is not None, "--manifest"),
-        (options.resume, "--resume"),
-        (options.verify, "--verify"),
-        (options.full, "--full"),
-        (options.mode is not None, "--mode"),
-    ):
-        if is_asked:
-            raise UsageError(f"{name} means nothing to {image}; leave it out.")
-    if options.cut is not None and options.snapshot is not None:
-        raise UsageError("--cut makes a new snapshot, and --snapshot names one; leave out one of them.")
 
 
 def _prepared(image: RbdImage, consent: Consent) -> tuple[str, _Last | None]:

@@ -9,12 +9,12 @@ under it becomes another snapshot with the next cut: then the backup would be of
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from snapfs.chosen import read_status_with
-from snapfs.commands.snapshot import snapshot
+from snapfs.commands.backup_begin import check_cut, cut_first, refuse_others
 from snapfs.destination.consent import Consent
 from snapfs.errors import SnapfsError, UsageError
 from snapfs.imager.pace import yield_to_others
@@ -44,20 +44,16 @@ def backup_into_repository(options: BackupOptions, report: Report, consent: Cons
     repository, named = parse_spec(options.address)
     if named is not None:
         raise UsageError(f"restic gives a backup its id; leave out @{named}.")
-    _check_options(options, repository)
+    refuse_others(options, repository)
+    check_cut(options)
     store = find_store(options.source)
     repository.check()
-    cut_facts: dict[str, Any] = {}
-    if options.cut is not None:
-        taken = snapshot(options.source, options.cut)
-        for sentence in taken.problems:
-            consent.note(sentence)
-        cut_facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
-        options = replace(options, release=True, snapshot=taken.id)
+    has_cut = options.cut is not None
+    options, cut_facts = cut_first(options, consent)
     yield_to_others()
     source = SnapshotSource(store, options.snapshot)
     try:
-        shown = _Shown(store, source, is_newest=options.snapshot is None or options.cut is not None)
+        shown = _Shown(store, source, is_newest=options.snapshot is None or has_cut)
         summary = shown.back_up(repository, report)
         if options.release:
             source.release(0, source.size_bytes)
@@ -65,25 +61,6 @@ def backup_into_repository(options: BackupOptions, report: Report, consent: Cons
         source.close()
     cut = {**source.facts["cut"], **cut_facts}
     return Kept(f"{repository}@{summary.id}", cut, source.size_bytes, source.used_bytes, summary)
-
-
-def _check_options(options: BackupOptions, repository: Repository) -> None:
-    for is_asked, name in (
-        (options.format is not None, "--format"),
-        (options.compress, "--compress"),
-        (options.manifest is not None, "--manifest"),
-        (options.resume, "--resume"),
-        (options.verify, "--verify"),
-        (options.full, "--full"),
-        (options.rate_bytes_per_s is not None, "--rate"),
-        (options.on_read_error != BackupOptions.on_read_error, "--on-read-error"),
-        (options.max_increments != BackupOptions.max_increments, "--max-increments"),
-        (options.mode is not None, "--mode"),
-    ):
-        if is_asked:
-            raise UsageError(f"{name} means nothing to {repository}; leave it out.")
-    if options.cut is not None and options.snapshot is not None:
-        raise UsageError("--cut makes a new snapshot, and --snapshot names one; leave out one of them.")
 
 
 class _Shown:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from snapfs.system.block_ioctl import size_bytes_of
 from snapfs.system.browses import BROWSE_SOURCE
 from snapfs.system.discovery import find_store
 from snapfs.system.file_kinds import check_readable
+from snapfs.system.flock import lock_in_time
 from snapfs.system.mounts import canonical_path
 from snapfs.system.place import check_empty_directory
 from snapfs.system.shown_files import ShownFile
@@ -46,7 +46,6 @@ _READABLE_STATES = ("active", "damaged")
 _TABLE_KINDS = ("dos", "gpt")
 # One that has ended leaves the directory to the next one in no time.
 _TURN_S = 1.0
-_LOOK_S = 0.01
 _MAX_NAMED = 3  # more would make a sentence that nobody reads
 
 
@@ -139,15 +138,7 @@ def taken(directory: Path) -> Iterator[None]:
 
 def await_turn(fd: int, timeout_s: float) -> bool:
     """Whether nobody else has taken the directory that is open as `fd`, in time; then it is ours."""
-    until = time.monotonic() + timeout_s
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-        time.sleep(_LOOK_S)
+    return lock_in_time(fd, fcntl.LOCK_EX, timeout_s)
 
 
 def _chosen_snapshot(store: Path, name: str | None) -> tuple[BrowsedSnapshot, ShownFile]:

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +18,7 @@ from snapfs.errors import BusyError, DoneWithProblem, NotMountedError, SnapfsErr
 from snapfs.protocol import BeginMap, ExpectEnd, StopMap, deadline_in
 from snapfs.system.asking import become
 from snapfs.system.discovery import DISK_ERRORS, find_instance, find_store, store_gone
+from snapfs.system.flock import lock_in_time
 from snapfs.system.holders import check_unused, unmount_unused
 from snapfs.system.image_state import WITHOUT_NAME, describe_image_end, describe_image_state
 from snapfs.system.mounts import Mount, is_stale, unmount
@@ -30,7 +30,6 @@ from snapfs.system.view_mounts import ViewId, is_mounted, mounts_of, view_on
 _END_S = 600.0
 _STOP_MAP_TIMEOUT_S = 30.0
 _PATIENCE_S = 3.0
-_LOOK_S = 0.02
 _NOT_THERE = (errno.ENOENT, errno.ENOTCONN)
 
 
@@ -232,15 +231,7 @@ def _await_end(lock_fd: int, store: Path, supervisor_pid: int) -> None:
 
 
 def _is_free_soon(lock_fd: int, patience_s: float = _PATIENCE_S) -> bool:
-    until = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(lock_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > until:
-                return False
-        time.sleep(_LOOK_S)
+    return lock_in_time(lock_fd, fcntl.LOCK_SH, patience_s)
 
 
 def _end_supervisor(pid: int, lock_fd: int) -> None:

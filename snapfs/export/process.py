@@ -27,8 +27,8 @@ _PACKAGES: Final = {"nbdkit": "nbdkit and nbdkit-plugin-python", "qemu-nbd": "qe
 class Server:
     """One that serves at `address`, until `ended`."""
 
-    def __init__(self, process: subprocess.Popen[str], address: Address) -> None:
-        self._process, self._address = process, address
+    def __init__(self, name: str, process: subprocess.Popen[str], address: Address) -> None:
+        self._name, self._process, self._address = name, process, address
 
     def await_ready(self) -> None:
         """SnapfsError: it ended instead, and why."""
@@ -54,10 +54,6 @@ class Server:
         lines = said.strip().splitlines()
         return lines[-1].rstrip(".") if lines else f"code {self._process.returncode}"
 
-    @property
-    def _name(self) -> str:
-        return os.path.basename(os.fsdecode(self._process.args[0]))  # type: ignore[index,arg-type]
-
 
 @contextlib.contextmanager
 def serving(command: Sequence[str], address: Address, fds: Sequence[int]) -> Iterator[Server]:
@@ -79,7 +75,7 @@ def serving(command: Sequence[str], address: Address, fds: Sequence[int]) -> Ite
         preexec_fn=partial(die_with_parent, signal.SIGTERM, os.getpid()),
     )
     try:
-        yield Server(process, address)
+        yield Server(name, process, address)
     finally:
         _end(process)
         if address.path is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from snapfs.errors import BackupDamagedError
 from snapfs.imager.chunk_files import Chunk
@@ -25,11 +26,11 @@ def read_chunks(
                 chunk = missing.get(PurePosixPath(member.name).name)
                 if chunk is None or not member.isreg():
                     continue
-                file = archive.extractfile(member)
+                file = cast("io.BufferedReader | None", archive.extractfile(member))
                 if file is None or member.size != chunk.length:
                     break
                 done = 0
-                while done < chunk.length and (count := file.readinto(buffer[: chunk.length - done])):  # type: ignore[attr-defined]
+                while done < chunk.length and (count := file.readinto(buffer[: chunk.length - done])):
                     write(buffer[:count], chunk.offset + done)
                     done += count
                 if done < chunk.length:

@@ -490,9 +490,8 @@ def test_what_nobody_reads_and_a_power_loss_took_is_no_damage(make_rig: MakeRig)
 # --- what survives --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("is_sealed", [True, False])
-@pytest.mark.parametrize("is_alone", [True, False])
-def test_it_survives_the_end_of_the_processes(chain: Held, is_sealed: bool, is_alone: bool) -> None:
+def hold_and_go_on(chain: Held, *, is_alone: bool) -> int:
+    """The generation of a held one that is over, with writes before and after that; alone it has no newer one."""
     held = chain.hold("")
     chain.write(0, 4, 2)
     if is_alone:
@@ -501,6 +500,13 @@ def test_it_survives_the_end_of_the_processes(chain: Held, is_sealed: bool, is_a
     else:
         chain.cut("b")
     chain.write(10, 4, 3)
+    return held
+
+
+@pytest.mark.parametrize("is_sealed", [True, False])
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_it_survives_the_end_of_the_processes(chain: Held, is_sealed: bool, is_alone: bool) -> None:
+    held = hold_and_go_on(chain, is_alone=is_alone)
     assert chain.reopen(sealed=is_sealed) is Outcome.CARRIED_ON
     assert chain.changed(held) == blocks((0, 4), (10, 4))
     chain.write(20, 1, 4)
@@ -513,14 +519,7 @@ def test_after_a_power_loss_nothing_that_was_written_is_missing(make_rig: MakeRi
     rig = make_rig(OLD, block_bytes=BLOCK_BYTES, durability=Durability.POWER, staging_slots=32)
     rig.open()
     chain = Held(rig)
-    held = chain.hold("")
-    chain.write(0, 4, 2)
-    if is_alone:
-        chain.expected[""] = OLD
-        chain.delete("")
-    else:
-        chain.cut("b")
-    chain.write(10, 4, 3)
+    held = hold_and_go_on(chain, is_alone=is_alone)
     assert chain.reopen(NEXT_BOOT) is Outcome.CARRIED_ON
     assert set(chain.changed(held)) >= set(blocks((0, 4), (10, 4)))
     chain.check()

@@ -1,0 +1,65 @@
+"""What every `snapfs backup` does before it reads, wherever the backup goes.
+
+Its options are looked at, and the new cut is taken, if one is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import asdict, fields, replace
+from typing import Any, Final
+
+from snapfs.commands.snapshot import snapshot
+from snapfs.destination.consent import Consent
+from snapfs.errors import UsageError
+from snapfs.imager.snapshot_source import SnapshotSource
+from snapfs.imager.source import Source
+from snapfs.options import BackupOptions
+
+# Those that not every destination knows; where the option is called otherwise, how.
+_SOME_KNOW: Final = {
+    "format": "",
+    "compress": "",
+    "manifest": "",
+    "resume": "",
+    "verify": "",
+    "rate_bytes_per_s": "--rate",
+    "on_read_error": "",
+    "mode": "",
+    "full": "",
+    "max_increments": "",
+}
+
+
+def refuse_others(options: BackupOptions, what: object, known: Container[str] = ()) -> None:
+    """UsageError for an option that means nothing to `what`, which knows these fields of the options alone."""
+    for field in fields(BackupOptions):
+        if field.name in _SOME_KNOW and field.name not in known and getattr(options, field.name) != field.default:
+            name = _SOME_KNOW[field.name] or "--" + field.name.replace("_", "-")
+            raise UsageError(f"{name} means nothing to {what}; leave it out.")
+
+
+def check_cut(options: BackupOptions) -> None:
+    """UsageError when a new cut cannot be what is backed up."""
+    if options.cut is not None and options.snapshot is not None:
+        raise UsageError("--cut makes a new snapshot, and --snapshot names one; leave out one of them.")
+    if options.resume and options.cut is not None:
+        raise UsageError("--resume goes on with an old cut, and --cut makes a new one; leave out one of them.")
+
+
+def check_release(options: BackupOptions, source: Source) -> None:
+    """UsageError when there is nothing to be released."""
+    if options.release and not isinstance(source, SnapshotSource):
+        raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
+
+
+def cut_first(options: BackupOptions, consent: Consent) -> tuple[BackupOptions, dict[str, Any]]:
+    """Take the cut, if one is asked for: the options of a backup of that very snapshot, which is released, and what
+    was frozen for it."""
+    if options.cut is None:
+        return options, {}
+    taken = snapshot(options.source, options.cut)
+    for sentence in taken.problems:
+        consent.note(sentence)
+    facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
+    return replace(options, release=not options.is_stream, snapshot=taken.id), facts
