@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -53,9 +54,20 @@ def unused_loop_device() -> Iterator[Path]:
             yield device
         finally:
             detach_loop(device)
-            fcntl.ioctl(control, LOOP_CTL_REMOVE, number)
+            wait_until(lambda: _removed(control, number), what=f"the end of {device}")
     finally:
         os.close(control)
+
+
+def _removed(control: int, number: int) -> bool:
+    """Not while anybody has it open: whoever looks through all devices of the machine does for a moment."""
+    try:
+        fcntl.ioctl(control, LOOP_CTL_REMOVE, number)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def test_the_same_disk_is_known_under_another_number_after_a_power_loss(bench: Bench) -> None:
@@ -87,7 +99,8 @@ def test_another_disk_under_the_same_number_is_refused(bench: Bench) -> None:
         kill(bench)
         for view in (bench.snap, bench.live):
             run("umount", "-l", view)
-        run("losetup", "-d", device)
+        detach_loop(device)
+        wait_until(lambda: not Path("/sys/block", device.name, "loop/backing_file").exists())
         run("losetup", device, other)
         snapfs("mount", device, *words).refuses(1, "belongs to another image")
 
