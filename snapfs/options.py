@@ -197,6 +197,8 @@ class BackupOptions:
     rate_bytes_per_s: int | None = None
     on_read_error: OnReadError = "stop"
     mode: int | None = None
+    # What is there is a raw backup, and only what has changed since is written.
+    update: bool = False
     # Of a chain: a full one whatever there is; how many increments may follow one.
     full: bool = False
     max_increments: int = 30

@@ -35,3 +35,12 @@ ChangesSince = Callable[[str | None], Changed | Void]
 def fingerprint(used: bitarray) -> str:
     """What tells a map of used blocks from another one."""
     return blake3(used.tobytes()).hexdigest()
+
+
+def by_same_map(changed: Changed | Void, used_blake3: object, used: bitarray) -> Changed | Void:
+    """The same, void unless the map of then is the one of the last backup: what was free by that is not in it."""
+    if isinstance(changed, Changed) and (
+        len(changed.written) != len(used) or fingerprint(changed.used) != used_blake3
+    ):
+        return Void("the map of used blocks of the last backup is not there any more")
+    return changed

@@ -12,18 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bitarray import bitarray
-from bitarray.util import zeros
 
 from snapfs.backups.chain import Chain
-from snapfs.backups.changes import Changed, ChangesSince, Void, fingerprint
+from snapfs.backups.changes import Changed, ChangesSince, Void, by_same_map
 from snapfs.backups.facts import Base, Facts
 from snapfs.backups.overlay import Overlay
 from snapfs.backups.reading import open_table
 from snapfs.backups.table import Table
 from snapfs.errors import BackupDamagedError
-from snapfs.imager.extents import CELL_BYTES, Extent, extents_of, used_cells
+from snapfs.imager.extents import Extent, cells_of, extents_of, used_cells
 from snapfs.imager.source import Source
-from snapfs.imager.unread import Ranges
 from snapfs.options import format_size
 
 
@@ -58,7 +56,7 @@ class Below:
     def _suspected(self, changed: Changed, source: Source) -> bitarray:
         """Cells that may differ from what the chain has."""
         cells = used_cells(changed.suspected(source.used), source.block_bytes, source.size_bytes)
-        return cells | _cells_of(self.links[-1].unread, len(cells))
+        return cells | cells_of(self.links[-1].unread, len(cells))
 
 
 def choose(
@@ -80,20 +78,11 @@ def choose(
             reason = _as_part(error)
     if reason:
         return Below((), Overlay(size_bytes, ()), None, reason)
-    changed = _checked(changes_since(links[-1].cut_id), links[-1], source)
+    changed = by_same_map(changes_since(links[-1].cut_id), links[-1].used_blake3, source.used)
     overlay = Overlay(size_bytes, tables)
     if isinstance(changed, Void):
         return Below(tuple(links), overlay, None, changed.reason)
     return Below(tuple(links), overlay, changed, "")
-
-
-def _checked(changed: Changed | Void, last: Facts, source: Source) -> Changed | Void:
-    """What was free then is not in the chain, so the map has to be the one that the last backup was made by."""
-    if isinstance(changed, Changed) and (
-        len(changed.written) != len(source.used) or fingerprint(changed.used) != last.used_blake3
-    ):
-        return Void("the map of used blocks of the last backup is not there any more")
-    return changed
 
 
 def _why_full(chain: Chain, source: Source, full: bool, max_increments: int) -> tuple[str, list[Facts]]:
@@ -128,10 +117,3 @@ def _why_full(chain: Chain, source: Source, full: bool, max_increments: int) -> 
 def _as_part(error: BackupDamagedError) -> str:
     """The reason of an error without its way out."""
     return error.sentence.partition("; ")[0].rstrip(".")
-
-
-def _cells_of(ranges: Ranges, count: int) -> bitarray:
-    cells = zeros(count, "little")
-    for offset, length in ranges:
-        cells[offset // CELL_BYTES : -(-(offset + length) // CELL_BYTES)] = 1
-    return cells

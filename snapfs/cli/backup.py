@@ -16,6 +16,7 @@ from snapfs.errors import ExitCode
 from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, format_size
 
 if TYPE_CHECKING:
+    from snapfs.commands.backup import Made
     from snapfs.commands.backup_chain import Linked
     from snapfs.commands.backup_pool import Pooled
     from snapfs.commands.backup_repository import Kept
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="With skip, unreadable sectors become zeros and are listed in DEST.json and DEST.map; exit code 4.",
 )
+@click.option("--update", is_flag=True, help="DEST is a raw backup: write there only what has changed since.")
 @click.option("--full", is_flag=True, help="In DIR: a full one, whatever is there.")
 @click.option(
     "--max-increments",
@@ -62,6 +64,8 @@ def backup_command(
 
     DEST.json beside it says what the backup is and has a hash of each part. DEST has its name only when it is
     whole; until then it is DEST.partial.
+
+    With --update, a DEST that such a backup wrote is brought up to date where it is.
 
     In a directory, DIR/, each backup is called by the time of its cut: first a full one, then increments, each a
     qcow2 that is backed by the one before. With --format each of them stands alone.
@@ -105,8 +109,37 @@ def backup_command(
     if not options.is_stream:
         used = f"{format_size(manifest.data_bytes)} of {format_size(manifest.image_bytes)}"
         result = {"backup": str(made.dest), "cut": manifest.facts["cut"], **sizes(manifest)}
-        show(result, f"{made.dest}  {used}, {manifest.format}", as_json=as_json, quiet=quiet)
+        if options.update:
+            result |= _updated_result(made)
+        show(result, *_made_lines(made, used), as_json=as_json, quiet=quiet)
     return ExitCode.PROBLEM if manifest.unread else ExitCode.DONE
+
+
+def _updated_result(made: Made) -> dict[str, Any]:
+    if (updated := made.updated) is None:
+        return {"kind": "full", "why": "all of it was made", "base": None, "read_bytes": made.manifest.data_bytes}
+    return {
+        "kind": "update",
+        "why": updated.why,
+        "base": None,
+        "read_bytes": updated.read_bytes,
+        "written_bytes": updated.written_bytes,
+    }
+
+
+def _made_lines(made: Made, used: str) -> Iterator[str]:
+    updated = made.updated
+    if updated is None:
+        yield f"{made.dest}  {used}, {made.manifest.format}"
+        return
+    read, written = format_size(updated.read_bytes), format_size(updated.written_bytes)
+    yield f"{made.dest}  {used}, brought up to date, {read} read, {written} written"
+    if updated.why:
+        yield _all_read(updated.why)
+
+
+def _all_read(why: str) -> str:
+    return f"{why[0].upper()}{why[1:]}, so everything was read and compared."
 
 
 def _pooled_result(made: Pooled) -> dict[str, Any]:
@@ -174,4 +207,4 @@ def _linked_lines(made: Linked) -> Iterator[str]:
     if facts.why and facts.kind == "full":
         yield f"It is a full one because {facts.why}."
     elif facts.why:
-        yield f"{facts.why[0].upper()}{facts.why[1:]}, so everything was read and compared."
+        yield _all_read(facts.why)

@@ -15,10 +15,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from snapfs.commands.backup_begin import check_cut, check_release, cut_first
+from snapfs.commands.backup_begin import check_cut, check_device, check_release, cut_first
 from snapfs.commands.backup_chain import Linked, backup_into_chain
 from snapfs.commands.backup_pool import Pooled, backup_into_pool
 from snapfs.commands.backup_repository import Kept, backup_into_repository
+from snapfs.commands.backup_update import (
+    Old,
+    Updated,
+    bring_up_to_date,
+    forget_half_way,
+    half_way_at,
+    holder_at,
+    noted,
+    old_backup,
+)
+from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.destination.consent import Consent
 from snapfs.destination.directory import free_name, left_name, names
 from snapfs.destination.in_use import refuse_views_and_stores
@@ -49,6 +60,8 @@ class Made:
 
     dest: Path
     manifest: Manifest
+    # With --update and a backup that was there; None: all of it was made.
+    updated: Updated | None = None
 
 
 def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | Linked | Pooled | Kept:
@@ -58,43 +71,91 @@ def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | L
     if options.address.startswith(REPOSITORY_SCHEME):
         return backup_into_repository(options, report, consent)
     is_directory = _is_directory(options)
-    if is_directory and options.format is None:
+    if is_directory and options.format is None and not options.update:
         check_cut(options)
         return backup_into_chain(options, canonical_path(options.dest), report, consent)
+    if options.update and is_directory:
+        raise UsageError(
+            f"In {options.dest} each backup has a name of its own; leave out --update, or name a file or a device."
+        )
     if options.full:
         raise UsageError("--full is about a directory of backups; leave it out, or name a DIR and no --format.")
     options = replace(options, format=options.format or "raw")
     _check_options(options)
-    places = None if is_directory else _looked_at(options, options.dest, consent)
+    if is_directory or not options.update:
+        places = None if is_directory else _looked_at(options, options.dest, consent)
+        return _backed_up(options, None, places, report, consent)
+    with old_backup(options, consent) as old:
+        places = None if old is not None else _looked_at(options, options.dest, consent)
+        return _backed_up(options, old, places, report, consent)
+
+
+def _backed_up(
+    options: BackupOptions, old: Old | None, places: Places | None, report: Report, consent: Consent
+) -> Made:
+    """The cut first, if asked for; then DEST is brought up to date where it is, or all of it made."""
     options, cut_facts = cut_first(options, consent)
     yield_to_others()
     with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
         check_release(options, source)
-        with (
-            _results(options, source, places, consent) as results,
-            saying_what_is_left(results),
-            _journal(options, source, results) as (plan, journal),
-        ):
-            _image(options, source, plan, journal, report, results)
-            manifest = finished_manifest(source, plan, options.format or "raw", cut_facts)
-            _check_written(options, manifest, report, results)
-            access = source.access.with_mode(options.mode)
-            results.write_rescue_map(manifest, source.path, consent, access)
-            results.finish(manifest, access)
+        if old is not None and not old.fits(source, consent.force):
+            old.close()
+            old, places = None, _looked_at(options, options.dest, consent)
+        if old is not None:
+            updated = bring_up_to_date(old, options, source, cut_facts, report, consent)
+            made = Made(options.dest, updated.manifest, updated)
+            named = old.places
+        else:
+            made, named = _all_made(options, source, places, cut_facts, report, consent)
+        manifest = made.manifest
         if options.release or options.cut is not None:
             # Also what is in no extent: the snapshot owes nothing any more, but what another tool may still read.
             for offset, length in manifest.unread.outside(0, source.size_bytes):
                 source.release(offset, length)
         if manifest.unread:
-            consent.note(_unread_sentence(options, results, manifest, source))
-    return Made(options.dest if results.places.dest is None else results.places.dest.named, manifest)
+            consent.note(_unread_sentence(options, named, manifest, source))
+    return made
+
+
+def _all_made(
+    options: BackupOptions,
+    source: Source,
+    places: Places | None,
+    cut_facts: dict[str, Any],
+    report: Report,
+    consent: Consent,
+) -> tuple[Made, Places]:
+    with (
+        _results(options, source, places, consent) as results,
+        saying_what_is_left(results),
+        _journal(options, source, results) as (plan, journal),
+    ):
+        holder = holder_at(results.places) if options.update else None
+        _image(options, source, plan, journal, report, results)
+        manifest = finished_manifest(source, plan, options.format or "raw", cut_facts)
+        _check_written(options, manifest, report, results)
+        access = source.access.with_mode(options.mode)
+        results.write_rescue_map(manifest, source.path, consent, access)
+        if holder is None:
+            results.finish(manifest, access)
+        else:
+            checkpoints = ChainCheckpoints(holder, options.source, source, consent.note)
+            checkpoints.hold()
+            results.finish(noted(manifest, holder, source), access)
+            checkpoints.let_go()
+        forget_half_way(results.places)
+    dest = results.places.dest
+    return Made(options.dest if dest is None else dest.named, manifest), results.places
 
 
 def _check_options(options: BackupOptions) -> None:
     if options.compress and options.format != "qcow2":
         raise UsageError("A raw backup cannot be compressed; say --format qcow2, or pipe it: - | zstd.")
+    if options.update and options.format != "raw":
+        raise UsageError("Only a raw backup is brought up to date in place; leave out --update, or --format.")
     if options.is_stream:
         for is_asked, name in (
+            (options.update, "--update"),
             (options.format != "raw", "--format qcow2"),
             (options.verify, "--verify"),
             (options.resume, "--resume"),
@@ -124,11 +185,13 @@ def _looked_at(options: BackupOptions, dest: Path, consent: Consent) -> Places:
     """Where the files are to be, and the user's consent to what they replace."""
     reading = {"the image": options.source}
     places = look_at_places(None if options.is_stream else dest, options.manifest, reading)
-    if places.dest is not None and places.dest.is_device:
-        if options.format != "raw":
-            raise UsageError(f"{dest} is a device, and a device takes raw only; leave out --format.")
-        if options.mode is not None:
-            raise UsageError(f"{dest} is a device, and keeps its mode; leave out --mode.")
+    if places.dest is not None:
+        check_device(places.dest, options)
+    half = half_way_at(places)
+    if half is not None and options.resume:
+        raise UsageError(f"{half.state}, and --resume goes on with a backup of its own; say --update as well.")
+    if half is not None:
+        consent.note(f"{half.state}; --update goes on with it.")
     if options.resume and places.journal is None:
         raise UsageError(f"A backup to {dest} can be resumed only with --manifest FILE; begin again with it.")
     if options.on_read_error == "skip" and places.rescue_map is not None and not options.resume:
@@ -233,8 +296,7 @@ def _check_written(options: BackupOptions, manifest: Manifest, report: Report, r
             reader.verify(report)
 
 
-def _unread_sentence(options: BackupOptions, results: Results, manifest: Manifest, source: Source) -> str:
-    places = results.places
+def _unread_sentence(options: BackupOptions, places: Places, manifest: Manifest, source: Source) -> str:
     where = "the backup" if places.dest is None else str(places.dest.named)
     what = f"{describe_unread(manifest)} of {source.path} could not be read, and {where} has zeros there"
     if places.rescue_map is None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any, Final
 
 from snapfs.commands.snapshot import snapshot
 from snapfs.destination.consent import Consent
+from snapfs.destination.place import Place
 from snapfs.errors import UsageError
 from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source
@@ -27,6 +29,7 @@ _SOME_KNOW: Final = {
     "on_read_error": "",
     "mode": "",
     "full": "",
+    "update": "",
     "max_increments": "",
 }
 
@@ -51,6 +54,26 @@ def check_release(options: BackupOptions, source: Source) -> None:
     """UsageError when there is nothing to be released."""
     if options.release and not isinstance(source, SnapshotSource):
         raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
+
+
+def check_device(place: Place, options: BackupOptions) -> None:
+    """UsageError when a device is to be what only a file can."""
+    if not place.is_device:
+        return
+    if options.format != "raw":
+        raise UsageError(f"{place.named} is a device, and a device takes raw only; leave out --format.")
+    if options.mode is not None:
+        raise UsageError(f"{place.named} is a device, and keeps its mode; leave out --mode.")
+
+
+def check_image(at: object, was: str, source: Source, force: bool, what: str, other: str) -> None:
+    """UsageError when what is `at` a place, such as "a backup", is of another image, unless the user knows better."""
+    now = source.facts["image"]
+    if not force and Path(was).name != Path(now).name:
+        raise UsageError(
+            f"{at} has {what} of {was}, and this is {now}; name another {other}, or say --force if it is the same "
+            "image."
+        )
 
 
 def cut_first(options: BackupOptions, consent: Consent) -> tuple[BackupOptions, dict[str, Any]]:

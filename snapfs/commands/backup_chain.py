@@ -19,7 +19,7 @@ from snapfs.backups.making import Maker, Wish, free_names
 from snapfs.backups.overlay import Overlay
 from snapfs.backups.table import Table
 from snapfs.backups.turn import turn
-from snapfs.commands.backup_begin import check_release, cut_first
+from snapfs.commands.backup_begin import check_image, check_release, cut_first
 from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.destination.consent import Consent
 from snapfs.errors import SnapfsError, UsageError
@@ -93,11 +93,7 @@ def _check(options: BackupOptions, chain: Chain, source: Source, consent: Consen
         was = chain.facts(last.name).image
     except SnapfsError:
         return
-    if Path(was).name != Path(source.facts["image"]).name:
-        raise UsageError(
-            f"{chain.directory} has the backups of {was}, and this is {source.facts['image']}; name another "
-            "directory, or say --force if it is the same image."
-        )
+    check_image(chain.directory, was, source, consent.force, "the backups", "directory")
 
 
 def _made(

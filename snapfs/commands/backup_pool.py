@@ -13,7 +13,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from snapfs.backups.changes import Changed, Void, fingerprint
+from snapfs.backups.changes import Changed, Void, by_same_map, fingerprint
 from snapfs.commands.backup_begin import check_cut, check_release, cut_first, refuse_others
 from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.destination.consent import Consent
@@ -127,10 +127,7 @@ def _changes_since(last: _Last | None, source: Source, checkpoints: ChainCheckpo
         return Void("it is the first")
     if last.used_blake3 is None:
         return Void("the backup before was interrupted at its end")
-    changed = checkpoints.changes_since(last.cut_id)
-    if isinstance(changed, Changed) and fingerprint(changed.used) != last.used_blake3:
-        return Void("the map of used blocks of the last backup is not there any more")
-    return changed
+    return by_same_map(checkpoints.changes_since(last.cut_id), last.used_blake3, source.used)
 
 
 def _sent(

@@ -25,6 +25,7 @@ from snapfs.destination.place import Place, look_at
 from snapfs.destination.result import claimed, finish
 from snapfs.errors import InterruptedByUserError, SnapfsError, UsageError
 from snapfs.imager.extents import free_ranges
+from snapfs.imager.half_way import half_way
 from snapfs.imager.manifest import Manifest, file_of_manifest, read_manifest
 from snapfs.imager.pace import Pace, yield_to_others
 from snapfs.imager.progress import Report
@@ -71,6 +72,8 @@ def restore(options: RestoreOptions, report: Report, consent: Consent) -> Manife
     if options.at is not None:
         raise UsageError(f"{options.backup} is no directory of backups; leave out --at.")
     file = file_of_manifest(options.backup, options.manifest)
+    if (half := half_way(options.backup, file)) is not None:
+        raise half.refuse()
     manifest = read_manifest(file)
     place = look_at(options.image, {"the backup": options.backup, "the manifest": file}, takes_devices=True)
     with open_backup(options.backup, manifest) as reader:

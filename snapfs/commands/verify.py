@@ -8,7 +8,8 @@ from pathlib import Path
 from snapfs.commands.backups import Verified, chain_named, verify_chain
 from snapfs.destination.consent import Note
 from snapfs.errors import UsageError
-from snapfs.imager.manifest import Manifest, manifest_of
+from snapfs.imager.half_way import half_way
+from snapfs.imager.manifest import Manifest, file_of_manifest, read_manifest
 from snapfs.imager.pace import yield_to_others
 from snapfs.imager.progress import Report
 from snapfs.imager.reader import open_backup
@@ -39,7 +40,10 @@ def verify(options: VerifyOptions, report: Report, note: Note) -> Manifest | Ver
 
 
 def _verify_one(backup: Path, manifest_file: Path | None, report: Report) -> Manifest:
-    manifest = manifest_of(backup, manifest_file)
+    file = file_of_manifest(backup, manifest_file)
+    if (half := half_way(backup, file)) is not None:
+        raise half.refuse()
+    manifest = read_manifest(file)
     yield_to_others()
     with open_backup(backup, manifest) as reader:
         reader.verify(report)

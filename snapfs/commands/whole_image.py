@@ -68,7 +68,7 @@ def _write_over(place: Place, size_bytes: int, consent: Consent, mode: int | Non
     consent.ask_for(place)
     fd = open_in_place(place, consent, size_bytes)
     try:
-        with _saying_that_it_is_half_done(place.named, words):
+        with saying_that_it_is_half_done(place.named, words):
             _fill(place, fd, place.real, size_bytes, words, fill)
         if mode is not None:
             os.fchmod(fd, mode)
@@ -77,7 +77,8 @@ def _write_over(place: Place, size_bytes: int, consent: Consent, mode: int | Non
 
 
 @contextlib.contextmanager
-def _saying_that_it_is_half_done(image: Path, words: Words) -> Iterator[None]:
+def saying_that_it_is_half_done(image: Path, words: Words) -> Iterator[None]:
+    """What was there is half something else when this ends early: say so, and how to go on."""
     state, again = f"{image} is half {words.done} now", f"{words.way_out} before it is used"
     try:
         yield

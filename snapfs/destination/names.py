@@ -3,6 +3,8 @@
     DEST.partial           what is written, until it is whole
     DEST.partial.journal   what of it is durable, while --resume could go on with it
     MANIFEST.journal       the same of a block device, which is written where it is
+    DEST.update            what a backup that is brought up to date where it is may hold otherwise than its manifest
+                           says; of a block device MANIFEST.update
 
 (Directories that last no longer than their process are `snapfs.system.scratch`'s.)
 """
@@ -14,6 +16,7 @@ from typing import Final
 
 _PARTIAL: Final = ".partial"
 _JOURNAL: Final = ".journal"
+_UPDATE: Final = ".update"
 
 
 def partial_path(path: Path) -> Path:
@@ -26,10 +29,15 @@ def journal_path(path: Path) -> Path:
     return _beside(path, _JOURNAL)
 
 
+def update_path(path: Path) -> Path:
+    """The note of what is brought up to date under the name `path`."""
+    return _beside(path, _UPDATE)
+
+
 def temporary_paths(path: Path) -> tuple[Path, ...]:
     """All that may be beside `path` meanwhile."""
-    partial = partial_path(path)
-    return partial, journal_path(partial), journal_path(path)
+    partial, update = partial_path(path), update_path(path)
+    return partial, journal_path(partial), journal_path(path), update, partial_path(update)
 
 
 def _beside(path: Path, suffix: str) -> Path:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,16 @@ def _is_of(pending: Path, backup: Path) -> bool:
         if not os.lstat(pending).st_size:
             return False
         facts: Any = json.loads(read_small(pending, "", flags=os.O_NOFOLLOW))
-        return _is_same(facts["file"], os.stat(backup))
+        return is_same(facts["file"], os.stat(backup))
     except (OSError, SnapfsError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 
-def _is_same(named: dict[str, int], status: os.stat_result) -> bool:
-    """A copy that keeps times counts too, where times are so fine that two files cannot have the same."""
+def is_same(named: Mapping[str, int], status: os.stat_result) -> bool:
+    """Whether that is the file of a manifest, by what that says of it.
+
+    A copy that keeps times counts too, where times are so fine that two files cannot have the same.
+    """
     is_fine = bool(status.st_mtime_ns % _NS_PER_S)
     found = identity(status)
     keys = ("size_bytes", "mtime_ns") if is_fine else ("size_bytes", "mtime_ns", "inode")

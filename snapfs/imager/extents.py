@@ -90,6 +90,21 @@ def cell_count(size_bytes: int) -> int:
     return -(-size_bytes // CELL_BYTES)
 
 
+def cells_of(ranges: Iterable[tuple[int, int]], count: int) -> bitarray:
+    """A bit for each of `count` cells: whether a range (offset, length) touches it."""
+    cells = zeros(count, "little")
+    for offset, length in ranges:
+        cells[offset // CELL_BYTES : -(-(offset + length) // CELL_BYTES)] = 1
+    return cells
+
+
+def ranges_of(cells: bitarray, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the cells that are set, neighbours together."""
+    for _, first, end in _set_intervals(cells):
+        start = first * CELL_BYTES
+        yield start, min(end * CELL_BYTES, size_bytes) - start
+
+
 def free_ranges(extents: Iterable[Extent], size_bytes: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of everything that is in no extent."""
     end = 0

@@ -13,6 +13,8 @@ JSON, one object:
     regions            partitions and filesystems as the map of used blocks found them
     file               {"inode", "size_bytes", "mtime_ns"} of the backup when it was made: after a crash they tell
                        which of two manifests is its own
+    update             {"holder", "used"} of a backup that was made with --update: the id by which the checkpoint of
+                       its cut is held, and BLAKE3 of the map of used blocks that it was made by
     extents            [{"offset", "length", "blake3"}] in ascending order; blake3 null: zeros, nothing to read
     unread             [{"offset", "length"}] of what could not be read, in ascending order
     blake3             over everything: the size, then offset, length and hash of each extent (see `overall_hash`)
@@ -86,11 +88,6 @@ def overall_hash(image_bytes: int, extents: Iterable[Hashed], unread: Iterable[t
 def manifest_path(backup: Path) -> Path:
     """Where the manifest of `backup` is when no other place is named."""
     return backup.with_name(backup.name + ".json")
-
-
-def manifest_of(backup: Path, file: Path | None = None) -> Manifest:
-    """The manifest of a backup that is there, from `file` or from beside it."""
-    return read_manifest(file_of_manifest(backup, file))
 
 
 def file_of_manifest(backup: Path, file: Path | None = None) -> Path:

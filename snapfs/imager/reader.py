@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -117,21 +118,31 @@ class BackupReader:
 
 @contextlib.contextmanager
 def open_backup(path: Path, manifest: Manifest) -> Iterator[BackupReader]:
-    """The backup at `path`, which need not have its final name yet."""
-    reader = BackupReader(path, manifest, _open(path, manifest.format))
+    """The backup at `path`, which need not have its final name yet.
+
+    One that can be brought up to date where it is stays as it is meanwhile, unless its reader does that itself.
+    """
+    fd = _open_file(path, manifest.format)
+    if "update" in manifest.facts:
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    reader = BackupReader(path, manifest, _content(fd, path, manifest.format))
     try:
         yield reader
     finally:
         reader.close()
 
 
-def _open(path: Path, image_format: str) -> Reader:
+def _open_file(path: Path, image_format: str) -> int:
     if image_format not in get_args(Format):
         raise SnapfsError(f"{path} is of the format {image_format}, which this snapfs does not know.", path=path)
     try:
-        fd = open_readable(path, "name a backup")
+        return open_readable(path, "name a backup")
     except OSError as error:
         raise SnapfsError(f"{path} cannot be opened: {error.strerror}; name a backup.", path=path) from error
+
+
+def _content(fd: int, path: Path, image_format: str) -> Reader:
     try:
         return RawReader(fd) if image_format == "raw" else Qcow2Reader(Link(fd, path))
     except BaseException:

@@ -24,6 +24,7 @@ from snapfs.destination.result import finish, new_result
 from snapfs.destination.unfinished import Unfinished, claim
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import InterruptedByUserError, SnapfsError
+from snapfs.imager.half_way import note_path
 from snapfs.imager.manifest import Manifest, manifest_path, write_manifest
 from snapfs.imager.rescue_map import is_rescue_map, rescue_map, rescue_map_path
 
@@ -47,6 +48,13 @@ class Places:
             assert self.manifest is not None
             return journal_path(self.manifest.real)
         return journal_path(partial_path(self.dest.real))
+
+    @property
+    def update(self) -> Path | None:
+        """Where it is noted that the backup is half brought up to date; None without a manifest."""
+        if self.dest is None or self.manifest is None:
+            return None
+        return note_path(self.dest.real, self.manifest.real, is_device=self.dest.is_device)
 
 
 def look_at_places(dest: Path | None, manifest: Path | None, reading: Mapping[str, Path]) -> Places:

@@ -21,7 +21,7 @@ from snapfs.destination.write_errors import vanished, write_errors
 from snapfs.errors import ReaderGoneError, SnapfsError
 from snapfs.imager.sparse import data_runs, make_zeros
 from snapfs.system.descriptors import path_of
-from snapfs.whole import put_whole, write_whole
+from snapfs.whole import put_whole, read_whole, write_whole
 
 _ALIGNMENT: Final = 4096
 # From here on writing itself takes longer than getting to the disk and back.
@@ -77,6 +77,16 @@ class FileTarget:
                 done = stop
             if done < len(view) and not self.holds_zeros:
                 make_zeros(self.fd, offset + done, len(view) - done)
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """What it holds there now. SnapfsError: it cannot be read."""
+        try:
+            read_whole(self._cached_fd, view, offset)
+        except OSError as error:
+            raise SnapfsError(
+                f"{self.name} cannot be read at {offset}: {error.strerror}; check the disk it is on.", path=self.path
+            ) from error
+        self._is_cached = True
 
     def write_zeros(self, offset: int, length: int) -> None:
         if not self.holds_zeros:
