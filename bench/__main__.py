@@ -17,6 +17,7 @@ from bench.backup import BackupBench
 from bench.chain import ChainBench
 from bench.image import Master, make_master
 from bench.measure import wrong_bytes
+from bench.nights import NightsBench
 from bench.peers.base import Peer, PeerError
 from bench.peers.libfuse import Libfuse
 from bench.peers.pyfuse3 import Pyfuse3
@@ -32,6 +33,7 @@ from bench.rows import (
     BACKUP_ROWS,
     CHAIN_ROWS,
     MOUNT_ROWS,
+    NIGHT_ROWS,
     PEER_NAMES,
     ROWS_BY_NAME,
     SECTIONS,
@@ -141,7 +143,7 @@ def run_mounts(
     multiple=True,
     metavar="ROW",
     type=click.Choice([*SECTIONS, *ROWS_BY_NAME]),
-    help="Only this row, or all of mount, backup or chain (again for more).",
+    help="Only this row, or all of mount, backup, chain or nights (again for more).",
 )
 @click.option(
     "--peer", "names", multiple=True, type=click.Choice(PEER_NAMES), help="Only this peer (again for more)."
@@ -153,7 +155,7 @@ def run_mounts(
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("/var/tmp"),
     show_default=True,
-    help="Where the images are made; 12 GiB, on a filesystem with O_DIRECT.",
+    help="Where the images are made; 12 GiB (nights 40), on a filesystem with O_DIRECT.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), default=RESULTS, help="Where the results go."
@@ -181,6 +183,8 @@ def main(
             BackupBench(scratch / "backup", sizes, wanted, names, results, console).run()
         if concerns(CHAIN_ROWS, wanted):
             ChainBench(scratch / "chain", sizes, wanted, names, results, console).run()
+        if concerns(NIGHT_ROWS, wanted):
+            NightsBench(scratch / "nights", sizes, wanted, names, results, console).run()
     print_report(results, console)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{now:%Y-%m-%d-%H%M%S}{'-quick' if quick else ''}"

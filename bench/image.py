@@ -19,6 +19,8 @@ MIB = 1 << 20
 BLOCK_BYTES = 4096
 COPY_BYTES = 1 * MIB
 TREE_INODES = 1 << 18
+# Of mkfs.ext4: as many inodes and as large a journal whatever the size, so that what is used depends on the files.
+SAME_METADATA = ("-N", str(TREE_INODES), "-J", "size=16")
 SOURCES = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/include", "/usr/share", "/opt", "/usr/local")
 # Neither text nor machine code, and compressed already: more of them would make the data less like a system disk.
 SKIPPED_SUFFIXES = (".gz", ".xz", ".zst", ".png", ".jpg", ".whl", ".zip", ".woff2")
@@ -48,13 +50,16 @@ class Master:
         return self.path.stat().st_size
 
 
-def make_master(folder: Path, image_bytes: int, data_bytes: int, free_bytes: int) -> Master:
+def make_master(
+    folder: Path, image_bytes: int, data_bytes: int, free_bytes: int, options: tuple[str, ...] = ()
+) -> Master:
     """An ext4 image of `image_bytes` in `folder`, `data_bytes` of it realistic data, and its free range."""
     content = folder / "content"
     content.mkdir()
     write_realistic_data(content / "data", data_bytes)
     image = folder / "master.img"
-    run("mkfs.ext4", "-q", "-b", str(BLOCK_BYTES), "-d", str(content), str(image), f"{image_bytes // 1024}k")
+    how = ("-q", "-b", str(BLOCK_BYTES), *options, "-d", str(content))
+    run("mkfs.ext4", *how, str(image), f"{image_bytes // 1024}k")
     shutil.rmtree(content)
     return Master(image, file_range(image, "/data"), longest_free_range(image).head(free_bytes))
 
@@ -62,14 +67,14 @@ def make_master(folder: Path, image_bytes: int, data_bytes: int, free_bytes: int
 def make_tree_master(folder: Path, image_bytes: int, data_bytes: int) -> Master:
     """An ext4 image of `image_bytes` in `folder` with files of this machine, about `data_bytes`.
 
-    As many inodes and as large a journal whatever the size, so that what is used depends on the files only.
+    What is used depends on the files only, whatever the size.
     """
     folder.mkdir()
     content = folder / "content"
     content.mkdir()
     copy_files(content, data_bytes)
     image = folder / "image.img"
-    how = ("-q", "-b", str(BLOCK_BYTES), "-N", str(TREE_INODES), "-J", "size=16", "-d", str(content))
+    how = ("-q", "-b", str(BLOCK_BYTES), *SAME_METADATA, "-d", str(content))
     run("mkfs.ext4", *how, str(image), f"{image_bytes // 1024}k")
     shutil.rmtree(content)
     return Master(image, Range(0, 0), longest_free_range(image).head(MIB))

@@ -15,7 +15,7 @@ COLOURS = {
     "snapfs": "#111111", "qemu": "#d1495b", "xfs": "#2a78b5", "btrfs": "#66a182",
     "pyfuse3": "#b18fcf", "libfuse": "#edae49", "raw": "#9a9a9a",
     "dd": "#7f4f24", "partclone": "#3d9a9b", "unreleased": "#c77dba",
-    "one": "#6b705c", "newest": "#cb997e",
+    "one": "#6b705c", "newest": "#cb997e", "borg": "#386641", "restic": "#9d4edd",
 }  # fmt: skip
 
 

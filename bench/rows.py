@@ -17,6 +17,8 @@ LIBFUSE = "libfuse"
 RAW = "raw"
 DD = "dd"
 PARTCLONE = "partclone"
+BORG = "borg"
+RESTIC = "restic"
 # snapfs again, but for the one option that the row is about.
 UNRELEASED = "unreleased"
 # With one snapshot, and the newest of many.
@@ -26,7 +28,8 @@ NEWEST = "newest"
 # With a snapshot first; the others are limits rather than rivals.
 MOUNTED = (SNAPFS, QEMU, XFS, BTRFS, PYFUSE3, LIBFUSE, RAW)
 IMAGERS = (SNAPFS, DD, QEMU, PARTCLONE)
-PEER_NAMES = (*MOUNTED, DD, PARTCLONE)
+NIGHTLIES = (SNAPFS, QEMU, BORG, RESTIC, PARTCLONE)
+PEER_NAMES = (*MOUNTED, DD, PARTCLONE, BORG, RESTIC)
 COLUMNS = (*PEER_NAMES, UNRELEASED, ONE, NEWEST)
 WITH_SNAPSHOT = (SNAPFS, QEMU, XFS, BTRFS)
 
@@ -144,9 +147,43 @@ CHAIN_ROWS = (
         (SNAPFS,),
     ),
 )
-ROWS = (*MOUNT_ROWS, *BACKUP_ROWS, *CHAIN_ROWS)
+NIGHT_ROWS = (
+    Row(
+        "increment",
+        "s",
+        "the second backup of an image, 64 MiB and 256 single blocks changed",
+        versus(borg=1, restic=1, partclone=1),
+        True,
+        NIGHTLIES,
+    ),
+    Row(
+        "increment-1t",
+        "s",
+        "the same of a sparse image of 1 TiB",
+        versus(partclone=1),
+        True,
+        (SNAPFS, QEMU, PARTCLONE),
+    ),
+    Row(
+        "increment-share",
+        "×",
+        "1 of 16 GiB changed in 1 TiB, against the full backup",
+        (Goal(None, at_most=0.1),),
+        True,
+        (SNAPFS,),
+    ),
+    Row(
+        "increment-cpu",
+        "s",
+        "CPU time of the commands of a night in which nothing changed, 1 TiB",
+        (Goal(None, at_most=0.5),),
+        True,
+        (SNAPFS,),
+    ),
+)
+ROWS = (*MOUNT_ROWS, *BACKUP_ROWS, *CHAIN_ROWS, *NIGHT_ROWS)
 # A name for all rows of a kind.
-SECTIONS = {"mount": MOUNT_ROWS, "backup": BACKUP_ROWS, "chain": CHAIN_ROWS}
+SECTIONS = {"mount": MOUNT_ROWS, "backup": BACKUP_ROWS, "chain": CHAIN_ROWS, "nights": NIGHT_ROWS}
 ROWS_BY_NAME = {row.name: row for row in ROWS}
 
 

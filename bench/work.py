@@ -29,6 +29,7 @@ class Sizes:
     image_bytes: int = 4 * GIB
     data_bytes: int = 1 * GIB
     free_bytes: int = 256 * MIB
+    huge_data_bytes: int = 16 * GIB
     divisor: int = 1
     fsync_count: int = 1000
     backup_rate_bytes: int = 128 * MIB
@@ -45,7 +46,8 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    512 * MIB, 128 * MIB, 32 * MIB, divisor=8, fsync_count=100, backup_rate_bytes=64 * MIB, pause_seconds=0.0,
+    512 * MIB, 128 * MIB, 32 * MIB, 1 * GIB,
+    divisor=8, fsync_count=100, backup_rate_bytes=64 * MIB, pause_seconds=0.0,
     few_snapshots=2, many_snapshots=4,
 )  # fmt: skip
 

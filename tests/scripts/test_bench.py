@@ -64,3 +64,13 @@ def test_quick_bench_of_chains_has_a_figure_for_every_row(tmp_path: Path) -> Non
     assert all(found == {"snapfs", "qemu", "one"} for found in peers.values())
     assert len(peers) == 5
     assert leftovers(tmp_path) == []
+
+
+def test_quick_bench_of_nights_times_the_second_backup(tmp_path: Path) -> None:
+    names = ("snapfs", "qemu", "partclone")
+    done = run_bench(tmp_path, "--only", "increment", *(word for name in names for word in ("--peer", name)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert result["voided"] == []
+    assert set(result["rows"]["increment"]["peers"]) == set(names)
+    assert leftovers(tmp_path) == []
