@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from cow.mount.recovery import Outcome as Outcome
     from cow.mount.recovery import Request as Request
     from cow.mount.recovery import open_store as open_store
+    from cow.seeking import SeekingReader as SeekingReader
     from cow.snapshot import SnapshotReader as SnapshotReader
 
 _OWNERS = {
@@ -102,6 +103,7 @@ _OWNERS = {
     "cow.live.size": "stored_in",
     "cow.mount.check": "Report dump verify",
     "cow.mount.recovery": "Opened Outcome Request open_store",
+    "cow.seeking": "SeekingReader",
     "cow.snapshot": "SnapshotReader",
 }
 _OWNER_OF = {name: owner for owner, names in _OWNERS.items() for name in names.split()}

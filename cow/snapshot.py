@@ -53,7 +53,7 @@ _NEVER: Final = -1
 _FREE: Final = Kind.FREE
 
 
-class _LongerList(Exception):
+class LongerList(Exception):
     """There is a later cut than those that were read through."""
 
 
@@ -226,7 +226,7 @@ class SnapshotReader:
                 self._read_once(view, offset, first, end)
                 if self._frozen.is_still_so():
                     return
-            except _LongerList:
+            except LongerList:
                 # What is not in it may have been merged since into any that was looked at.
                 continue
             except Damaged:
@@ -296,7 +296,7 @@ class SnapshotReader:
                 self._check_there(link, run[1], run[2])
 
     def _check_newest(self) -> None:
-        """_LongerList: there was a later cut than those that were known. No number: the page is gone, which is found
+        """LongerList: there was a later cut than those that were known. No number: the page is gone, which is found
         out last."""
         newest, looked_for = self._links[-1].generation, 0
         while (generation := self._control[_GENERATION]) not in (0, looked_for, self._links[-1].generation):
@@ -304,7 +304,7 @@ class SnapshotReader:
             # It may be gone by then, and there is a later one.
             looked_for = generation
         if self._links[-1].generation != newest:
-            raise _LongerList
+            raise LongerList
 
     def _check_there(self, link: PreservedReader, first: int, end: int) -> None:
         """What the image lost when it was cut short, while that cut owed these blocks, may be zeros now: there, and

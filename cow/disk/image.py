@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cow.disk.files import Data, Files
+from cow.holes import Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,33 @@ class Image:
 
     def is_hole(self, offset: int, length: int) -> bool:
         """Whether nothing of that is on the disk, as far as the filesystem can tell, so that it reads as zeros."""
+        return next(self.holes(offset, offset + length), None) == (offset, offset + length)
+
+    def holes(self, offset: int, stop: int) -> Iterator[Range]:
+        """All such ranges from there on, found when they are asked for. What lies past the end of a file that was cut
+        short is none."""
+        while offset < stop:
+            data = self._seek(offset, os.SEEK_DATA)
+            # After it: the file may have become shorter.
+            until = min(stop, self.shortest_bytes, self._files.end_of(self.fd))
+            if offset < min(data, until):
+                yield offset, min(data, until)
+            if data >= until:
+                return
+            offset = self._seek(data, os.SEEK_HOLE)
+
+    def _seek(self, offset: int, whence: int) -> int:
+        """Where the next data or hole is; the end of the image when there is none, or nobody can tell."""
         try:
-            return os.lseek(self.fd, offset, os.SEEK_DATA) >= offset + length
+            return os.lseek(self.fd, offset, whence)
         except OSError as error:
-            return error.errno == errno.ENXIO and self.identity().size_bytes >= offset + length
+            # Who cannot tell has data everywhere.
+            return self.size_bytes if whence == os.SEEK_HOLE or error.errno == errno.ENXIO else offset
+
+    @property
+    def used_bytes(self) -> int:
+        """What the file takes on its disk."""
+        return os.fstat(self.fd).st_blocks * 512
 
     def look(self) -> None:
         """See whether the file is shorter than it was."""

@@ -33,6 +33,7 @@ from cow.disk.served import served_before
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.faults import missing_pages
+from cow.holes import Range
 from cow.live.chain import Chain
 from cow.live.claiming import Claiming
 from cow.live.heartbeat import Heartbeat
@@ -119,6 +120,10 @@ class LiveEngine:
         if buffer:
             self.read_into(memoryview(buffer), offset)
         return bytes(buffer)
+
+    def holes(self, offset: int, stop: int) -> Iterator[Range]:
+        """Those of the image there, as they are when they are asked for; may wait for the disk."""
+        return self._image.holes(offset, stop)
 
     # --- writing ---------------------------------------------------------------------------------------------
 

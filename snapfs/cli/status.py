@@ -72,6 +72,8 @@ def _lines(status: dict[str, Any]) -> list[str]:
     if revert and revert["is_running"]:
         share = 100 * revert["done_blocks"] // revert["blocks"] if revert["blocks"] else 0
         rows.append(("revert", f"to {revert['name'] or revert['id']}, {share} % done"))
+    if status.get("no_holes"):
+        rows.append(("holes", f"not shown: {status['no_holes']}"))
     if status["error"]:
         rows.append(("error", status["error"]))
     return [f"{name:<12} {text}" for name, text in rows]

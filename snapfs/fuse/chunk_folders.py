@@ -97,6 +97,9 @@ class ChunkFolders:
     async def read(self, fh: int, offset: int, size: int) -> bytes:
         return await self._chunks.read(fh & ~_HANDLE, offset, size)
 
+    async def lseek(self, fh: int, offset: int, whence: int) -> int:
+        return await self._chunks.seek(fh & ~_HANDLE, offset, whence)
+
     def release(self, fh: int) -> None:
         self._chunks.close(fh & ~_HANDLE)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyfuse3
 
 from snapfs.errors import SnapfsError
+from snapfs.fuse import more_operations
 from snapfs.fuse.receive import hurry_receive
 from snapfs.fuse.view import IMAGE_INODE, View
 from snapfs.system.mounts import set_read_ahead
@@ -33,6 +34,7 @@ def mount(view: View, mount_point: Path, image_path: Path, options: Iterable[str
     said: list[str] = []
     try:
         with _overheard(said):
+            more_operations.hand_over_to(view)
             pyfuse3.init(view, str(mount_point), {_Option(option) for option in fuse_options})
     except RuntimeError as error:
         reason = ", ".join(dict.fromkeys(said)) or str(error)
@@ -41,6 +43,8 @@ def mount(view: View, mount_point: Path, image_path: Path, options: Iterable[str
             path=mount_point,
         ) from error
     logging.getLogger(pyfuse3.__name__).addFilter(_is_news)
+    if (why := more_operations.why_not()) is not None:
+        _LOG.info("holes are not shown: %s", why)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -83,7 +87,13 @@ def _escaped(path: Path) -> str:
 async def serve() -> None:
     """Answer requests until the view is unmounted or the session is told to end."""
     hurry_receive(session_fd())
-    await pyfuse3.main()
+    async with more_operations.answering():
+        await pyfuse3.main()
+
+
+def why_no_holes() -> str | None:
+    """Why the view knows no lseek and no fallocate; None when it does. The other view is of the same making."""
+    return more_operations.why_not()
 
 
 def close() -> None:

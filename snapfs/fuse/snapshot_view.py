@@ -165,6 +165,11 @@ class SnapshotView(SnapshotImage, View):
             return await self._chunks.read(fh, off, size)
         return await super().read_other(fh, off, size)
 
+    async def lseek(self, fh: int, off: int, whence: int) -> int:
+        if self._chunks.has_handle(fh):
+            return await self._chunks.lseek(fh, off, whence)
+        return await super().lseek(fh, off, whence)
+
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         if self._chunks.has_handle(fh):
             self._chunks.release(fh)

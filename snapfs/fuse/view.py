@@ -168,6 +168,14 @@ class View(Served, pyfuse3.Operations):
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Handles hold nothing."""
 
+    async def lseek(self, fh: int, off: int, whence: int) -> int:
+        """pyfuse3 has it not: see `more_operations`."""
+        raise pyfuse3.FUSEError(errno.EINVAL)
+
+    async def fallocate(self, fh: int, mode: int, off: int, length: int) -> None:
+        """The same."""
+        raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+
     def _refused(self) -> pyfuse3.FUSEError:
         return pyfuse3.FUSEError(self.refusal)
 

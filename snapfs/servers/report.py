@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cow import Counter, CutCounter, LiveEngine, Protect, State, Store, stored_in
+from snapfs.fuse import session
 from snapfs.fuse.view import IMAGE_INODE
 from snapfs.servers.checkpoints import told_of
 from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
@@ -47,6 +48,7 @@ def status_of(
         "checkpoints": told_of(instance.store),
         "buffer": _buffer(instance, engine),
         "revert": revert,
+        "no_holes": session.why_no_holes(),
         "error": error,
     }
 

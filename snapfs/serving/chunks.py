@@ -132,6 +132,11 @@ class Chunks:
             return b""
         return await self._image.read(opened.generation | UNCOUNTED, start + offset, size)
 
+    async def seek(self, handle: int, offset: int, whence: int) -> int:
+        opened = self._handles[handle]
+        self.check(opened.folder, opened.generation)
+        return await self._image.seek_in(opened.generation, offset, whence, *self.names.extent(opened.number))
+
     def close(self, handle: int) -> None:
         self._handles.pop(handle, None)
 

@@ -1,7 +1,7 @@
 """The image as it is, writable; every write goes through the engine.
 
-It has a fixed size. Reads, writes and syncs have threads of their own kind, so that writes which wait for room never
-keep a read or the control socket waiting.
+It has a fixed size. Reads, writes, syncs and what asks for holes have threads of their own kind, so that writes which
+wait for room never keep a read or the control socket waiting.
 """
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Iterator
 from typing import cast
 
 import trio
 
-from cow import Image, LiveEngine
+from cow import CowError, Image, LiveEngine
+from cow.holes import next_data, next_hole
 from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permission, Permissions, permission_of
 from snapfs.serving.served import Attributes, Served
 
 _LOG = logging.getLogger(__name__)
-_READERS, _WRITERS, _SYNCERS = 8, 16, 4
+_READERS, _WRITERS, _SYNCERS, _SEEKERS = 8, 16, 4, 4
 _WRITE_BACK_NS = 2_000_000_000
 
 
@@ -41,15 +43,16 @@ class LiveImage(Served):
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
         self._syncers = trio.CapacityLimiter(_SYNCERS)
+        self._seekers = trio.CapacityLimiter(_SEEKERS)
 
     # --- attributes ------------------------------------------------------------------------------------------
 
     def attributes(self) -> Attributes:
         info = os.fstat(self._image.fd)
         if self._device_times_ns is None:
-            return Attributes(
-                permission_of(info), info.st_blocks, info.st_atime_ns, info.st_mtime_ns, info.st_ctime_ns
-            )
+            # Never none: tar would take it for a file of zeros, whatever the kernel has not handed on yet.
+            sectors = max(1, info.st_blocks)
+            return Attributes(permission_of(info), sectors, info.st_atime_ns, info.st_mtime_ns, info.st_ctime_ns)
         accessed_ns, modified_ns = self._device_times_ns
         return Attributes(self.permission(), -(-self.image_bytes // 512), accessed_ns, modified_ns, modified_ns)
 
@@ -99,6 +102,28 @@ class LiveImage(Served):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         await trio.to_thread.run_sync(self._engine.write, offset, memoryview(data)[:length], limiter=self._writers)
         return length
+
+    async def lseek(self, fh: int, off: int, whence: int) -> int:
+        for_hole = self.check_seek(off, whence, self.image_bytes)
+        try:
+            return self.found(await trio.to_thread.run_sync(self._seek, off, for_hole, limiter=self._seekers))
+        except (CowError, OSError) as error:
+            raise self._failed(error, "lseek") from error
+
+    def _seek(self, offset: int, for_hole: bool) -> int | None:
+        stop = self.image_bytes
+        if for_hole:
+            return next_hole(self._holes(offset, stop), offset, stop)
+        return next_data(self._holes(offset, stop), offset, stop)
+
+    def _holes(self, offset: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Those of the image that nobody is about to write into."""
+        for start, end in self._engine.holes(offset, stop):
+            self.hand_over(start, end - start)
+            yield from self._engine.holes(start, end)
+
+    def hand_over(self, offset: int, length: int) -> None:
+        """Return when whoever keeps writes of this range back, in the front, has handed them on. In a thread."""
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         try:

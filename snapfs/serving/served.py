@@ -10,6 +10,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import ClassVar, Final, NamedTuple
 
@@ -54,3 +55,17 @@ class Served:
     def permission(self) -> Permission:
         """Who may open it now."""
         return self._permissions.now
+
+    def check_seek(self, offset: int, whence: int, size_bytes: int) -> bool:
+        """Whether a hole is asked for, in a file of that size; EINVAL, ENXIO: there is nothing to look for."""
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise self.failure(errno.EINVAL)
+        if not 0 <= offset < size_bytes:
+            raise self.failure(errno.ENXIO)
+        return whence == os.SEEK_HOLE
+
+    def found(self, offset: int | None) -> int:
+        """ENXIO for None: there is no data any more."""
+        if offset is None:
+            raise self.failure(errno.ENXIO)
+        return offset

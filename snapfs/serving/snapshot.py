@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final, cast
 
 import trio
 
-from cow import CutHeader, Damaged, Header, Image, PartTimes, SnapshotReader, Store
+from cow import CowError, Cut, CutCounter, CutHeader, Damaged, Header, Image, PartTimes, SeekingReader, Store
 from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permission, Permissions
 from snapfs.serving.served import MAX_REQUEST_BYTES, Attributes, Served
@@ -35,18 +36,28 @@ class _Shown:
     def __init__(self, store: Store, facts: CutHeader, image: Image) -> None:
         self.store, self.facts, self._image = store, facts, image
         self.generation = facts.generation
-        self.reader = SnapshotReader(store, image)
-        self._idle: list[SnapshotReader] = []
+        self.reader = SeekingReader(store, image)
+        self._idle: list[SeekingReader] = []
         self._is_closed = self._rests = False
 
     def read(self, offset: int, length: int) -> memoryview:
         """In a thread that may wait. SnapshotEnded: the cut is not shown any more."""
+        with self._reading() as reader:
+            buffer = memoryview(bytearray(length))
+            reader.read_into(buffer, offset)
+            return buffer
+
+    def seek(self, offset: int, stop: int, for_hole: bool) -> int | None:
+        """The same, see `SeekingReader`."""
+        with self._reading() as reader:
+            return reader.seek(offset, stop, for_hole=for_hole)
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[SeekingReader]:
         with self.store.cut.held():
-            reader = self._idle.pop() if self._idle else SnapshotReader(self.store, self._image)
+            reader = self._idle.pop() if self._idle else SeekingReader(self.store, self._image)
             try:
-                buffer = memoryview(bytearray(length))
-                reader.read_into(buffer, offset)
-                return buffer
+                yield reader
             finally:
                 self._idle.append(reader)
                 if self._is_closed:
@@ -101,6 +112,8 @@ class SnapshotImage(Served):
         # Those that somebody has opened.
         self._shown: dict[int, _Shown] = {}
         self._read_lately: OrderedDict[_Shown, None] = OrderedDict()
+        # By generation.
+        self._used_bytes: dict[int, int] = {}
 
     def show(self, store: Store) -> None:
         """Show the cuts that the header of `store` lists from now on, and let go of the others."""
@@ -108,6 +121,7 @@ class SnapshotImage(Served):
         if before.cut is not store.cut:
             before.cut.let_go()
         listed = {one.generation for one in store.header.shown}
+        self._used_bytes = {one: used_bytes for one, used_bytes in self._used_bytes.items() if one in listed}
         for generation in self._shown.keys() - listed:
             shown = self._shown.pop(generation)
             self._read_lately.pop(shown, None)
@@ -159,20 +173,56 @@ class SnapshotImage(Served):
         cut = self._facts_or_newest(generation)
         return Attributes(
             self.permission(generation),
-            -(-self.image_bytes // 512),
+            self._sectors(cut),
             cut.image_atime_ns,
             cut.image_mtime_ns,
             cut.taken_at_ns,
         )
 
+    def _sectors(self, facts: CutHeader) -> int:
+        """How many of them hold something: what copies a file looks for its holes only if they are fewer than its
+        size tells. About right, and never none, which tar takes for a file of zeros without a look."""
+        used_bytes = self._used_bytes.get(facts.generation)
+        if used_bytes is None:
+            used_bytes = self._look_at_used(facts)
+        return max(1, -(-min(self.image_bytes, used_bytes) // 512))
+
+    def _look_at_used(self, facts: CutHeader) -> int:
+        """Kept for a cut that is not the newest, whose map never changes."""
+        newest = self.newest
+        if newest is None or facts.is_hidden:
+            return self.image_bytes
+        shown = self._shown.get(facts.generation)
+        try:
+            cut = self._cut_of(facts.generation) if shown is None else shown.store.cut.hold()
+        except (CowError, OSError):
+            return self.image_bytes
+        try:
+            free_blocks, preserved_blocks = (
+                cut.numbers[number] for number in (CutCounter.FREE_BLOCKS, CutCounter.PRESERVED_BLOCKS)
+            )
+        finally:
+            cut.let_go()
+        used_bytes = self.image_bytes - free_blocks * self.block_bytes
+        if not self._permissions.is_device:
+            # What the image has, and what it had before; what is read of later cuts is not counted.
+            used_bytes = min(used_bytes, self._image.used_bytes + preserved_blocks * self.block_bytes)
+        if facts.generation != newest.generation:
+            self._used_bytes[facts.generation] = used_bytes
+        return used_bytes
+
+    def _cut_of(self, generation: int) -> Cut:
+        store = self._present
+        if generation == store.cut.generation:
+            return store.cut.hold()
+        return store.open_cut(generation, writable=False)
+
     def begin_reading(self, generation: int) -> None:
         """Somebody opens that cut. OSError, SnapshotEnded: it cannot be."""
         if generation in self._shown:
             return
-        facts, store = self._facts_of(generation), self._present
-        is_present = generation == store.cut.generation
-        cut = store.cut.hold() if is_present else store.open_cut(generation, writable=False)
-        self._shown[generation] = _Shown(replace(store, cut=cut), facts, self._image)
+        facts, cut = self._facts_of(generation), self._cut_of(generation)
+        self._shown[generation] = _Shown(replace(self._present, cut=cut), facts, self._image)
 
     def part_times(self, generation: int) -> PartTimes:
         """When its parts were changed, to be closed. FileNotFoundError: nobody knows, or not yet; else as for
@@ -208,6 +258,40 @@ class SnapshotImage(Served):
     async def read_other(self, fh: int, off: int, size: int) -> bytes:
         """Of a handle that is of no cut."""
         raise self.failure(errno.ESTALE)
+
+    async def lseek(self, fh: int, off: int, whence: int) -> int:
+        generation = fh & ~UNCOUNTED
+        if generation not in self._shown:
+            raise self.failure(errno.ESTALE)
+        found = await self._seek(generation, off, whence, 0, self.image_bytes)
+        if whence == os.SEEK_DATA and not fh & UNCOUNTED and self._is_newest(generation):
+            # Whoever leaves out a hole is done with it.
+            stop = self.image_bytes if found is None else found
+            if off < stop:
+                self.on_read(off, stop - off)
+        return self.found(found)
+
+    async def seek_in(self, generation: int, offset: int, whence: int, start: int, length: int) -> int:
+        """As lseek in a file that has that part of the image, in a cut that is open."""
+        return self.found(await self._seek(generation, offset, whence, start, length))
+
+    async def _seek(self, generation: int, offset: int, whence: int, start: int, length: int) -> int | None:
+        """The same; None: there is no data any more."""
+        for_hole = self.check_seek(offset, whence, length)
+        shown = self._shown.get(generation)
+        if shown is None:
+            raise self.failure(errno.ESTALE)
+        self._note_reading(shown)
+        first, stop = start + offset, start + length
+        try:
+            is_found, found = shown.reader.try_seek(first, stop, for_hole=for_hole)
+            if not is_found:
+                found = await trio.to_thread.run_sync(shown.seek, first, stop, for_hole, limiter=self._readers)
+        except (CowError, OSError) as error:
+            if isinstance(error, Damaged):
+                self._on_damage(shown.generation, str(error))
+            raise self.failure(errno_of(error)) from error
+        return None if found is None else found - start
 
     def _note_reading(self, shown: _Shown) -> None:
         if shown in self._read_lately:

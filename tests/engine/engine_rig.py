@@ -26,7 +26,7 @@ from cow.live.cutting import prepare_cut
 from cow.live.engine import LiveEngine
 from cow.live.overflow import Event, OverflowPolicy
 from cow.mount.recovery import Opened, Request, open_store
-from cow.snapshot import SnapshotReader
+from cow.seeking import SeekingReader
 
 BOOT, NEXT_BOOT = b"first boot id 16", b"other boot id 16"
 
@@ -147,7 +147,7 @@ class Rig:
         self.events: list[Event] = []
         # What the compactor does when it is woken.
         self.on_wake: Callable[[], None] = lambda: None
-        self._readers: list[tuple[SnapshotReader, Cut]] = []
+        self._readers: list[tuple[SeekingReader, Cut]] = []
         self.store: Store | None = None
         self.rules = Rules(lambda: self.store)
 
@@ -185,12 +185,12 @@ class Rig:
         self.rules.look()
         return opened
 
-    def new_reader(self, generation: int | None = None) -> SnapshotReader:
+    def new_reader(self, generation: int | None = None) -> SeekingReader:
         """Of a cut, the present one without a `generation`, with files of its own, as the snapshot server has them;
         closed with the store."""
         assert self.store is not None
         cut = self.store.open_cut(generation or self.cut.generation, writable=False)
-        self._readers.append((SnapshotReader(replace(self.store, cut=cut), self.image), cut))
+        self._readers.append((SeekingReader(replace(self.store, cut=cut), self.image), cut))
         return self._readers[-1][0]
 
     def write(self, offset: int, data: bytes) -> None:

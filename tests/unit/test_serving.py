@@ -158,7 +158,7 @@ def told() -> list[tuple[int, str]]:
 
 @pytest.fixture
 def shown(image_fd: int, told: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> snapshot.SnapshotImage:
-    monkeypatch.setattr(snapshot, "SnapshotReader", FakeReader)
+    monkeypatch.setattr(snapshot, "SeekingReader", FakeReader)
     image: Any = SimpleNamespace(fd=image_fd)
     served = snapshot.SnapshotImage(
         store(7), image, Permissions(image_fd), lambda generation, what: told.append((generation, what))
