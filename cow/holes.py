@@ -26,6 +26,16 @@ def next_hole(holes: Iterable[Range], offset: int, stop: int) -> int:
     return stop
 
 
+def between(holes: Iterable[Range], offset: int, stop: int) -> Iterable[Range]:
+    """The data in that range."""
+    for start, end in holes:
+        if offset < start:
+            yield offset, start
+        offset = end
+    if offset < stop:
+        yield offset, stop
+
+
 def clipped(holes: Iterable[Range], offset: int, stop: int) -> Iterable[Range]:
     """What of them is in that range."""
     for start, end in holes:

@@ -29,6 +29,7 @@ Data = bytes | bytearray | memoryview
 PAGE_BYTES = 4096
 _ZEROS = bytes(PAGE_BYTES)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
+_ZERO_RANGE_KEEP_SIZE = 0x10 | 0x01
 _libc = ctypes.CDLL(None, use_errno=True)
 _seek, _END = os.lseek, os.SEEK_END
 
@@ -92,10 +93,13 @@ class Files:
         os.posix_fallocate(fd, offset, length)
 
     def punch(self, fd: int, offset: int, length: int) -> None:
-        """Give the range back to the filesystem; it reads as zeros afterwards."""
-        if _libc.fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length)):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        """Give the range back to the filesystem; it reads as zeros afterwards. Of a device the same, if it takes
+        blocks back and gives zeros for them."""
+        _fallocate(fd, _PUNCH_HOLE_KEEP_SIZE, offset, length)
+
+    def zero(self, fd: int, offset: int, length: int) -> None:
+        """Make the range zeros; its room stays taken."""
+        _fallocate(fd, _ZERO_RANGE_KEEP_SIZE, offset, length)
 
     def sync_directory(self, path: Path) -> None:
         """Without this a new name in `path` may be gone after a power loss."""
@@ -157,6 +161,12 @@ class Files:
             os.close(fd)
             raise
         return fd
+
+
+def _fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    if _libc.fallocate(fd, mode, ctypes.c_int64(offset), ctypes.c_int64(length)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def _after(views: Sequence[memoryview], done: int) -> list[memoryview]:

@@ -7,9 +7,13 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from cow.disk.files import Data, Files
 from cow.holes import Range
+
+# No sector of any device is larger.
+SECTORS_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class Image:
     def __init__(self, fd: int, size_bytes: int, files: Files) -> None:
         self.fd, self.size_bytes, self._files = fd, size_bytes, files
         self.can_ask = files.can_ask(fd)
+        self._is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
         self.shortest_bytes = size_bytes
         self.on_short: Callable[[], None] = lambda: None
 
@@ -126,6 +131,25 @@ class Image:
         self.look()
         self._check(offset + len(data))
         self._files.pwrite(self.fd, data, offset)
+
+    def zero(self, offset: int, length: int, *, give_back: bool) -> None:
+        """Make the range zeros, and with `give_back` free on its disk. OSError(EOPNOTSUPP): it cannot be done without
+        writing all of it, and then nothing is written."""
+        self.look()
+        self._check(offset + length)
+        change = self._files.punch if give_back else self._files.zero
+        if not self._is_device:
+            change(self.fd, offset, length)
+            return
+        # A device takes whole sectors.
+        low, high = -(-offset // SECTORS_BYTES) * SECTORS_BYTES, (offset + length) // SECTORS_BYTES * SECTORS_BYTES
+        if low < high:
+            change(self.fd, low, high - low)
+        else:
+            low = high = offset + length
+        for start, end in ((offset, low), (high, offset + length)):
+            if start < end:
+                self._files.pwrite(self.fd, bytes(end - start), start)
 
     def sync(self) -> None:
         self._files.sync(self.fd)

@@ -33,7 +33,7 @@ from cow.disk.served import served_before
 from cow.disk.store import Store
 from cow.errors import SnapshotEnded
 from cow.faults import missing_pages
-from cow.holes import Range
+from cow.holes import Range, between
 from cow.live.chain import Chain
 from cow.live.claiming import Claiming
 from cow.live.heartbeat import Heartbeat
@@ -160,16 +160,48 @@ class LiveEngine:
         for at, length in self.geometry.pieces(offset, len(view), self._claiming.max_blocks):
             self._gate.enter(at)
             try:
-                first, end = self.geometry.span(at, length)
-                if self._owes(first, end):
-                    self._claiming.preserve(first, end)
-                self._heartbeat.beat(time.monotonic_ns())
-                # After all that this write has looked at and stored, and before anything of the image changes.
-                if missing_pages[0] != self._missed_pages or self._is_suspect:
-                    self.look_at_store()
+                self._preserve(at, length)
+                self._begin_to_change()
                 self._write_image(at, view[at - start : at - start + length])
             finally:
                 self._gate.leave()
+
+    def zero(self, offset: int, length: int, *, give_back: bool) -> None:
+        """Make the range zeros, as `write` would, and with `give_back` free on the disk of the image.
+
+        Raises the same. OSError(EOPNOTSUPP): the image cannot do that; then it is as before.
+        """
+        self.geometry.span(offset, length)
+        for at, count in self.geometry.pieces(offset, length, self._claiming.max_blocks):
+            self._gate.enter(at)
+            try:
+                self._preserve_data(at, count)
+                self._begin_to_change()
+                self._syncer.unsynced_bytes += count
+                self._image.zero(at, count, give_back=give_back)
+            finally:
+                self._gate.leave()
+
+    def _preserve_data(self, offset: int, length: int) -> None:
+        """Of a hole, nothing is replaced: it is zeros, whoever owes it. Who fills it meanwhile preserves it, for the
+        same cut: there may have been another one while this waited, and then all is looked at again."""
+        while True:
+            cut = self._cut
+            for start, end in between(list(self._image.holes(offset, offset + length)), offset, offset + length):
+                self._preserve(start, end - start)
+            if self._cut is cut:
+                return
+
+    def _preserve(self, offset: int, length: int) -> None:
+        first, end = self.geometry.span(offset, length)
+        if self._owes(first, end):
+            self._claiming.preserve(first, end)
+
+    def _begin_to_change(self) -> None:
+        """After all that a write has looked at and stored, and before anything of the image changes."""
+        self._heartbeat.beat(time.monotonic_ns())
+        if missing_pages[0] != self._missed_pages or self._is_suspect:
+            self.look_at_store()
 
     def _owes(self, first: int, end: int) -> bool:
         """Whether a write to these blocks has anything to note before the image may change."""

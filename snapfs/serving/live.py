@@ -1,7 +1,7 @@
 """The image as it is, writable; every write goes through the engine.
 
-It has a fixed size. Reads, writes, syncs and what asks for holes have threads of their own kind, so that writes which
-wait for room never keep a read or the control socket waiting.
+It has a fixed size. Reads, writes, syncs, discards and what asks for holes have threads of their own kind, so that
+writes which wait for room never keep a read or the control socket waiting.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from snapfs.serving.permissions import Permission, Permissions, permission_of
 from snapfs.serving.served import Attributes, Served
 
 _LOG = logging.getLogger(__name__)
-_READERS, _WRITERS, _SYNCERS, _SEEKERS = 8, 16, 4, 4
+_READERS, _WRITERS, _SYNCERS, _SEEKERS, _ZEROERS = 8, 16, 4, 4, 4
+# Modes of fallocate(2).
+_KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 0x01, 0x02, 0x10
 _WRITE_BACK_NS = 2_000_000_000
 
 
@@ -43,6 +45,9 @@ class LiveImage(Served):
         self._readers = trio.CapacityLimiter(_READERS)
         self._writers = trio.CapacityLimiter(_WRITERS)
         self._syncers = trio.CapacityLimiter(_SYNCERS)
+        self._zeroers = trio.CapacityLimiter(_ZEROERS)
+        # Whether the image cannot be punched, or zeroed.
+        self._cannot_zero = set[bool]()
         self._seekers = trio.CapacityLimiter(_SEEKERS)
 
     # --- attributes ------------------------------------------------------------------------------------------
@@ -109,6 +114,31 @@ class LiveImage(Served):
             return self.found(await trio.to_thread.run_sync(self._seek, off, for_hole, limiter=self._seekers))
         except (CowError, OSError) as error:
             raise self._failed(error, "lseek") from error
+
+    async def fallocate(self, fh: int, mode: int, off: int, length: int) -> None:
+        give_back = mode == _PUNCH_HOLE | _KEEP_SIZE
+        if not give_back and mode & ~_KEEP_SIZE != _ZERO_RANGE:
+            raise self.failure(errno.EOPNOTSUPP)
+        if off + length > self.image_bytes and not mode & _KEEP_SIZE:
+            raise self.failure(errno.ENOSPC)
+        length = min(length, self.image_bytes - off)
+        if length <= 0:
+            return
+        try:
+            await trio.to_thread.run_sync(self._zero, off, length, give_back, limiter=self._zeroers)
+        except (CowError, OSError) as error:
+            raise self._failed(error, "fallocate") from error
+
+    def _zero(self, offset: int, length: int, give_back: bool) -> None:
+        if give_back in self._cannot_zero:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        try:
+            self._engine.zero(offset, length, give_back=give_back)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                # Before anything is preserved for it the next time.
+                self._cannot_zero.add(give_back)
+            raise
 
     def _seek(self, offset: int, for_hole: bool) -> int | None:
         stop = self.image_bytes

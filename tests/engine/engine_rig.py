@@ -72,6 +72,10 @@ class SpoiltImage(CopiedImage):
         super().write(data, offset)
         self.bad -= set(range(*self._geometry.span(offset, len(data))))
 
+    def zero(self, offset: int, length: int, *, give_back: bool) -> None:
+        super().zero(offset, length, give_back=give_back)
+        self.bad -= set(range(*self._geometry.span(offset, length)))
+
 
 class Rules:
     """Looks at the rules of a store whenever nobody changes it: see `cow.disk.rules`.

@@ -163,7 +163,7 @@ def _watch_all(patches: _Patches, change: Callable[[], None]) -> None:
     for name in ("pwrite", "rename", "unlink", "mkdir", "rmdir", "ftruncate", "posix_fallocate"):
         patches.set(os, name, before)
     patches.set(os, "open", creating)
-    for name in ("sync", "sync_data", "sync_directory", "punch"):
+    for name in ("sync", "sync_data", "sync_directory", "punch", "zero"):
         patches.set(QuickFiles, name, before)
     for owner, name in (
         (Page, "__setitem__"),

@@ -28,6 +28,7 @@ from cow.disk.checkpoints import changed_in, checkpoints_of
 from cow.disk.filesystems import Storing
 from cow.disk.layout import Counter, Durability, State
 from cow.errors import BlockReleased, Damaged, SnapshotEnded, SnapshotLost
+from cow.holes import between
 from cow.live import reverting
 from cow.live.overflow import OverflowPolicy
 from cow.live.reverting import Revert
@@ -180,6 +181,27 @@ class ChainMachine(RuleBasedStateMachine):
         self.image[offset:end] = data
         self._see_overflow()
         # Perhaps only to one that was deleted and waits to be merged.
+        self.has_lost |= bool(bad)
+        for snapshot in self.snapshots.values():
+            snapshot.lose(bad)
+            snapshot.in_image -= blocks
+
+    @rule(
+        first=BLOCK, shift=st.sampled_from([0, 0, 1, 40]), length=st.integers(1, 6 * BLOCK_BYTES), gives=st.booleans()
+    )
+    def zero(self, first: int, shift: int, length: int, gives: bool) -> None:
+        """A discard: of what is a hole already nothing is replaced."""
+        offset = first * BLOCK_BYTES + shift
+        end = min(offset + length, self.shortest)
+        if offset >= end:
+            return
+        data = list(between(list(self.rig.image.holes(offset, end)), offset, end))
+        blocks = {block for start, stop in data for block in range(*self.rig.geometry.span(start, stop - start))}
+        bad = blocks & self.bad
+        self.rig.compactor.drain()
+        self.rig.engine.zero(offset, end - offset, give_back=gives)
+        self.image[offset:end] = bytes(end - offset)
+        self._see_overflow()
         self.has_lost |= bool(bad)
         for snapshot in self.snapshots.values():
             snapshot.lose(bad)

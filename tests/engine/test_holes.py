@@ -70,8 +70,7 @@ def test_it_stays_one_for_the_snapshot_when_it_is_written_to(rig: Rig) -> None:
 
 
 def test_a_hole_that_comes_later_is_none(rig: Rig) -> None:
-    rig.write(2 * BLOCK_BYTES, bytes(2 * BLOCK_BYTES))
-    rig.files.punch(rig.image_fd, 2 * BLOCK_BYTES, 2 * BLOCK_BYTES)
+    rig.engine.zero(2 * BLOCK_BYTES, 2 * BLOCK_BYTES, give_back=True)
     assert holes_of(rig.reader) == [extent(10, 30)]
     rig.compactor.drain()
     assert holes_of(rig.reader) == [extent(10, 30)]
@@ -145,10 +144,10 @@ class Poisoned:
         self.content[start:stop] = data
 
     def punch(self, run: tuple[int, int]) -> None:
-        """By whoever may: what is owed is preserved before."""
-        self.write(run, 0)
         start, stop = extent(*run)
-        self.rig.files.punch(self.rig.image_fd, start, stop - start)
+        self.rig.compactor.drain()
+        self.rig.engine.zero(start, stop - start, give_back=True)
+        self.content[start:stop] = bytes(stop - start)
 
     def free(self, run: tuple[int, int]) -> None:
         """A map is known once."""
@@ -180,7 +179,7 @@ def test_whatever_is_called_a_hole_was_zeros_and_stays_so(steps: list[tuple[obje
     try:
         poisoned = Poisoned(rig)
         for name, *arguments in steps:
-            if name == "write":
+            if name in ("write", "punch"):
                 # Also between any two steps of a write.
                 with watching(poisoned.look):
                     getattr(poisoned, str(name))(*arguments)
