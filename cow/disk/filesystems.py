@@ -21,7 +21,7 @@ import sys
 from enum import Enum
 from pathlib import Path
 
-_EXT, _XFS, _TMPFS, _BTRFS = 0xEF53, 0x58465342, 0x01021994, 0x9123683E
+_EXT, _XFS, _TMPFS, _BTRFS, _FUSE = 0xEF53, 0x58465342, 0x01021994, 0x9123683E, 0x65735546
 _STATFS_BYTES = 512
 _GET_FLAGS, _SET_FLAGS, _NO_COPY_FLAG = 0x80086601, 0x40086602, 0x00800000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,6 +41,12 @@ def storing_on(fd: int) -> Storing:
     if kind in (_EXT, _XFS):
         return Storing.MAPPED
     return Storing.RESERVED if kind == _TMPFS else Storing.WRITTEN
+
+
+def tells_holes(fd: int) -> bool:
+    """Whether what lseek calls a hole is one. Not through FUSE: the kernel asks the server, which knows nothing of
+    the writes that the kernel has not handed on yet."""
+    return _filesystem_type(fd) not in (_FUSE, 0)
 
 
 def _filesystem_type(fd: int) -> int:

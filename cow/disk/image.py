@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cow.disk.files import Data, Files
+from cow.disk.filesystems import tells_holes
 from cow.holes import Range
 
 # No sector of any device is larger.
@@ -39,6 +40,7 @@ class Image:
     def __init__(self, fd: int, size_bytes: int, files: Files) -> None:
         self.fd, self.size_bytes, self._files = fd, size_bytes, files
         self.can_ask = files.can_ask(fd)
+        self._tells_holes = tells_holes(fd)
         self._is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
         self.shortest_bytes = size_bytes
         self.on_short: Callable[[], None] = lambda: None
@@ -82,8 +84,8 @@ class Image:
 
     def holes(self, offset: int, stop: int) -> Iterator[Range]:
         """All such ranges from there on, found when they are asked for. What lies past the end of a file that was cut
-        short is none."""
-        while offset < stop:
+        short is none; there are none where nobody can tell."""
+        while offset < stop and self._tells_holes:
             data = self._seek(offset, os.SEEK_DATA)
             # After it: the file may have become shorter.
             until = min(stop, self.shortest_bytes, self._files.end_of(self.fd))

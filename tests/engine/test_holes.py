@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stops import watching
 
+from cow.disk import filesystems
 from cow.disk.layout import CutCounter
 from cow.holes import clipped, next_data, next_hole
 from cow.seeking import SeekingReader
@@ -109,6 +110,16 @@ def test_what_the_image_lost_is_no_hole(rig: Rig) -> None:
     rig.image.look()
     os.truncate(rig.image_path, IMAGE_BYTES)
     assert holes_of(rig.reader) == [extent(10, 15)]
+
+
+def test_what_a_fuse_server_calls_a_hole_is_not_believed(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may have written nothing of it yet."""
+    monkeypatch.setattr(filesystems, "_filesystem_type", lambda fd: 0x65735546)
+    rig = with_hole(make_rig(OLD))
+    rig.open()
+    assert holes_of(rig.reader) == []
+    rig.engine.zero(HOLE.start * BLOCK_BYTES, 4 * BLOCK_BYTES, give_back=True)
+    assert rig.numbers[CutCounter.PRESERVED_BLOCKS] == 4
 
 
 RUN = st.tuples(st.integers(0, BLOCKS - 1), st.integers(1, 8)).map(lambda run: (run[0], min(BLOCKS, sum(run))))
