@@ -20,22 +20,27 @@ STEPS = (
     (os, "fchmod"),
     (libc, "rename_new"),
 )
-_, LAST, *WORDS = sys.argv
-left = int(LAST)
 
 
-def dying(step: Callable[..., Any]) -> Callable[..., Any]:
-    def taken(*words: Any, **keywords: Any) -> Any:
-        global left
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left -= 1
-        return step(*words, **keywords)
+def die_before(step: int) -> None:
+    left = step
 
-    return taken
+    def dying(taken: Callable[..., Any]) -> Callable[..., Any]:
+        def take(*words: Any, **keywords: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return taken(*words, **keywords)
+
+        return take
+
+    for module, name in STEPS:
+        setattr(module, name, dying(getattr(module, name)))
 
 
-for module, name in STEPS:
-    setattr(module, name, dying(getattr(module, name)))
-sys.argv = ["snapfs", *WORDS]
-main()
+if __name__ == "__main__":
+    _, last, *words = sys.argv
+    die_before(int(last))
+    sys.argv = ["snapfs", *words]
+    main()

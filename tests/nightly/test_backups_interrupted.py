@@ -6,9 +6,6 @@ import fcntl
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from imager_rig import overwrite, running
@@ -16,17 +13,14 @@ from nightly_rig import MIB, Nights, run, snapfs
 
 from tests.cli.command_line import small_filesystem
 
-DYING = Path(__file__).with_name("dying_backup.py")
-ROOT = Path(__file__).parents[2]
 MOST = 60
 
 
 def killed_at(step: int, nights: Nights, *words: str) -> bool:
     """A backup that is killed before this step; False when it has come to its end."""
-    command = [sys.executable, str(DYING), str(step), "backup", str(nights.image), str(nights.backups), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+    done = snapfs("backup", nights.image, nights.backups, *words, die_before=step)
+    assert done.code in (0, -signal.SIGKILL), done.err
+    return done.code != 0
 
 
 def test_killed_at_every_step_there_is_one_link_more_or_none(nights: Nights) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +14,6 @@ import pytest
 from imager_rig import make_ext4, make_files, mounted, overwrite, wait_until
 from nightly_rig import CELL, MIB, Nights, run, snapfs
 
-DYING = Path(__file__).with_name("dying_backup.py")
-ROOT = Path(__file__).parents[2]
 MOST = 80
 
 
@@ -136,8 +132,7 @@ def test_a_killed_job_leaves_a_chain_and_a_checkpoint_that_fit(raw: Nights) -> N
         raw.back_up_of(raw.live, "--cut")
         for step in range(0, MOST, 2):
             overwrite(raw.live_file, dice.randrange(60) * CELL, 100)
-            words = [sys.executable, str(DYING), str(step), "backup", "--cut", str(raw.live), str(raw.backups)]
-            code = subprocess.run(words, capture_output=True, cwd=ROOT, timeout=120, check=False).returncode
+            code = snapfs("backup", "--cut", raw.live, raw.backups, die_before=step).code
             assert code in (0, -signal.SIGKILL)
             overwrite(raw.live_file, dice.randrange(60) * CELL, 100)
             made: dict[str, Any] = raw.back_up_of(raw.live, "--cut", "--max-increments", "99")

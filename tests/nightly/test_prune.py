@@ -11,8 +11,7 @@ import subprocess
 import sys
 
 import pytest
-from nightly_rig import CELL, MIB, Nights, run, snapfs, with_other_bytes
-from test_backups_interrupted import DYING, ROOT
+from nightly_rig import CELL, MIB, ROOT, Nights, run, snapfs, with_other_bytes
 
 from snapfs.backups.chain import Chain
 from snapfs.backups.proving import prove
@@ -144,10 +143,9 @@ def test_killed_at_every_step_what_stays_is_as_it_was(nights: Nights) -> None:
 
 def killed_at(step: int, nights: Nights) -> int:
     """The code of a prune that leaves the newest, and is killed before this step."""
-    command = [sys.executable, str(DYING), str(step), "prune", str(nights.backups), "--keep-last", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode
+    done = snapfs("prune", nights.backups, "--keep-last", "1", die_before=step)
+    assert done.code in (0, -signal.SIGKILL), done.err
+    return done.code
 
 
 def test_a_backup_after_a_killed_prune_is_as_good(nights: Nights) -> None:
