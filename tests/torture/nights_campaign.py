@@ -1,11 +1,15 @@
 """The campaign of nights: a filesystem lives on, and each night one more backup goes into a directory of them.
 
-By day files are made, changed, cut short, punched, defragmented and deleted. Between two nights anything may happen
-that must not matter: the image is unmounted, its servers are killed, a backup or a prune is killed before a step of
-its own, another cut is taken, the list of the backups is lost, the side buffer overflows, on a disk with partitions
-these change places. Each night's snapshot is kept as a file, compared with the
-backup cell by cell while it is there, and at the end every night is restored and compared byte by byte, and read by
-QEMU's tools and the checker of the filesystem.
+By day files are made, changed, cut short, lengthened, punched, defragmented and deleted. Between two nights anything
+may happen that must not matter: the image is unmounted, and written to meanwhile; its servers are killed; its store
+or the checkpoints in it are gone; a backup or a prune is killed before a step of its own; another cut is taken; the
+list of the backups is lost; the side buffer overflows; on a disk with partitions these change places. And the
+machine loses its power, by day or in the midst of a backup or a prune: image, store and backups lie on a disk of
+which nothing stays but what was synced (`machine_disk`).
+
+Each night's snapshot is kept as a file elsewhere, compared with the backup cell by cell while it is there, and at
+the end every night is restored and compared byte by byte, and read by QEMU's tools and the checker of the
+filesystem; its files are those of that evening.
 
     scripts/torture nights --filesystem xfs --nights 30 --seed S
 """
@@ -14,21 +18,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mounted
 from cut_rig import MIB, MKFS, CutGround
-from mounted import new_ground, run, snapfs
+from machine_disk import MachineDisk
+from mounted import MNT_DETACH, new_ground, run, snapfs, unmount, wait_until
 
 _DYING = Path(__file__).parents[1] / "nightly" / "dying_backup.py"
 _ROOT = Path(__file__).parents[2]
@@ -43,7 +50,11 @@ _CHECK = {
     "ntfs": ("ntfsfix", "--no-action"),
 }
 _DEFRAGMENT = {"ext4": ("e4defrag",), "xfs": ("xfs_fsr",), "btrfs": ("btrfs", "filesystem", "defragment", "-r")}
-_EVENTS = ("nothing", "nothing", "unmount", "kill", "die", "resume", "cut", "list", "overflow", "prune", "swap")
+_MOUNT = {"ntfs": ("-t", "ntfs-3g")}
+_EVENTS = (
+    *("nothing", "unmount", "kill", "die", "resume", "cut", "list", "overflow", "prune", "swap"),
+    *("changed", "forgotten", "let_go", "power", "power", "power"),
+)
 # A disk: a GPT with two partitions of the same size, in sectors.
 _DISK = "label: gpt\nstart=2048, size=98304\nstart=100352, size=98304\n"
 _PART_BYTES = 98304 * 512
@@ -57,6 +68,16 @@ class Plan:
     nights: int = 30
     protect: str = "used"
     durability: str = "process"
+    events: tuple[str, ...] = _EVENTS
+
+
+@dataclass(frozen=True)
+class Night:
+    """What a backup has to be: a copy of its snapshot, and what was where, with the files of each filesystem."""
+
+    kept: Path
+    parts: dict[tuple[int, int], str]
+    files: dict[str, dict[str, str]]
 
 
 class Campaign:
@@ -66,20 +87,27 @@ class Campaign:
         self._plan, self._say = plan, say
         self._draw = random.Random(plan.seed)
         self._stack = contextlib.ExitStack()
-        self._kept: dict[str, Path] = {}
-        self._kinds: dict[Path, dict[tuple[int, int], str]] = {}
+        self._nights: dict[str, Night] = {}
+        # What a backup that was killed was of: it may turn out to be whole.
+        self._begun: Night | None = None
+        # By filesystem: the files in it, by their hashes.
+        self._files: dict[str, dict[str, str]] = {}
         self.counts = {"full": 0, "compared": 0, "read": 0}
 
     def __enter__(self) -> Campaign:
         plan = self._plan
         with contextlib.ExitStack() as stack:
             self._ground = stack.enter_context(new_ground(CutGround, "snapfs-nights-"))
+            kind = self._draw.choice(("ext4", "xfs"))
+            self._disk = MachineDisk(self._ground.path / "disk", self._ground.path / "machine", kind)
+            stack.callback(self._disk.close)
             image = self._made()
-            self._backups = self._ground.path / "backups"
+            self._backups = self._disk.point / "backups"
             self._backups.mkdir()
             options = (f"--protect={plan.protect}", f"--durability={plan.durability}")
-            store = ("--store", self._ground.path / "store")
-            self._views = self._ground.mounted(image, *options, *store)
+            self._views = self._ground.instance(image, *options, "--store", self._disk.point / "store")
+            stack.callback(self._end_views)
+            self._views.mount()
             # A killed server, and a side buffer that is full on purpose.
             self._views.expect_log(".")
             self._stack = stack.pop_all()
@@ -88,7 +116,7 @@ class Campaign:
     def _made(self) -> Path:
         """The image; `_parts` are its filesystems by offset and size."""
         plan = self._plan
-        image = self._ground.image(IMAGE_MIB[plan.filesystem] * MIB)
+        image = self._ground.image(IMAGE_MIB[plan.filesystem] * MIB, f"{self._disk.point.name}/disk.img")
         if plan.filesystem != "disk":
             self._parts = {(0, image.stat().st_size): plan.filesystem}
         else:
@@ -105,39 +133,67 @@ class Campaign:
         offset, length = part
         return self._ground.loop(path, f"--offset={offset}", f"--sizelimit={length}", *options)
 
+    @contextlib.contextmanager
+    def _mounted(self, path: Path, part: tuple[int, int], kind: str, *options: str) -> Iterator[Path]:
+        device = self._attached(path, part, *options)
+        try:
+            point = self._ground.mount(device, *_MOUNT.get(kind, ()), *(("-o", "ro") if options else ()))
+            try:
+                yield point
+            finally:
+                run("umount", point)
+        finally:
+            self._ground.drop_loop(device)
+
+    def _end_views(self) -> None:
+        """Before the disk under them is gone."""
+        if self._views.is_running:
+            self._views.umount()
+        self._views.drop_logs()
+
     def __exit__(self, *raised: Any) -> None:
         self._stack.__exit__(*raised)
 
     def run(self) -> None:
         for night in range(self._plan.nights):
             self._live_on()
-            event = self._draw.choice(_EVENTS)
+            event = self._draw.choice(self._plan.events)
             getattr(self, f"_{event}")()
             self._back_up(night, event)
         self._check_all()
 
     # --- days ------------------------------------------------------------------------------------------------
 
-    def _live_on(self) -> None:
+    def _live_on(self, image: Path | None = None) -> None:
+        """A day of the live view, or of an image that is not mounted."""
+        path = image or self._views.live_file
         for part, kind in self._parts.items():
-            device = self._attached(self._views.live_file, part)
-            point = self._ground.mount(device, *(("-t", "ntfs-3g") if kind == "ntfs" else ()))
-            try:
+            with self._mounted(path, part, kind) as point:
                 for _ in range(self._draw.randrange(2, 10)):
                     self._act(point)
                 if kind in _DEFRAGMENT and self._draw.random() < 0.2:
                     subprocess.run([*_DEFRAGMENT[kind], point], capture_output=True, check=False, timeout=60)
-            finally:
-                run("umount", point)
-                self._ground.drop_loop(device)
+                if self._draw.random() < 0.2:
+                    # Not everything below passes it on.
+                    subprocess.run(["fstrim", point], capture_output=True, check=False, timeout=60)
+                self._files[kind] = files_in(point)
+            if kind == "ntfs":
+                # Its driver leaves that to whoever takes the disk away.
+                run("sync", path)
 
-    def _act(self, point: Path) -> None:
+    def _act(self, point: Path) -> Path:
+        """Something is done to a file, which is returned."""
         files = sorted(path for path in point.iterdir() if path.is_file())
         kind, length = self._draw.random(), self._draw.choice((10, 5000, 90_000, 700_000))
         if kind < 0.3 and len(files) > 6:
-            self._draw.choice(files).unlink()
+            path = self._draw.choice(files)
+            path.unlink()
         elif kind < 0.7 or not files:
-            (point / f"file{self._draw.randrange(60)}").write_bytes(self._draw.randbytes(length))
+            path = point / f"file{self._draw.randrange(60)}"
+            path.write_bytes(self._draw.randbytes(length))
+        elif kind < 0.75:
+            path = self._draw.choice(files)
+            os.truncate(path, path.stat().st_size + length)
         else:
             path = self._draw.choice(files)
             with path.open("r+b") as file:
@@ -147,6 +203,7 @@ class Campaign:
                     # Not every driver can.
                     subprocess.run(["fallocate", "-p", "-l", "8192", path], capture_output=True, check=False)
                 file.truncate(self._draw.randrange(file.tell() + 1) if kind > 0.9 else None)
+        return path
 
     # --- what must not matter --------------------------------------------------------------------------------
 
@@ -161,10 +218,36 @@ class Campaign:
         self._views.kill()
         self._views.mount()
 
+    def _changed(self) -> None:
+        """Written to while it is not mounted: the store is refused, and goes."""
+        self._views.umount()
+        self._live_on(self._views.image)
+        done = self._views.try_mount()
+        assert (done.returncode, "was changed" in done.stderr) == (1, True), done.stderr
+        self._without_store()
+
+    def _forgotten(self) -> None:
+        self._views.umount()
+        self._without_store()
+
+    def _without_store(self) -> None:
+        shutil.rmtree(self._views.store)
+        self._views.mount()
+
+    def _let_go(self) -> None:
+        for one in self._views.status()["checkpoints"]:
+            assert snapfs("delete", self._views.live, one["id"]).returncode == 0
+
     def _die(self) -> None:
-        step = str(self._draw.randrange(_STEPS))
-        words = [sys.executable, str(_DYING), step, "backup", "--cut", str(self._views.live), str(self._backups)]
-        done = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT, timeout=120, check=False)
+        """A backup that is killed before a step of its own. What it is of is kept, by a snapshot of before it, as it
+        releases its own: it may be whole all the same."""
+        self._begun = self._snapshot("begun")
+        assert snapfs("delete", self._views.live, "begun").returncode == 0
+        self._dying("backup", "--cut", self._views.live, self._backups)
+
+    def _dying(self, *words: str | Path) -> None:
+        command = [sys.executable, str(_DYING), str(self._draw.randrange(_STEPS)), *map(str, words)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=_ROOT, timeout=120, check=False)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
 
     def _resume(self) -> None:
@@ -188,18 +271,60 @@ class Campaign:
 
     def _prune(self) -> None:
         """Sometimes killed before a step of its own; the next one goes on."""
-        if not self._kept:
+        if not self._nights:
             return
         keep = ("--keep-last", str(self._draw.randrange(2, 6)))
-        words = [sys.executable, str(_DYING), str(self._draw.randrange(_STEPS)), "prune", str(self._backups), *keep]
         if self._draw.random() < 0.5:
-            done = subprocess.run(words, capture_output=True, text=True, cwd=_ROOT, timeout=120, check=False)
-            assert done.returncode in (0, -signal.SIGKILL), done.stderr
+            self._dying("prune", self._backups, *keep)
         if self._draw.random() < 0.7:
             told = snapfs("prune", self._backups, *keep)
             assert told.returncode == 0, told.stderr
-        listed = json.loads(snapfs("backups", self._backups, "--json").stdout)["backups"]
-        self._kept = {name: path for name, path in self._kept.items() if any(one["name"] == name for one in listed)}
+        self._forget_pruned()
+
+    def _forget_pruned(self) -> None:
+        listed = self._listed()
+        self._nights = {name: night for name, night in self._nights.items() if name in listed}
+
+    def _power(self) -> None:
+        """Everybody is killed, and what the disk has not got is gone."""
+        moment = self._draw.choice(("day", "backup", "prune"))
+        promised: dict[tuple[int, int], dict[str, str]] = {}
+        if moment == "backup":
+            self._die()
+        elif moment == "prune" and self._nights:
+            self._dying("prune", self._backups, "--keep-last", str(self._draw.randrange(2, 6)))
+            self._forget_pruned()
+        self._views.drop_logs()
+        with contextlib.ExitStack() as stack:
+            if moment == "day":
+                promised = {
+                    part: self._half_a_day(part, kind, stack) for part, kind in self._parts.items() if kind != "ntfs"
+                }
+            self._views.kill()
+            self._disk.lose_power()
+        for view in (self._views.snap, self._views.live):
+            unmount(view, MNT_DETACH)
+        self._views.program = self._disk.boot()
+        assert self._listed() >= self._nights.keys(), "a backup is gone with the power"
+        self._views.mount()
+        for part, files in promised.items():
+            with self._mounted(self._views.live_file, part, self._parts[part]) as point:
+                assert files.items() <= files_in(point).items(), "what was synced is gone with the power"
+        self._live_on()
+
+    def _half_a_day(self, part: tuple[int, int], kind: str, stack: contextlib.ExitStack) -> dict[str, str]:
+        """Files that were synced and not touched since, of a filesystem that nobody unmounts before the end."""
+        device = self._attached(self._views.live_file, part)
+        stack.callback(self._ground.drop_loop, device)
+        point = self._ground.mount(device, name=f"fs-{kind}")
+        stack.callback(unmount, point, MNT_DETACH)
+        for _ in range(self._draw.randrange(1, 6)):
+            self._act(point)
+        run("sync", "-f", point)
+        synced = files_in(point)
+        for _ in range(self._draw.randrange(6)):
+            synced.pop(self._act(point).name, None)
+        return synced
 
     def _swap(self) -> None:
         """The partitions change places."""
@@ -219,40 +344,68 @@ class Campaign:
 
     def _back_up(self, night: int, event: str) -> None:
         name, live = f"night{night}", self._views.live
-        done = snapfs("snapshot", live, "--name", name)
-        assert done.returncode == 0, done.stderr
+        taken = self._snapshot(name)
         done = snapfs("backup", live, self._backups, "--snapshot", name, "--json")
         assert done.returncode == 0, done.stderr
         made = json.loads(done.stdout)
         kind = "full" if made["kind"] == "full" else "compared" if made["why"] else "read"
         self.counts[kind] += 1
-        kept = self._ground.path / name
-        run("cp", "--sparse=always", self._views.snap / ".snapshots" / name / self._views.image.name, kept)
-        self._kept[Path(made["backup"]).stem] = kept
-        self._kinds[kept] = dict(self._parts)
+        self._nights[Path(made["backup"]).stem] = taken
+        self._adopt_begun()
         done = snapfs("verify", self._backups, "--against", live)
         assert done.returncode == 0, done.stderr
         assert snapfs("delete", live, name).returncode == 0
         self._say(f"    {name} after {event}: {kind}, {made['read_bytes']} bytes read; {made['why']}")
 
+    def _snapshot(self, name: str) -> Night:
+        """One is taken, and a copy of it."""
+        done = snapfs("snapshot", self._views.live, "--name", name)
+        assert done.returncode == 0, done.stderr
+        # Before, what is free is shown as well.
+        wait_until(lambda: self._views.status()["snapshot"]["map"] != "computing", 60, "the map")
+        kept = self._ground.path / name
+        run("cp", "--sparse=always", self._views.snap / ".snapshots" / name / self._views.image.name, kept)
+        return Night(kept, dict(self._parts), {kind: dict(files) for kind, files in self._files.items()})
+
+    def _adopt_begun(self) -> None:
+        """What was killed is a backup by now, or nothing is left of it."""
+        more = self._listed() - self._nights.keys()
+        assert len(more) <= (self._begun is not None), more
+        for name in more:
+            assert self._begun is not None
+            self._nights[name] = replace(self._begun, kept=self._begun.kept.rename(self._ground.path / name))
+        self._begun = None
+        assert self._nights.keys() == self._listed()
+
+    def _listed(self) -> set[str]:
+        done = snapfs("backups", self._backups, "--json")
+        return {one["name"] for one in json.loads(done.stdout)["backups"]} if done.returncode == 0 else set()
+
     def _check_all(self) -> None:
         restored = self._ground.path / "restored.img"
-        for name, kept in self._kept.items():
+        for name, night in self._nights.items():
             done = snapfs("restore", self._backups, restored, "--at", name, "--force")
             assert done.returncode == 0, done.stderr
-            run("cmp", restored, kept)
+            run("cmp", restored, night.kept)
             backup = self._backups / f"{name}.qcow2"
-            run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", backup, kept)
+            run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", backup, night.kept)
             run("qemu-img", "check", "-q", backup)
-            for part, kind in self._kinds[kept].items():
+            for part, kind in night.parts.items():
                 device = self._attached(restored, part, "--read-only")
                 run(*_CHECK[kind], device)
                 self._ground.drop_loop(device)
+                with self._mounted(restored, part, kind, "--read-only") as point:
+                    assert files_in(point) == night.files[kind], f"{name} has other files"
         done = snapfs("verify", self._backups, "--all")
         assert done.returncode == 0, done.stderr
         left = [name for name in os.listdir(self._backups) if ".partial" in name]
         assert left == []
         assert len(self._views.status()["checkpoints"]) == 1
+
+
+def files_in(point: Path) -> dict[str, str]:
+    """The files of a filesystem by their hashes."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in point.iterdir() if path.is_file()}
 
 
 def main(arguments: list[str]) -> int:
@@ -266,7 +419,9 @@ def main(arguments: list[str]) -> int:
     plan = Plan(**vars(parser.parse_args(arguments)))
     mounted.WATCHDOG_S = 300.0 + 60.0 * plan.nights
     started = time.monotonic()
-    print(f"seed {plan.seed}: {plan}", flush=True)
+    print(
+        f"seed {plan.seed}: {plan.filesystem}, --protect {plan.protect}, --durability {plan.durability}", flush=True
+    )
     campaign = Campaign(plan, lambda line: print(line, flush=True))
     try:
         with campaign as one:
