@@ -14,6 +14,7 @@ from imager_rig import loop_device, make_ext4, make_files, mounted, overwrite, r
 from nightly_rig import CELL, MIB, Nights, run, snapfs
 
 FORGETFUL = Path(__file__).with_name("forgetful_backup.py")
+POISONED = Path(__file__).with_name("poisoned_backup.py")
 ROOT = Path(__file__).parents[2]
 
 
@@ -137,6 +138,38 @@ def test_a_cell_that_an_increment_left_out_is_found_with_the_snapshot(ext4: Nigh
         done.refuses(3, f"64 KiB at {12 * MIB} of the image is something else", "--full")
         ext4.back_up_of(ext4.live, "--full")
         snapfs("verify", ext4.backups, "--against", ext4.live).ok()
+
+
+@pytest.mark.parametrize("protect", ["used", "all"])
+def test_nothing_that_an_increment_leaves_out_matters(ext4: Nights, protect: str) -> None:
+    dice = random.Random(11)
+    with ext4.mounted("--protect", protect), mounted(ext4.live_file, ext4.path / "point", "-o", "loop") as point:
+        snapfs("snapshot", ext4.live, "--name", "mon").ok()
+        ext4.back_up_of(ext4.live, "--snapshot", "mon")
+        live_on(point, dice)
+        snapfs("snapshot", ext4.live, "--name", "tue").ok()
+        live_on(point, dice)
+        poison(ext4, -1, "tue")
+        assert (ext4.facts(1)["kind"], ext4.facts(1)["why"]) == ("increment", "")
+        assert ext4.restored() == (ext4.snap / ".snapshots" / "tue" / ext4.image.name).read_bytes()
+        snapfs("verify", ext4.backups, "--against", ext4.live).ok()
+
+
+def test_garbage_in_what_an_increment_reads_is_found_with_the_snapshot(ext4: Nights) -> None:
+    """Without this the test above would say nothing."""
+    with ext4.mounted("--protect", "all"):
+        ext4.back_up_of(ext4.live)
+        overwrite(ext4.live_file, 12 * MIB, 2 * CELL)
+        snapfs("snapshot", ext4.live, "--name", "tue").ok()
+        poison(ext4, 12 * MIB, "tue")
+        done = snapfs("verify", ext4.backups, "--against", ext4.live)
+        done.refuses(3, f"64 KiB at {12 * MIB} of the image is something else")
+
+
+def poison(nights: Nights, offset: int, snapshot: str) -> None:
+    """A backup for which all that it leaves out is garbage, and the cell at the offset."""
+    words = ("backup", str(nights.live), str(nights.backups), "--snapshot", snapshot, "--verify")
+    subprocess.run([sys.executable, POISONED, str(offset), *words], check=True, cwd=ROOT, timeout=120)
 
 
 def test_a_snapshot_that_is_gone_cannot_be_compared_with(ext4: Nights) -> None:
