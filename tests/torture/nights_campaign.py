@@ -236,13 +236,13 @@ class Campaign:
 
     def _let_go(self) -> None:
         for one in self._views.status()["checkpoints"]:
-            assert snapfs("delete", self._views.live, one["id"]).returncode == 0
+            ok("delete", self._views.live, one["id"])
 
     def _die(self) -> None:
         """A backup that is killed before a step of its own. What it is of is kept, by a snapshot of before it, as it
         releases its own: it may be whole all the same."""
         self._begun = self._snapshot("begun")
-        assert snapfs("delete", self._views.live, "begun").returncode == 0
+        ok("delete", self._views.live, "begun")
         self._dying("backup", "--cut", self._views.live, self._backups)
 
     def _dying(self, *words: str | Path) -> None:
@@ -257,7 +257,7 @@ class Campaign:
         assert done.returncode in (0, 1), done.stderr
 
     def _cut(self) -> None:
-        assert snapfs("snapshot", self._views.live).returncode == 0
+        ok("snapshot", self._views.live)
         self._live_on()
 
     def _list(self) -> None:
@@ -267,7 +267,7 @@ class Campaign:
         for words in (("limit", self._views.live, "64K"), ("snapshot", self._views.live)):
             snapfs(*words)
         self._live_on()
-        assert snapfs("limit", self._views.live, "1G").returncode == 0
+        ok("limit", self._views.live, "1G")
 
     def _prune(self) -> None:
         """Sometimes killed before a step of its own; the next one goes on."""
@@ -277,8 +277,7 @@ class Campaign:
         if self._draw.random() < 0.5:
             self._dying("prune", self._backups, *keep)
         if self._draw.random() < 0.7:
-            told = snapfs("prune", self._backups, *keep)
-            assert told.returncode == 0, told.stderr
+            ok("prune", self._backups, *keep)
         self._forget_pruned()
 
     def _forget_pruned(self) -> None:
@@ -345,22 +344,19 @@ class Campaign:
     def _back_up(self, night: int, event: str) -> None:
         name, live = f"night{night}", self._views.live
         taken = self._snapshot(name)
-        done = snapfs("backup", live, self._backups, "--snapshot", name, "--json")
-        assert done.returncode == 0, done.stderr
-        made = json.loads(done.stdout)
+        told = ok("backup", live, self._backups, "--snapshot", name, "--json")
+        made = json.loads(told)
         kind = "full" if made["kind"] == "full" else "compared" if made["why"] else "read"
         self.counts[kind] += 1
         self._nights[Path(made["backup"]).stem] = taken
         self._adopt_begun()
-        done = snapfs("verify", self._backups, "--against", live)
-        assert done.returncode == 0, done.stderr
-        assert snapfs("delete", live, name).returncode == 0
+        ok("verify", self._backups, "--against", live)
+        ok("delete", live, name)
         self._say(f"    {name} after {event}: {kind}, {made['read_bytes']} bytes read; {made['why']}")
 
     def _snapshot(self, name: str) -> Night:
         """One is taken, and a copy of it."""
-        done = snapfs("snapshot", self._views.live, "--name", name)
-        assert done.returncode == 0, done.stderr
+        ok("snapshot", self._views.live, "--name", name)
         # Before, what is free is shown as well.
         wait_until(lambda: self._views.status()["snapshot"]["map"] != "computing", 60, "the map")
         kept = self._ground.path / name
@@ -384,8 +380,7 @@ class Campaign:
     def _check_all(self) -> None:
         restored = self._ground.path / "restored.img"
         for name, night in self._nights.items():
-            done = snapfs("restore", self._backups, restored, "--at", name, "--force")
-            assert done.returncode == 0, done.stderr
+            ok("restore", self._backups, restored, "--at", name, "--force")
             run("cmp", restored, night.kept)
             backup = self._backups / f"{name}.qcow2"
             run("qemu-img", "compare", "-q", "-f", "qcow2", "-F", "raw", backup, night.kept)
@@ -396,11 +391,17 @@ class Campaign:
                 self._ground.drop_loop(device)
                 with self._mounted(restored, part, kind, "--read-only") as point:
                     assert files_in(point) == night.files[kind], f"{name} has other files"
-        done = snapfs("verify", self._backups, "--all")
-        assert done.returncode == 0, done.stderr
+        ok("verify", self._backups, "--all")
         left = [name for name in os.listdir(self._backups) if ".partial" in name]
         assert left == []
         assert len(self._views.status()["checkpoints"]) == 1
+
+
+def ok(*words: str | Path) -> str:
+    """What a command says that must succeed."""
+    done = snapfs(*words)
+    assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr}"
+    return done.stdout
 
 
 def files_in(point: Path) -> dict[str, str]:
