@@ -4,11 +4,13 @@ Rules
 - chain.json is written last, under another name first, and gets its name in one step. It holds nothing that is not in
   the facts of the backups, but for what was verified when: when it is missing or damaged it is made again from them.
 - A backup that has its facts and is not listed is listed then: its maker was killed just before.
+- One that is listed and says itself that it is going is none any more: the prune was killed just before.
 - Names come from files that others can write. None of them leads out of the directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -107,8 +109,16 @@ class Chain:
             chain = cls(directory, _id_of(found), [])
             if found:
                 chain.notes.append(f"{directory / CHAIN_NAME} is {reason}, and was made again from the backups.")
+        chain.entries = [entry for entry in chain.entries if not chain._is_going(entry.name)]
         chain._adopt(found)
         return chain
+
+    def _is_going(self, name: str) -> bool:
+        """Of one whose facts are damaged nobody knows."""
+        with contextlib.suppress(SnapfsError):
+            facts = read_facts(self.names(name).facts, name)
+            return facts.is_going and facts.chain == self.id
+        return False
 
     def _adopt(self, found: Sequence[Facts]) -> None:
         """List what is of this chain and is not listed, each after the one below it."""

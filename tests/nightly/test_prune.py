@@ -192,6 +192,24 @@ def test_without_the_list_those_that_go_are_no_backups(nights: Nights) -> None:
     check(nights, images[-1:])
 
 
+def test_what_a_prune_was_letting_go_of_when_it_was_killed_is_no_backup(nights: Nights) -> None:
+    """Its facts say so before the list does."""
+    images = several(nights, 3)
+    snapfs("verify", nights.backups).ok()
+    names = [one["name"] for one in nights.listed()]
+    listed = (nights.backups / "chain.json").read_text()
+    for step in range(MOST):
+        assert killed_at(step, nights)
+        if '"is_going": true' in (nights.backups / f"{names[0]}.json").read_text():
+            break
+    assert (nights.backups / "chain.json").read_text() == listed
+    assert [one["name"] for one in nights.listed()] == names[1:]
+    assert nights.restored("--at", names[1]) == images[1]
+    prune(nights, "--keep-last", "2")
+    check(nights, images[1:])
+    assert nights.debris() == set()
+
+
 # Killed when the one above is in its file, and nothing says so yet.
 HALF_MERGED = """
 import os, signal, sys
