@@ -27,6 +27,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,8 +159,9 @@ class Campaign:
         for night in range(self._plan.nights):
             self._live_on()
             event = self._draw.choice(self._plan.events)
+            self._say(f"    {event}")
             getattr(self, f"_{event}")()
-            self._back_up(night, event)
+            self._back_up(night)
         self._check_all()
 
     # --- days ------------------------------------------------------------------------------------------------
@@ -341,7 +343,7 @@ class Campaign:
 
     # --- nights ----------------------------------------------------------------------------------------------
 
-    def _back_up(self, night: int, event: str) -> None:
+    def _back_up(self, night: int) -> None:
         name, live = f"night{night}", self._views.live
         taken = self._snapshot(name)
         told = ok("backup", live, self._backups, "--snapshot", name, "--json")
@@ -352,7 +354,7 @@ class Campaign:
         self._adopt_begun()
         ok("verify", self._backups, "--against", live)
         ok("delete", live, name)
-        self._say(f"    {name} after {event}: {kind}, {made['read_bytes']} bytes read; {made['why']}")
+        self._say(f"    {name}: {kind}, {made['read_bytes']} bytes read; {made['why']}")
 
     def _snapshot(self, name: str) -> Night:
         """One is taken, and a copy of it."""
@@ -371,7 +373,8 @@ class Campaign:
             assert self._begun is not None
             self._nights[name] = replace(self._begun, kept=self._begun.kept.rename(self._ground.path / name))
         self._begun = None
-        assert self._nights.keys() == self._listed()
+        missing = self._nights.keys() - self._listed()
+        assert not missing, f"{missing} are not listed"
 
     def _listed(self) -> set[str]:
         done = snapfs("backups", self._backups, "--json")
@@ -428,6 +431,7 @@ def main(arguments: list[str]) -> int:
         with campaign as one:
             one.run()
     except (AssertionError, OSError, subprocess.TimeoutExpired) as fault:
+        traceback.print_exc()
         print(f"seed {plan.seed}: FAULT: {fault}\n    {campaign.counts}", flush=True)
         return 1
     print(f"seed {plan.seed}: right, {time.monotonic() - started:.0f} s; {campaign.counts}")
