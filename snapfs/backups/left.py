@@ -1,7 +1,7 @@
 """What an interrupted backup has left in a directory.
 
 NAME.qcow2.partial.digests    first there, last gone: what has it beside is ours
-NAME.json.partial, whole      all of the backup is on the disk, and only names are missing: they are given
+NAME.json.partial, whole      all else of the backup is on the disk, and only names are missing: they are given
 NAME.json                     it has its names, and only this is left: removed
 neither                       it can be gone on with while its cut is there; else it is removed
 """
@@ -90,6 +90,8 @@ def _give_names(names: Names) -> None:
         left = open_left(partial, owners)
         if left is not None:
             try:
+                # Whoever was killed may not have come to it: a power loss would leave the name, with nothing in it.
+                os.fsync(left)
                 _rename(partial, path)
             finally:
                 os.close(left)

@@ -11,6 +11,8 @@ import pytest
 from imager_rig import overwrite, running
 from nightly_rig import MIB, Nights, run, snapfs
 
+from snapfs.backups.left import settle
+from snapfs.system import libc
 from tests.cli.command_line import small_filesystem
 
 MOST = 60
@@ -84,6 +86,31 @@ def test_what_only_lacks_its_names_gets_them_from_the_next_backup(nights: Nights
     assert len(nights.listed()) == 3
     assert nights.restored("--at", nights.listed()[1]["name"]) == image
     assert nights.debris() == set()
+
+
+def test_what_gets_its_names_later_is_on_the_disk_by_then(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its maker may have been killed before that: after a power loss the facts would be empty."""
+    for step in range(MOST):
+        assert killed_at(step, nights)
+        facts = next(nights.backups.glob("*.json.partial"), None)
+        if facts is not None and facts.stat().st_size:
+            break
+        for path in nights.backups.iterdir():
+            path.unlink()
+    synced, fsync, rename_new = [], os.fsync, libc.rename_new
+
+    def noted(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")))
+        fsync(fd)
+
+    def checked(partial: Path, path: Path) -> None:
+        assert partial in synced
+        rename_new(partial, path)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(libc, "rename_new", checked)
+    assert settle(nights.backups) == []
+    assert len(nights.listed()) == 1
 
 
 def test_an_interrupted_one_is_gone_on_with(nights: Nights) -> None:
