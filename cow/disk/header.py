@@ -272,7 +272,8 @@ def read_header(store: Path) -> Header | None:
 
 
 def write_header(store: Path, header: Header, files: Files, *, durable: bool = True) -> None:
-    """Rename the header in; not `durable`: killed processes leave the old or the new one, a power loss none."""
+    """Rename the header in; not `durable`: killed processes leave the old or the new one, a power loss perhaps none,
+    so `flush_header` follows as soon as nobody waits."""
     data = encode_header(header)
     try:
         files.write_whole(store / HEADER_NAME, data, durable=durable)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 
 from cow.disk.cut import Cut
 from cow.disk.files import Data
-from cow.disk.header import CutHeader
+from cow.disk.header import CutHeader, flush_header
 from cow.disk.image import Image
 from cow.disk.layout import CutCounter, Durability, State, pack_missing, unpack_missing
 from cow.disk.seal import write_seal
@@ -311,6 +311,7 @@ class LiveEngine:
     def name_cut(self, generation: int, name: str) -> None:
         """See `Chain.name`."""
         self._chain.name(generation, name)
+        self._flush_header()
 
     def merge_cut(self) -> Cut | None:
         """See `Chain.merge`; for the caller to let go."""
@@ -323,8 +324,17 @@ class LiveEngine:
         return merged
 
     def _after_change(self) -> None:
+        self._flush_header()
         self._wake_compactor()
         self.settle_again()
+
+    def _flush_header(self) -> None:
+        """It was renamed in quickly, for a cut that may be waiting; a power loss would leave it empty, and of a store
+        without a header nobody knows that its snapshots are lost."""
+        if not self._is_power:
+            # Then it comes to the disk with all the rest.
+            with contextlib.suppress(OSError):
+                flush_header(self._store.path, self._store.files)
 
     def settle_again(self) -> None:
         """Snapshots are over, perhaps all of them: what only they needed is released, and owed no more."""

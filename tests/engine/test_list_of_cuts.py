@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from engine_rig import Rig, pattern
+from engine_rig import QuickFiles, Rig, pattern
 
 import cow.compact.released
 import cow.live.cutting
 import cow.snapshot
-from cow.disk.header import Header, read_header
+from cow.disk.header import HEADER_NAME, Header, read_header
 from cow.disk.layout import Durability
 from cow.disk.segment_files import present_segments
 from cow.errors import SnapshotEnded
@@ -46,6 +47,43 @@ def merge(rig: Rig) -> None:
     gone = rig.engine.merge_cut()
     assert gone is not None
     gone.let_go()
+
+
+class Flushed(QuickFiles):
+    """Notes the inodes of what was flushed."""
+
+    def __init__(self) -> None:
+        self.inodes = set[int]()
+
+    def sync(self, fd: int) -> None:
+        self.inodes.add(os.fstat(fd).st_ino)
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_every_list_is_on_the_disk(make_rig: MakeRig, durability: Durability) -> None:
+    """After a power loss a header that was not would be empty, and the store refused."""
+    files = Flushed()
+    rig = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=16, durability=durability, files=files)
+    rig.open()
+    rig.make_cut()
+
+    def check_flushed() -> None:
+        assert (rig.store_path / HEADER_NAME).stat().st_ino in files.inodes
+        files.inodes.clear()
+
+    assert rig.store is not None
+    rig.engine.name_cut(2, "a")
+    check_flushed()
+    rig.engine.hold_checkpoint(rig.store.header.cut.snapshot_id, "0" * 32)
+    check_flushed()
+    rig.make_cut("b")
+    rig.make_cut("c")
+    delete(rig, 3)
+    check_flushed()
+    merge(rig)
+    check_flushed()
+    rig.engine.let_go_checkpoints("0" * 32, [])
+    check_flushed()
 
 
 def test_one_that_is_merged_before_it_is_opened_is_found_where_it_went(
