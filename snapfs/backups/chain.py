@@ -293,13 +293,19 @@ def _access_of(path: Path) -> Access:
         return Access(NEW_MODE)
 
 
-def write_text(path: Path, text: str, access: Access) -> None:
-    """Durably, in one step."""
+def remove_unwritten(path: Path, access: Access | None = None) -> None:
+    """What a `write_text` that was killed has left; `access`: of the file, if that is not there yet."""
     partial = partial_path(path)
-    left = open_left(partial, {os.geteuid(), access.uid})
+    left = open_left(partial, {os.geteuid(), (access or Access.of(path)).uid})
     if left is not None:
         os.unlink(partial)
         os.close(left)
+
+
+def write_text(path: Path, text: str, access: Access) -> None:
+    """Durably, in one step."""
+    partial = partial_path(path)
+    remove_unwritten(path, access)
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, NEW_MODE)
     try:
         put_whole(fd, memoryview(text.encode()))

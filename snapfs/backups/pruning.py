@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from snapfs.backups.chain import Chain, Entry, write_text
+from snapfs.backups.chain import Chain, Entry, remove_unwritten, write_text
 from snapfs.backups.facts import Facts, read_facts
 from snapfs.backups.layout import names_with_facts
 from snapfs.backups.overlay import Overlay
@@ -59,12 +59,14 @@ class Pruner:
         self._let_go(going)
 
     def _tidy_up(self) -> None:
-        """What is left of merges that have come to their end: facts that say it twice, and of those that went."""
+        """What is left of merges that have come to their end: facts that say it twice, and of those that went. And of
+        facts that were about to be written again."""
         for facts in list(self._all.values()):
             if facts.merged is not None and facts.base is not None and not self._file_of(facts.base.name).exists():
                 self._settle(facts.name)
         for facts in self._all.values():
             self._remove_tables_of_before(facts)
+            remove_unwritten(self._chain.names(facts.name).facts)
         while tops := self._all_going() - {facts.base.name for facts in self._all.values() if facts.base is not None}:
             for name in sorted(tops):
                 self._remove(name)

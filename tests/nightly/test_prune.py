@@ -210,6 +210,20 @@ def test_what_a_prune_was_letting_go_of_when_it_was_killed_is_no_backup(nights: 
     assert nights.debris() == set()
 
 
+def test_what_a_killed_prune_was_writing_goes_with_any_other(nights: Nights) -> None:
+    images = several(nights, 3)
+    snapfs("verify", nights.backups).ok()
+    names = {one["name"] for one in nights.listed()}
+    for step in range(MOST):
+        assert killed_at(step, nights)
+        left = {path.name for path in nights.backups.glob("*.partial")}
+        if left & {f"{name}.json.partial" for name in names}:
+            break
+    prune(nights, "--keep-last", "3")
+    check(nights, images)
+    assert nights.debris() == set()
+
+
 # Killed when the one above is in its file, and nothing says so yet.
 HALF_MERGED = """
 import os, signal, sys
