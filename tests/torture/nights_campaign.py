@@ -284,6 +284,7 @@ class Campaign:
 
     def _forget_pruned(self) -> None:
         listed = self._listed()
+        assert not self._nights or max(self._nights) in listed, "the newest backup is gone"
         self._nights = {name: night for name, night in self._nights.items() if name in listed}
 
     def _power(self) -> None:
@@ -294,7 +295,6 @@ class Campaign:
             self._die()
         elif moment == "prune" and self._nights:
             self._dying("prune", self._backups, "--keep-last", str(self._draw.randrange(2, 6)))
-            self._forget_pruned()
         self._views.drop_logs()
         with contextlib.ExitStack() as stack:
             if moment == "day":
@@ -306,6 +306,8 @@ class Campaign:
         for view in (self._views.snap, self._views.live):
             unmount(view, MNT_DETACH)
         self._views.program = self._disk.boot()
+        if moment == "prune":
+            self._forget_pruned()
         assert self._listed() >= self._nights.keys(), "a backup is gone with the power"
         self._views.mount()
         for part, files in promised.items():
