@@ -14,6 +14,7 @@ target     the qcow2 of one while it is made: only cells that differ
 making     one backup, from the first byte to its line in chain.json
 reading    the image at one time, read back; one file of it alone
 proving    which backups are whole, which are lost
+survey     all of them by their facts, and what a prune leaves alone
 pruning    backups that go, merged into the next
 against    a backup compared with the snapshot that it was made of
 """

@@ -140,15 +140,19 @@ class Chain:
 
     def facts(self, name: str) -> Facts:
         """BackupDamagedError when they are missing or not what was written."""
-        found = read_facts(self.names(name).facts, name)
-        if found.merged is not None and found.base is not None and not self.names(found.base.name).qcow2.exists():
-            # The file of the one below has become its own.
-            found = found.merged
+        found = self.as_it_is(read_facts(self.names(name).facts, name))
         if found.chain != self.id:
             raise BackupDamagedError(
                 f"{self.names(name).facts} is of a backup in another chain; take another copy.", path=self.directory
             )
         return found
+
+    def as_it_is(self, facts: Facts) -> Facts:
+        """What a backup is by its facts, in the midst of a merge too."""
+        if facts.merged is not None and facts.base is not None and not self.names(facts.base.name).qcow2.exists():
+            # The file of the one below has become its own.
+            return facts.merged
+        return facts
 
     def links(self, name: str) -> list[Facts]:
         """The backup and all those below it, from the full one on; BackupDamagedError when one is not what the next

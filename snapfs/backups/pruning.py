@@ -18,16 +18,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from snapfs.backups.chain import Chain, Entry, remove_unwritten, write_text
-from snapfs.backups.facts import Facts, read_facts
-from snapfs.backups.layout import names_with_facts
+from snapfs.backups.facts import Facts
 from snapfs.backups.overlay import Overlay
 from snapfs.backups.reading import backing_of, open_alone, open_link, open_table
+from snapfs.backups.survey import survey
 from snapfs.backups.table import Table, write_table
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.unfinished import open_left, sync_directory
@@ -48,15 +48,17 @@ class Pruner:
 
     def __init__(self, chain: Chain, report: Report) -> None:
         self._chain, self._report = chain, report
-        self._all = _all_facts(chain)
+        found = survey(chain)
+        # Those whose facts are damaged are not among them.
+        self._all, self._left_alone = found.facts, found.left_alone
 
-    def prune(self, going: Container[str]) -> None:
-        """Those of these names go, after what an interrupted one has left. BackupDamagedError: one that stays, or is
-        needed by it, is damaged; nothing else has changed."""
+    def prune(self, going: Iterable[str]) -> None:
+        """Those of these names go, after what an interrupted one has left; not what is to be left alone (`survey`).
+        BackupDamagedError: one that stays, or is needed by it, is damaged; nothing else has changed."""
         self._tidy_up()
         # In the file of one that was going already there may be half of the one above it, which must not go before.
-        self._let_go(())
-        self._let_go(going)
+        self._let_go(set())
+        self._let_go(set(going) - self._left_alone)
 
     def _tidy_up(self) -> None:
         """What is left of merges that have come to their end: facts that say it twice, and of those that went. And of
@@ -72,19 +74,20 @@ class Pruner:
                 self._remove(name)
 
     def _all_going(self) -> set[str]:
-        return {facts.name for facts in self._all.values() if facts.is_going}
+        return {facts.name for facts in self._all.values() if facts.is_going} - self._left_alone
 
     def _let_go(self, going: Container[str]) -> None:
         self._check_merged(going)
         for facts in list(self._all.values()):
             if facts.name in going and not facts.is_going:
                 self._write(replace(facts, is_going=True))
-        stay = self._all.keys() - self._all_going()
+        stay = (self._all.keys() | self._left_alone) - self._all_going()
         self._chain.entries = [one for one in self._chain.entries if one.name in stay]
         self._chain.save()
         for name in [facts.name for facts in reversed(self._all.values()) if not self._is_needed(facts, ())]:
             self._remove(name)
-        for name in [facts.name for facts in self._all.values() if facts.is_going]:
+        all_going = self._all_going()
+        for name in [name for name in self._all if name in all_going]:
             above = self._above(self._all[name])
             assert above is not None, "nothing else goes"
             self._merge(self._all[name], above)
@@ -96,7 +99,7 @@ class Pruner:
         what it is written into has to know what is free in it, and to be nobody else's."""
         for facts in self._all.values():
             base = None if facts.base is None else self._all.get(facts.base.name)
-            if base is not None and (base.name in going or base.is_going) and self._is_needed(facts, going):
+            if base is not None and self._goes(base, going) and self._is_needed(facts, going):
                 with _alone(self._chain, facts) as (reader, _):
                     reader.verify(self._report)
                 with open_link(self._file_of(base.name), base) as link:
@@ -105,10 +108,13 @@ class Pruner:
 
     def _is_needed(self, facts: Facts, going: Container[str]) -> bool:
         """Whether it stays, or something that stays stands on it."""
-        if facts.name not in going and not facts.is_going:
+        if not self._goes(facts, going):
             return True
         above = self._above(facts)
         return above is not None and self._is_needed(above, going)
+
+    def _goes(self, facts: Facts, going: Container[str]) -> bool:
+        return (facts.name in going or facts.is_going) and facts.name not in self._left_alone
 
     def _above(self, facts: Facts) -> Facts | None:
         found = [one for one in self._all.values() if one.base is not None and one.base.name == facts.name]
@@ -232,28 +238,6 @@ def _check_has_one_name(link: Link) -> None:
             "place, or remove the other name.",
             path=link.path,
         )
-
-
-def _all_facts(chain: Chain) -> dict[str, Facts]:
-    """Of all backups of the chain, also those that are going, each before those that stand on it."""
-    listed = [entry.name for entry in chain.entries]
-    found = {name: read_facts(chain.names(name).facts, name) for name in listed}
-    for names in names_with_facts(chain.directory):
-        if names.name not in found:
-            # What is not a backup of ours is somebody else's file.
-            with contextlib.suppress(SnapfsError):
-                facts = read_facts(names.facts, names.name)
-                if facts.chain == chain.id:
-                    found[facts.name] = facts
-    ordered: dict[str, Facts] = {}
-    for facts in sorted(found.values(), key=lambda one: (one.created_at, one.name)):
-        line: list[Facts] = []
-        one: Facts | None = facts
-        while one is not None and one.name not in ordered and one not in line:
-            line.append(one)
-            one = found.get(one.base.name) if one.base is not None else None
-        ordered.update((one.name, one) for one in reversed(line))
-    return ordered
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from snapfs.backups.chain import Chain
 from snapfs.backups.left import settle
 from snapfs.backups.proving import prove
 from snapfs.backups.pruning import Pruner
+from snapfs.backups.survey import Survey, survey
 from snapfs.backups.turn import turn
 from snapfs.destination.consent import Note
 from snapfs.errors import BackupDamagedError, UsageError
@@ -39,7 +40,8 @@ class BackupFate:
 def prune(path: Path, keep: Keep, report: Report, note: Note, *, dry_run: bool) -> list[BackupFate]:
     """Let go of what `keep` does not keep, unless it is a `dry_run`; what becomes of each, oldest first.
 
-    BackupDamagedError: one that stays, or is needed for it, is damaged, and all are left.
+    BackupDamagedError: one that stays, or is needed for it, is damaged, and all are left. One whose facts are, is
+    left with what stands on it, and said: the newest must not be among these.
     """
     if not path.is_dir():
         raise UsageError(f"{path} is no directory; name a directory of backups.")
@@ -52,23 +54,42 @@ def prune(path: Path, keep: Keep, report: Report, note: Note, *, dry_run: bool) 
             note(sentence)
         if chain.last is None:
             raise UsageError(f"There is no backup in {directory}; name a directory of backups.")
-        fates = _fates(chain, keep)
+        found = survey(chain)
+        fates = _fates(chain, keep, found)
         if not dry_run:
             yield_to_others()
-            _check_newest(chain, report)
+            _check_newest(chain, found, report)
+        for name, sentence in found.damages.items():
+            note(_left_sentence(chain, found, name, sentence))
+        if not dry_run:
             Pruner(chain, report).prune({fate.name for fate in fates if not fate.stays})
     return fates
 
 
-def _fates(chain: Chain, keep: Keep) -> list[BackupFate]:
-    reasons = kept([(local_time(entry.taken_at), entry.name) for entry in chain.entries], keep)
+def _fates(chain: Chain, keep: Keep, found: Survey) -> list[BackupFate]:
+    """What is lost stays, and counts for no rule."""
+    good = [entry for entry in chain.entries if entry.name not in found.lost]
+    reasons = kept([(local_time(entry.taken_at), entry.name) for entry in good], keep)
+    reasons |= dict.fromkeys(found.lost, ("lost",))
+    for name in found.beneath:
+        reasons.setdefault(name, ("a lost one stands on it",))
     return [BackupFate(entry.name, entry.taken_at, reasons.get(entry.name, ())) for entry in chain.entries]
 
 
-def _check_newest(chain: Chain, report: Report) -> None:
+def _left_sentence(chain: Chain, found: Survey, name: str, sentence: str) -> str:
+    """Without its way out, which would not help."""
+    others = sorted(found.lost - {name})
+    what = f"{name} and what else is lost ({', '.join(others)}) stay" if others else f"{name} stays"
+    return (
+        f"{sentence.partition('; ')[0].rstrip('.')}; {what}, in case there is another copy of "
+        f"{chain.names(name).facts.name}."
+    )
+
+
+def _check_newest(chain: Chain, found: Survey, report: Report) -> None:
     """It is what is left when all else is lost."""
     newest = chain.entries[-1]
-    if newest.verified_at is not None:
+    if newest.verified_at is not None and newest.name not in found.lost:
         return
     proof = prove(chain, [newest.name], report)
     if proof.damages:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from imager_rig import overwrite, running

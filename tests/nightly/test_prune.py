@@ -320,6 +320,55 @@ def test_what_has_another_name_is_not_written_to(nights: Nights) -> None:
     prune(nights, "--keep-last", "1")
 
 
+def test_damaged_facts_are_left_with_what_is_lost_by_them_and_the_others_go(nights: Nights) -> None:
+    images = several(nights, 3)
+    path = nights.file(2, ".json")
+    facts = path.read_bytes()
+    with_other_bytes(path, 40)
+    for cell in (20, 30):
+        images.append(nights.change(cell))
+        nights.back_up()
+    names = [one["name"] for one in nights.listed()]
+    assert nights.listed()[3]["kind"] == "full"
+    told = snapfs("prune", nights.backups, "--keep-last", "1", "--dry-run", "--json").ok()
+    assert f"{names[2]} stays, in case there is another copy of {path.name}" in told.err
+    assert [one["reasons"] for one in json.loads(told.out)["kept"]] == [
+        ["a lost one stands on it"],
+        ["lost"],
+        ["last"],
+    ]
+    prune(nights, "--keep-last", "1")
+    assert [one["name"] for one in nights.listed()] == [names[1], names[2], names[4]]
+    snapfs("verify", nights.backups, "--all").refuses(3, path.name)
+    path.write_bytes(facts)
+    check(nights, [images[1], images[2], images[4]])
+    prune(nights, "--keep-last", "1")
+    check(nights, images[4:])
+    assert nights.debris() == set()
+
+
+def test_what_stands_on_damaged_facts_counts_for_no_rule(nights: Nights) -> None:
+    images = several(nights, 3)
+    with_other_bytes(nights.file(1, ".json"), 40)
+    for cell in (20, 30):
+        images.append(nights.change(cell))
+        nights.back_up("--full")
+    names = [one["name"] for one in nights.listed()]
+    done = snapfs("prune", nights.backups, "--keep-last", "2").ok()
+    assert f"{names[1]} and what else is lost ({names[2]}) stay" in done.err
+    assert [one["name"] for one in nights.listed()] == names
+    assert nights.restored("--at", names[0]) == images[0]
+
+
+def test_nothing_changes_when_the_newest_is_lost_by_damaged_facts(nights: Nights) -> None:
+    several(nights, 3)
+    snapfs("verify", nights.backups, "--all").ok()
+    with_other_bytes(nights.file(1, ".json"), 40)
+    before = {path.name: path.read_bytes() for path in nights.backups.iterdir()}
+    snapfs("prune", nights.backups, "--keep-last", "1").refuses(3, "the newest backup is not whole")
+    assert {path.name: path.read_bytes() for path in nights.backups.iterdir()} == before
+
+
 @pytest.mark.parametrize("kind", ["link", "directory", "fifo"])
 def test_what_others_call_json_is_theirs(nights: Nights, kind: str) -> None:
     images = several(nights, 2)
