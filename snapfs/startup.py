@@ -18,6 +18,7 @@ import resource
 import signal
 import sys
 from contextlib import suppress
+from importlib import import_module
 
 _ENOUGH_FILES = 1024
 # `ExitCode.INTERRUPTED`, before that can be loaded.
@@ -27,9 +28,23 @@ _TEXT_ERRORS = "snapfs-text"
 
 def main() -> None:
     """The entry point of `snapfs`."""
+    _run("snapfs.cli", "main")
+
+
+def mount_helper() -> None:
+    """The entry point of `mount.fuse.snapfs`."""
+    _run("snapfs.cli.mount_helper", "mount_main")
+
+
+def umount_helper() -> None:
+    """The entry point of `umount.fuse.snapfs`."""
+    _run("snapfs.cli.mount_helper", "umount_main")
+
+
+def _run(module: str, name: str) -> None:
     prepare()
     try:
-        from snapfs.cli import main as run
+        run = getattr(import_module(module), name)
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except (ImportError, MemoryError, OSError) as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 import click
@@ -72,34 +73,41 @@ def cli() -> None:
 
 def main() -> None:
     """Run a command; errors are one sentence on stderr, and an exit code."""
+    sys.exit(exit_code_of(lambda: cli.main(standalone_mode=False)))
+
+
+def exit_code_of(run: Callable[[], object]) -> int:
+    """Of a click command that `run` calls: what it returns, or of its error, which is told in one sentence."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = run()
     except SnapfsError as error:
         note(error.sentence)
-        sys.exit(error.exit_code)
+        return error.exit_code
     except click.UsageError as error:
         note(_usage_sentence(error))
-        sys.exit(ExitCode.USAGE)
+        return ExitCode.USAGE
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(ExitCode.INTERRUPTED)
+        return ExitCode.INTERRUPTED
     except SystemExit as end:
         # Nobody here ends so, but click does, with 1, when the output is a pipe that nobody reads any more.
-        sys.exit(ExitCode.BROKEN_PIPE if end.code == 1 else end.code)
+        if isinstance(end.code, int) and end.code != 1:
+            return end.code
+        return ExitCode.BROKEN_PIPE
     except BrokenPipeError:
-        sys.exit(ExitCode.BROKEN_PIPE)
+        return ExitCode.BROKEN_PIPE
     except OSError as error:
         note(shortage(error) or _system_sentence(error))
-        sys.exit(ExitCode.FAILED)
+        return ExitCode.FAILED
     except Exception as error:
         if (sentence := shortage(error)) is not None:
             note(sentence)
-            sys.exit(ExitCode.FAILED)
+            return ExitCode.FAILED
         if os.environ.get(_DEBUG_VARIABLE):
             raise
         what = f"{type(error).__name__}: {error}"
         note(f"internal error ({what}); please report it, with what {_DEBUG_VARIABLE}=1 shows.")
-        sys.exit(ExitCode.FAILED)
-    sys.exit(code if isinstance(code, int) else ExitCode.DONE)
+        return ExitCode.FAILED
+    return code if isinstance(code, int) else ExitCode.DONE
 
 
 def _system_sentence(error: OSError) -> str:
