@@ -48,7 +48,8 @@ class _Commands(click.Group):
     """Loads a command when it is asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        # The module of that name, once it is loaded, has the place of the built-in here.
+        return [*_COMMANDS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
