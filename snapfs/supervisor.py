@@ -35,6 +35,7 @@ from snapfs.servers.start import Server, start_server
 from snapfs.system.holders import describe, holders_of_mount, unmount_unused
 from snapfs.system.mounts import SNAPFS_TYPE, find_mount
 from snapfs.system.processes import readable
+from snapfs.system.service_manager import tell_status, tell_stopping
 from snapfs.system.store_files import remove_held
 from snapfs.system.view_mounts import ViewId, mounts_of, unmount_all
 
@@ -172,6 +173,7 @@ class Supervisor:
                     self._note_server(name, None)
 
     def _note_server(self, name: str, trouble: str | None) -> None:
+        tell_status(trouble or self._instance.summary)
         with contextlib.suppress(SnapfsError):
             request(self._instance.store.path, NoteServer(name, trouble), _TELL_TIMEOUT_S)
 
@@ -234,6 +236,7 @@ class Supervisor:
         if not numbers:
             return
         _LOG.info("ending on signal %d", numbers[-1])
+        tell_stopping("writing out what is held of the live view")
         self._wake_servers()
         store = self._instance.store.path
         with contextlib.suppress(SnapfsError):
@@ -279,6 +282,7 @@ class Supervisor:
             server.wake()
 
     def _stop_servers(self) -> None:
+        tell_stopping("ending the views")
         self._wake_servers()
         self._unmount_views()
         if live := self._servers.get(LIVE):

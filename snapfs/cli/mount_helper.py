@@ -100,6 +100,7 @@ def _end(command: click.Command) -> None:
 @click.option("-v", "is_verbose", is_flag=True, help="Say where the views and the store are.")
 @click.option("-n", "no_mtab", is_flag=True, help="Nothing: there is no /etc/mtab to be written.")
 @click.option("-t", "fstype", metavar="TYPE", help="Nothing: the type is fuse.snapfs.")
+@click.option("--foreground", is_flag=True, help="Stay in front, for a unit of systemd; log to stderr.")
 def mount_helper_command(
     image: str,
     live: str,
@@ -107,6 +108,7 @@ def mount_helper_command(
     is_fake: bool,
     is_sloppy: bool,
     is_verbose: bool,
+    foreground: bool,
     **_: object,
 ) -> int:
     """Run by mount(8): mount -t fuse.snapfs IMAGE LIVE -o snap=SNAP,OPT,... is snapfs mount IMAGE LIVE SNAP.
@@ -120,6 +122,8 @@ def mount_helper_command(
     words = mount_words(image, live, [one for value in options for one in split_options(value)], is_sloppy=is_sloppy)
     if not is_verbose:
         words.insert(0, "--quiet")
+    if foreground:
+        words.insert(0, "--foreground")
     # Looks at every value; with -f nothing else is done.
     with mount_command.make_context(PROGRAM, words) as context:
         return 0 if is_fake else int(mount_command.invoke(context))

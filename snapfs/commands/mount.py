@@ -35,6 +35,7 @@ from snapfs.system.image_probe import check_image_unused, check_is_image, open_i
 from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmount
 from snapfs.system.place import check_mount_points, check_store_place
 from snapfs.system.processes import allow_open_files, detach_streams
+from snapfs.system.service_manager import SOCKET_VARIABLE, tell_ready
 from snapfs.system.signals import Signals
 from snapfs.system.store_files import remove_held
 
@@ -222,6 +223,7 @@ def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
             # With nobody to say it to it goes on: whoever is in front still has the views.
             with contextlib.suppress(SnapfsError, BrokenPipeError):
                 announce()
+            tell_ready(instance.summary)
 
     code = Supervisor(instance, report).run()
     if failures:
@@ -261,6 +263,8 @@ def _run_behind(instance: Instance, signals: Signals) -> None:
 def _become_daemon(instance: Instance, report_fd: int) -> None:
     """In the child: never returns."""
     code = 1
+    # Who starts services waits for a command in front, not for what it leaves behind.
+    os.environ.pop(SOCKET_VARIABLE, None)
     try:
         os.setsid()
         os.chdir("/")

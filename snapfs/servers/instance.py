@@ -112,6 +112,11 @@ class Instance:
         return present_name(self.image.fd) or self.image_path
 
     @property
+    def summary(self) -> str:
+        """What is shown where, in one line for people."""
+        return f"{self.image_path} at {self.live}, its snapshot at {self.snap}"
+
+    @property
     def view_name(self) -> str:
         """The name of the file in both views."""
         return self.image_path.name
