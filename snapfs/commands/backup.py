@@ -26,6 +26,7 @@ from snapfs.commands.backup_update import (
     forget_half_way,
     half_way_at,
     holder_at,
+    new_holder,
     noted,
     old_backup,
 )
@@ -125,24 +126,30 @@ def _all_made(
     report: Report,
     consent: Consent,
 ) -> tuple[Made, Places]:
+    before = None if places is None else holder_at(places)
     with (
         _results(options, source, places, consent) as results,
         saying_what_is_left(results),
         _journal(options, source, results) as (plan, journal),
     ):
-        holder = holder_at(results.places) if options.update else None
+        if before is not None and results.dest is None:
+            # What is written in place has no manifest any more, so nothing else would name its checkpoint.
+            ChainCheckpoints(before, options.source, source, consent.note).let_go_of_all()
         _image(options, source, plan, journal, report, results)
         manifest = finished_manifest(source, plan, options.format or "raw", cut_facts)
         _check_written(options, manifest, report, results)
         access = source.access.with_mode(options.mode)
         results.write_rescue_map(manifest, source.path, consent, access)
-        if holder is None:
-            results.finish(manifest, access)
-        else:
+        if options.update:
+            holder = before or new_holder()
             checkpoints = ChainCheckpoints(holder, options.source, source, consent.note)
             checkpoints.hold()
             results.finish(noted(manifest, holder, source), access)
             checkpoints.let_go()
+        else:
+            results.finish(manifest, access)
+            if before is not None:
+                ChainCheckpoints(before, options.source, source, consent.note).let_go_of_all()
         forget_half_way(results.places)
     dest = results.places.dest
     return Made(options.dest if dest is None else dest.named, manifest), results.places

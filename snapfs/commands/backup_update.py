@@ -100,21 +100,27 @@ class Old:
         return False
 
 
-def holder_at(places: Places) -> str:
-    """The id by which the checkpoint of a backup that is made there is held."""
-    if places.manifest is not None and not places.manifest.is_new:
-        with contextlib.suppress(SnapfsError):
-            return _holder_of(read_manifest(places.manifest.real))
+def holder_at(places: Places) -> str | None:
+    """The id by which the checkpoint of the backup that is there is held; None: nothing tells of any."""
+    if places.manifest is None or places.manifest.is_new:
+        return None
+    try:
+        return _holder_of(read_manifest(places.manifest.real))
+    except SnapfsError:
+        return None
+
+
+def new_holder() -> str:
+    """Such an id that nobody has."""
     return uuid.uuid4().hex
 
 
-def _holder_of(manifest: Manifest) -> str:
-    """The one it has, else a new one."""
+def _holder_of(manifest: Manifest) -> str | None:
     facts = manifest.facts.get(_FACTS)
     if isinstance(facts, dict) and isinstance(holder := facts.get("holder"), str):
         with contextlib.suppress(ValueError):
             return uuid.UUID(holder).hex
-    return uuid.uuid4().hex
+    return None
 
 
 def noted(manifest: Manifest, holder: str, source: Source) -> Manifest:
@@ -210,7 +216,7 @@ def _looked_at(places: Places, fd: int, options: BackupOptions, consent: Consent
         why = f"somebody else has changed {dest.named} since it was made"
     if half is not None and not consent.quiet:
         consent.note(f"{half.state}, which is finished now.")
-    return Old(places, fd, manifest, _holder_of(manifest), half, why)
+    return Old(places, fd, manifest, _holder_of(manifest) or new_holder(), half, why)
 
 
 def _is_same_file(fd: int, manifest: Manifest, half: HalfWay | None) -> bool:

@@ -46,14 +46,20 @@ class ChainCheckpoints:
 
     def let_go(self) -> None:
         """All but that; what is not let go of now is with the next backup."""
+        self._let_go((self._source.facts["cut"]["id"],) if self._store is not None else (), "until the next one")
+
+    def let_go_of_all(self) -> None:
+        """There is no backup any more that would go by them."""
+        self._let_go((), "until snapfs delete lets go of it")
+
+    def _let_go(self, keep: tuple[str, ...], until: str) -> None:
         if self._store is None:
             return
-        keep = (self._source.facts["cut"]["id"],)
         try:
             deadline_s = deadline_in(_TIMEOUT_S)
             request(self._store, LetGoCheckpoints(holder=self._chain_id, keep=keep, deadline_s=deadline_s))
         except SnapfsError as error:
-            self._note(f"What was noted for the backup before is kept until the next one: {error.sentence}")
+            self._note(f"What was noted for the backup before is kept {until}: {error.sentence}")
 
     def changes_since(self, cut_id: str | None) -> Changed | Void:
         """What was written between the cut of that id and that of the source."""

@@ -254,6 +254,26 @@ def test_one_that_was_made_without_update_is_compared_once(nights: Nights) -> No
     assert dest_of(nights).read_bytes() == nights.image.read_bytes()
 
 
+def test_whoever_replaces_it_lets_go_of_its_checkpoint(nights: Nights) -> None:
+    with nights.mounted():
+        updated(nights, source=nights.live)
+        assert nights.status()["checkpoints"]
+        snapfs("backup", nights.live, dest_of(nights), "--force").ok()
+        assert not nights.status()["checkpoints"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes loop devices")
+def test_whoever_overwrites_it_on_a_device_lets_go_of_its_checkpoint(nights: Nights) -> None:
+    disk, manifest = nights.path / "disk", nights.path / "manifest"
+    disk.write_bytes(bytes(8 * MIB))
+    with loop_device(disk) as device, nights.mounted():
+        words = ("backup", nights.live, device, "--manifest", manifest, "--force")
+        snapfs(*words, "--update").ok()
+        assert nights.status()["checkpoints"]
+        snapfs(*words).ok()
+        assert not nights.status()["checkpoints"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes loop devices")
 def test_a_block_device(sparse_image: Nights) -> None:
     nights = sparse_image
