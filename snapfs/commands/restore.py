@@ -7,17 +7,17 @@ the image is half restored.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from snapfs.backups.reading import open_point
 from snapfs.commands.backups import chain_named, chain_to_read
 from snapfs.commands.restore_pool import restore_from_pool
 from snapfs.commands.restore_repository import restore_from_repository
+from snapfs.commands.whole_image import Words, saying_that_it_is_half_done
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.in_place import open_in_place
@@ -37,7 +37,7 @@ from snapfs.restic.tool import SCHEME as REPOSITORY_SCHEME
 from snapfs.restic.tool import parse_spec
 from snapfs.system.image_lock import lock_image
 
-_WAY_OUT = "restore again"
+_WORDS: Final = Words("restore", "restored", "the backup")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def _restore_over(
     fd = open_in_place(place, consent, reader.manifest.image_bytes)
     try:
         _note_who_can_read(place, options, consent)
-        with _saying_that_it_is_half_restored(options.image):
+        with saying_that_it_is_half_done(options.image, _WORDS):
             _write(reader, fd, place.real, options, report, is_new=False)
         if options.mode is not None:
             os.fchmod(fd, options.mode)
@@ -168,25 +168,13 @@ def _note_who_can_read(place: Place, options: RestoreOptions, consent: Consent) 
         consent.note(f"{place.named} keeps its mode, {mode:o}, and more users can read it than the backup.")
 
 
-@contextlib.contextmanager
-def _saying_that_it_is_half_restored(image: Path) -> Iterator[None]:
-    """What is overwritten and ends early is neither the old image nor the new one: say so, and how to go on."""
-    state = f"{image} is half restored now"
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise InterruptedByUserError(f"Interrupted, and {state}; restore again before it is used.") from None
-    except SnapfsError as error:
-        what, _, way_out = error.sentence.rstrip(".").partition("; ")
-        error.sentence = f"{what}, and {state}; {way_out or 'see why'}, and restore again before it is used."
-        raise
-
-
 def _write(
     reader: BackupReader, fd: int, path: Path, options: RestoreOptions, report: Report, *, is_new: bool
 ) -> None:
     manifest = reader.manifest
-    target = FileTarget(fd, path, manifest.image_bytes, is_new=is_new, way_out=_WAY_OUT, name=str(options.image))
+    target = FileTarget(
+        fd, path, manifest.image_bytes, is_new=is_new, way_out=_WORDS.way_out, name=str(options.image)
+    )
     try:
         yield_to_others()
         if not options.keep_free:

@@ -79,14 +79,16 @@ def _write_over(place: Place, size_bytes: int, consent: Consent, mode: int | Non
 @contextlib.contextmanager
 def saying_that_it_is_half_done(image: Path, words: Words) -> Iterator[None]:
     """What was there is half something else when this ends early: say so, and how to go on."""
-    state, again = f"{image} is half {words.done} now", f"{words.way_out} before it is used"
+    state = f"{image} is half {words.done} now"
     try:
         yield
     except KeyboardInterrupt:
-        raise InterruptedByUserError(f"Interrupted, and {state}; {again}.") from None
+        raise InterruptedByUserError(f"Interrupted, and {state}; {words.way_out} before it is used.") from None
     except SnapfsError as error:
         what, _, way_out = error.sentence.rstrip(".").partition("; ")
-        error.sentence = f"{what}, and {state}; {way_out or 'see why'}, and {again}."
+        if not way_out.endswith(words.way_out):
+            way_out = f"{way_out or 'see why'}, and {words.way_out}"
+        error.sentence = f"{what}, and {state}; {way_out} before it is used."
         raise
 
 

@@ -19,6 +19,7 @@ Rules
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -148,9 +149,13 @@ def write_note(path: Path, note: Note, access: Access, owners: set[int | None]) 
             put_whole(fd, memoryview(note.text().encode()))
             access.give_to(fd)
             os.fsync(fd)
+            os.rename(partial, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(partial)
+            raise
         finally:
             os.close(fd)
-        os.rename(partial, path)
         sync_directory(path.parent)
 
 

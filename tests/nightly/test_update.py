@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -272,6 +273,32 @@ def test_whoever_overwrites_it_on_a_device_lets_go_of_its_checkpoint(nights: Nig
         assert nights.status()["checkpoints"]
         snapfs(*words).ok()
         assert not nights.status()["checkpoints"]
+
+
+def test_without_room_it_says_what_is_left_and_what_it_advises_works(sparse_image: Nights) -> None:
+    nights = sparse_image
+    point = nights.path / "point"
+    point.mkdir()
+    with mounted("none", point, "-t", "tmpfs", "-o", "size=8M"):
+        words = ("backup", nights.image, point / "backup.img", "--update")
+        snapfs(*words).ok()
+        write_cells(nights.image, {number: os.urandom(CELL) for number in range(600, 620)})
+        fill(point / "filler")
+        snapfs(*words).refuses(1, "backup.img.update does not fit", "make room, then say --update again")
+        assert {path.name for path in point.iterdir()} == {"backup.img", "backup.img.json", "filler"}
+        os.truncate(point / "filler", (point / "filler").stat().st_size - MIB)
+        done = snapfs(*words)
+        done.refuses(1, "is half brought up to date now; make room, then say --update again before it is used.")
+        (point / "filler").unlink()
+        snapfs(*words).ok()
+        assert (point / "backup.img").read_bytes() == nights.image.read_bytes()
+
+
+def fill(path: Path) -> None:
+    """All the room that is left."""
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes loop devices")
