@@ -68,10 +68,11 @@ class Unfinished:
         self.check_named()
 
     def check_may_be_named(self) -> None:
-        """SnapfsError when the place is not any more what it was."""
+        """SnapfsError when the place is not any more what it was; what is whole stays under the name it has."""
         try:
             self.place.check_unchanged()
         except SnapfsError as error:
+            self.keep()
             error.sentence = error.sentence.replace("; ", f", so {self.path} is left under that name; ", 1)
             raise
 

@@ -150,6 +150,7 @@ def test_a_name_that_appears_meanwhile_is_not_replaced(small: Bench) -> None:
     with pytest.raises(SnapfsError, match="appeared"):
         write_result(place, lambda: (small.path / "map").write_text("dear"))
     assert (small.path / "map").read_text() == "dear"
+    assert (small.path / "map.partial").read_text() == "new", "it is said to be left"
     (small.path / "other").write_text("old")
     place = look_at(small.path / "other")
     (small.path / "fresh").write_text("dear")
