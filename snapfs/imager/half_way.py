@@ -43,6 +43,8 @@ from snapfs.system.mounts import canonical_path
 from snapfs.whole import put_whole
 
 _VERSION: Final = 1
+# By which a note is known that has lost its end.
+_BEGINNING: Final = json.dumps({"version": _VERSION, "program": "snapfs"})[:-1].encode()
 WAY_OUT: Final = "say --update again"
 
 
@@ -123,11 +125,12 @@ def half_way(backup: Path, manifest_file: Path) -> HalfWay | None:
 
 
 def _note_in(path: Path) -> dict[str, Any] | None:
-    """None: it is not of snapfs."""
+    """None: it is not of snapfs. Of one that is, but cannot be read any more, nothing."""
+    text = read_small(path, "", flags=os.O_NOFOLLOW)
     try:
-        data = json.loads(read_small(path, "", flags=os.O_NOFOLLOW))
+        data = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        return {} if text.startswith(_BEGINNING) else None
     return data if isinstance(data, dict) and data.get("program") == "snapfs" and "ranges" in data else None
 
 

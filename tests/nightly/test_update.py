@@ -194,6 +194,22 @@ def test_killed_twice_what_both_wrote_is_made_right(sparse_image: Nights) -> Non
     snapfs("backup", nights.image, dest_of(nights), "--update", "--resume").refuses(1, "nothing to resume")
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_damaged_note_says_that_nothing_is_known_of_the_backup(sparse_image: Nights) -> None:
+    nights = sparse_image
+    update_here(nights)
+    image = nights.image.read_bytes()
+    write_cells(nights.image, {1: os.urandom(CELL)})
+    assert killed_before_the_manifest(lambda: update_here(nights))
+    nights.image.write_bytes(image)
+    note = nights.path / "backup.img.update"
+    os.truncate(note, note.stat().st_size // 2)
+    with pytest.raises(BackupDamagedError, match="is half brought up to date; finish that"):
+        verify(VerifyOptions(dest_of(nights)), silent, lambda sentence: None)
+    update_here(nights)
+    assert (dest_of(nights).read_bytes(), debris(nights)) == (image, set())
+
+
 def killed_before_the_manifest(work: Callable[[], None]) -> bool:
     """Killed when all is written to the backup."""
 
