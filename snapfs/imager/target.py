@@ -58,10 +58,11 @@ class FileTarget:
         """`fd` is the file at `path` and stays the caller's; a file gets its size, one that `is_new` is empty."""
         self.path, self.name, self._way_out = path, name or str(path), way_out
         self.fd = fd
-        is_device = stat.S_ISBLK(os.fstat(fd).st_mode)
+        # A device has what it has.
+        self._file_bytes = None if stat.S_ISBLK(os.fstat(fd).st_mode) else size_bytes
         with write_errors(self.name, way_out):
-            if not is_device:
-                os.ftruncate(self.fd, size_bytes)
+            if self._file_bytes is not None:
+                os.ftruncate(self.fd, self._file_bytes)
             # The very same file: a second look at its name might find another.
             self._cached_fd = os.open(path_of(self.fd), os.O_RDWR | os.O_CLOEXEC)
         self._is_direct, self._is_cached = _set_direct(self.fd), False
@@ -99,8 +100,15 @@ class FileTarget:
             if self._is_cached:
                 os.posix_fadvise(self._cached_fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 self._is_cached = False
-            if not os.path.samestat(os.fstat(self.fd), os.stat(self.path)):
+            status = os.fstat(self.fd)
+            if not os.path.samestat(status, os.stat(self.path)):
                 raise vanished(self.name)
+            if self._file_bytes not in (None, status.st_size):
+                raise SnapfsError(
+                    f"Somebody else has changed the size of {self.name} while it was written; see who did, then "
+                    f"{self._way_out}.",
+                    path=self.path,
+                )
 
     def finish(self) -> None:
         """A file has its size from the beginning."""

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -229,6 +230,26 @@ def test_what_somebody_else_has_changed_is_found_by_reading_it(sparse_image: Nig
     assert "somebody else has changed" in made["why"]
     assert made["written_bytes"] == CELL
     assert dest_of(nights).read_bytes() == nights.image.read_bytes()
+
+
+@pytest.mark.usefixtures("alone")
+def test_one_that_is_cut_short_meanwhile_is_not_called_whole(
+    sparse_image: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nights = sparse_image
+    update_here(nights)
+    write_cells(nights.image, {1: os.urandom(CELL)})
+    write = target.write_whole
+
+    def cut_short(fd: int, view: memoryview, offset: int) -> None:
+        write(fd, view, offset)
+        os.truncate(dest_of(nights), MIB)
+
+    monkeypatch.setattr(target, "write_whole", cut_short)
+    with pytest.raises(SnapfsError) as refused:
+        update_here(nights)
+    assert re.search("changed the size of .* half brought up to date now", refused.value.sentence)
+    assert state_of(nights) == "half"
 
 
 def test_nights_of_a_mounted_image(nights: Nights) -> None:
