@@ -28,7 +28,7 @@ from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.commands.whole_image import Words, saying_that_it_is_half_done
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
-from snapfs.destination.in_place import open_in_place
+from snapfs.destination.in_place import note_who_can_read, open_in_place
 from snapfs.destination.pair import identity, is_same
 from snapfs.destination.place import look_at
 from snapfs.destination.result import finish
@@ -257,6 +257,8 @@ def bring_up_to_date(
     update, why = _planned(old, options, source, checkpoints, report)
     read_bytes = update.compared_bytes + update.plan.bytes_to_read()
     access = (source.access if dest.is_device else Access.of(old.fd)).with_mode(options.mode)
+    if options.mode is None:
+        note_who_can_read(dest, source.access, consent)
     owners: set[int | None] = {os.geteuid(), os.fstat(old.fd).st_uid}
     note = old.places.update
     assert note is not None

@@ -8,7 +8,6 @@ the image is half restored.
 from __future__ import annotations
 
 import os
-import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -20,7 +19,7 @@ from snapfs.commands.restore_repository import restore_from_repository
 from snapfs.commands.whole_image import Words, saying_that_it_is_half_done
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
-from snapfs.destination.in_place import open_in_place
+from snapfs.destination.in_place import note_who_can_read, open_in_place
 from snapfs.destination.place import Place, look_at
 from snapfs.destination.result import claimed, finish
 from snapfs.errors import InterruptedByUserError, SnapfsError, UsageError
@@ -138,7 +137,8 @@ def _restore_over(
         reader.verify(report)
     fd = open_in_place(place, consent, reader.manifest.image_bytes)
     try:
-        _note_who_can_read(place, options, consent)
+        if options.mode is None:
+            note_who_can_read(place, Access.of(options.backup), consent)
         with saying_that_it_is_half_done(options.image, _WORDS):
             _write(reader, fd, place.real, options, report, is_new=False)
         if options.mode is not None:
@@ -159,13 +159,6 @@ def _check_existing(place: Place, manifest: Manifest, options: RestoreOptions) -
             f"{format_size(manifest.image_bytes)}; name an image of that size, or a new one.",
             path=place.named,
         )
-
-
-def _note_who_can_read(place: Place, options: RestoreOptions, consent: Consent) -> None:
-    assert place.status is not None
-    mode = stat.S_IMODE(place.status.st_mode)
-    if not place.is_device and options.mode is None and mode & 0o077 & ~options.backup.stat().st_mode:
-        consent.note(f"{place.named} keeps its mode, {mode:o}, and more users can read it than the backup.")
 
 
 def _write(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
-from snapfs.destination.in_place import open_in_place
+from snapfs.destination.in_place import note_who_can_read, open_in_place
 from snapfs.destination.place import Place
 from snapfs.destination.result import claimed, finish
 from snapfs.errors import InterruptedByUserError, SnapfsError, UsageError
@@ -43,7 +43,7 @@ def write_image(
     if place.is_new:
         _write_new(place, size_bytes, access.with_mode(mode), consent, words, fill)
     else:
-        _write_over(place, size_bytes, consent, mode, words, fill)
+        _write_over(place, size_bytes, access, consent, mode, words, fill)
 
 
 def _write_new(place: Place, size_bytes: int, access: Access, consent: Consent, words: Words, fill: Fill) -> None:
@@ -56,7 +56,9 @@ def _write_new(place: Place, size_bytes: int, access: Access, consent: Consent, 
         raise InterruptedByUserError("Interrupted; nothing is left behind.") from None
 
 
-def _write_over(place: Place, size_bytes: int, consent: Consent, mode: int | None, words: Words, fill: Fill) -> None:
+def _write_over(
+    place: Place, size_bytes: int, access: Access, consent: Consent, mode: int | None, words: Words, fill: Fill
+) -> None:
     if place.is_device and mode is not None:
         raise UsageError(f"{place.named} is a device, and keeps its mode; leave out --mode.")
     if place.status is not None and not place.is_device and place.status.st_size != size_bytes:
@@ -68,6 +70,8 @@ def _write_over(place: Place, size_bytes: int, consent: Consent, mode: int | Non
     consent.ask_for(place)
     fd = open_in_place(place, consent, size_bytes)
     try:
+        if mode is None:
+            note_who_can_read(place, access, consent)
         with saying_that_it_is_half_done(place.named, words):
             _fill(place, fd, place.real, size_bytes, words, fill)
         if mode is not None:

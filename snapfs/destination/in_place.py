@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
+from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.place import Place
 from snapfs.destination.write_errors import write_errors
@@ -46,6 +48,17 @@ def open_in_place(place: Place, consent: Consent, size_bytes: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def note_who_can_read(place: Place, access: Access, consent: Consent) -> None:
+    """Say, before anything is written there, that more users can read it than a new file, which had `access`."""
+    assert place.status is not None
+    mode = stat.S_IMODE(place.status.st_mode)
+    if not place.is_device and mode & 0o077 & ~access.mode:
+        consent.note(
+            f"{place.named} keeps its mode, {mode:o}, and more users can read it than if it were new; "
+            f"--mode {access.mode:o} changes that."
+        )
 
 
 def _busy(place: Place) -> BusyError:

@@ -252,6 +252,18 @@ def test_one_that_is_cut_short_meanwhile_is_not_called_whole(
     assert state_of(nights) == "half"
 
 
+def test_who_can_read_more_than_the_image_is_said(sparse_image: Nights) -> None:
+    nights = sparse_image
+    nights.image.chmod(0o644)
+    updated(nights)
+    nights.image.chmod(0o600)
+    done = snapfs("backup", nights.image, dest_of(nights), "--update").ok()
+    assert "keeps its mode, 644" in done.err
+    done = snapfs("backup", nights.image, dest_of(nights), "--update", "--mode", "600").ok()
+    assert "mode" not in done.err
+    assert dest_of(nights).stat().st_mode & 0o777 == 0o600
+
+
 def test_nights_of_a_mounted_image(nights: Nights) -> None:
     """By what was noted, also when a night was killed: nothing but that is read."""
     dice = random.Random(3)
