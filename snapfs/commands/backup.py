@@ -147,9 +147,10 @@ def _all_made(
             results.finish(noted(manifest, holder, source), access)
             checkpoints.let_go()
         else:
-            results.finish(manifest, access)
             if before is not None:
+                # The new manifest does not name it: after a crash in between nobody would let go of it.
                 ChainCheckpoints(before, options.source, source, consent.note).let_go_of_all()
+            results.finish(manifest, access)
         forget_half_way(results.places)
     dest = results.places.dest
     return Made(options.dest if dest is None else dest.named, manifest), results.places
