@@ -115,8 +115,10 @@ class Supervisor:
         if self._reported:
             self._note_server(name, None)
         elif self._ready >= {LIVE, SNAPSHOT}:
-            self._is_running = True
             self._tell("")
+            if self._ending:
+                return
+            self._is_running = True
             # Whoever is started from here on opens the cut that is present then.
             self._instance.store.let_go_older()
             self._instance.store.cut.let_go()
@@ -271,7 +273,12 @@ class Supervisor:
         if not self._reported:
             self._reported = True
             self._forget_caller()
-            self._report(sentence)
+            try:
+                self._report(sentence)
+            except BrokenPipeError:
+                # Killed after we last looked.
+                self._on_abandoned()
+                return
             if sentence:
                 self._crashed = self._ending = True
 

@@ -273,15 +273,17 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
         detach_streams(stderr_too=False)
 
         def report(sentence: str) -> None:
+            control = instance.store.control
+            was_unseen = control.is_unseen
             if not sentence:
                 _await_views(instance)
-                instance.store.control.is_unseen = False
+                control.is_unseen = False
                 detach_streams()
             try:
                 os.write(report_fd, failure_line(sentence) if sentence else READY)
             except BrokenPipeError:
                 # Who would have told of the snapshot was killed at this moment.
-                instance.store.control.is_unseen = not sentence
+                control.is_unseen = was_unseen
                 raise
             os.close(report_fd)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def processes_about(path: Path) -> list[str]:
             if f"{path}/".encode() in command:
                 found.append(name)
     return found
+
+
+def abandoned(ground: Ground, instance: Mounted) -> None:
+    """Mount, and have the command killed when the views answer, before it is told so."""
+    words = [sys.executable, Path(__file__).with_name("abandoned_mount.py"), "mount"]
+    done = subprocess.run([*words, instance.image, instance.live, instance.snap, *instance.options], check=False)
+    assert done.returncode == -signal.SIGKILL
+    wait_until(lambda: not processes_about(ground.path))
+    assert mount_points_below(ground.path) == []
 
 
 def interrupted(instance: Mounted, number: signal.Signals, stage: str, *options: str | Path) -> int:
@@ -77,6 +87,27 @@ def test_a_killed_mount_is_undone_or_taken_up_by_nobody(ground: Ground, stage: s
     done = instance.mount()
     assert "Carrying on" not in done.stdout
     assert instance.snap_file.read_bytes() == instance.image.read_bytes()
+
+
+def test_a_mount_whose_command_is_killed_before_it_is_told_leaves_nothing(ground: Ground) -> None:
+    instance = ground.instance(ground.image(content(MIB)))
+    instance.expect_log("before the views answered")
+    abandoned(ground, instance)
+    assert sorted(os.listdir(ground.path)) == ["disk.img", "views"]
+
+
+def test_a_snapshot_that_was_carried_on_at_that_moment_still_is(ground: Ground) -> None:
+    old = content(MIB)
+    instance = ground.mounted(ground.image(old), "--store", ground.path / "store")
+    instance.expect_log("server was killed|server ended|still in use|before the views answered")
+    with instance.live_file.open("r+b") as file:
+        file.write(b"new")
+    snapshot_id = instance.status()["snapshot"]["id"]
+    instance.kill()
+    abandoned(ground, instance)
+    assert "Carrying on" in instance.mount().stdout
+    assert instance.status()["snapshot"]["id"] == snapshot_id
+    assert instance.snap_file.read_bytes() == old
 
 
 def test_a_snapshot_that_was_to_be_carried_on_still_is(ground: Ground) -> None:

@@ -1,0 +1,24 @@
+"""`snapfs` whose mount is killed at the last moment: both views answer, and the command is about to be told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import snapfs.commands.mount as mount
+from snapfs.startup import main
+
+answer = mount._await_views
+
+
+def killing(instance: mount.Instance) -> None:
+    answer(instance)
+    command = os.getppid()
+    os.kill(command, signal.SIGKILL)
+    while os.getppid() == command:
+        time.sleep(0.001)
+
+
+mount._await_views = killing
+main()
