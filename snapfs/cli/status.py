@@ -4,118 +4,74 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import click
 
-from snapfs.chosen import file_of, is_newest
 from snapfs.cli.output import note, output_options, put, put_lines
-from snapfs.cli.types import PATH, snapshot_option
+from snapfs.cli.status_text import all_lines
+from snapfs.cli.types import PATH, SECONDS, snapshot_option
 from snapfs.errors import ExitCode, UsageError
-from snapfs.options import format_size
-from snapfs.system.image_state import describe_image_state
 
-# What every partitioned disk has, and nobody asks about.
-_PLAIN_REGIONS = frozenset({"gap", "dos", "gpt", "extended"})
 _LOST_STATES = frozenset({"overflowed", "damaged"})
+_WATCH = "--watch"
+_EVERY_S = 2.0
 
 
-@click.command("status", short_help="What is mounted, and how the snapshot and its side buffer are.")
+class _StatusCommand(click.Command):
+    """--watch may be alone: what comes after it is its time only if it is a number."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        until = args.index("--") if "--" in args else len(args)
+        for at, word in enumerate(args[:until]):
+            if word == _WATCH and not _is_number("".join(args[at + 1 : at + 2])):
+                args = [*args[:at], f"{_WATCH}={_EVERY_S:g}", *args[at + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+@click.command(
+    "status", cls=_StatusCommand, short_help="What is mounted, and how the snapshot and its side buffer are."
+)
 @click.argument("path", metavar="[LIVE|SNAP|IMAGE]", required=False, type=PATH)
 @snapshot_option
+@click.option(
+    _WATCH,
+    "every_s",
+    type=SECONDS,
+    default=None,
+    metavar="[SECONDS]",
+    help=f"Look again and again, every {_EVERY_S:g} seconds or as often as is said, until Ctrl-C or the end.",
+)
 @output_options
-def status_command(path: Path | None, snapshot: str | None, as_json: bool, quiet: bool) -> int:
-    """Show one instance, or all. Exit code 3 when a snapshot is overflowed or damaged, 4 when one does not answer."""
+def status_command(path: Path | None, snapshot: str | None, every_s: float | None, as_json: bool, quiet: bool) -> int:
+    """Show one instance, or all. Exit code 3 when a snapshot is overflowed or damaged, 4 when one does not answer.
+
+    With --watch it is shown how fast things go as well, in the terminal, or as a line for each look; its exit code
+    is 0.
+    """
     from snapfs.commands.status import statuses
 
     if path is None and snapshot is not None:
         raise UsageError("A snapshot is one of an image; name LIVE, SNAP or IMAGE beside --snapshot.")
+    if every_s is not None:
+        if quiet and not as_json:
+            raise UsageError("With -q there is nothing to watch; leave out one of the two.")
+        from snapfs.cli.watch import watch
+
+        return watch(path, snapshot, every_s, as_json=as_json)
     found, silent = statuses(path, snapshot)
     if as_json:
         put(json.dumps(found[0] if path is not None else found))
     elif not quiet:
-        put_lines(_all_lines(found) or ([] if silent else ["Nothing is mounted with snapfs."]))
+        put_lines(all_lines(found) or ([] if silent else ["Nothing is mounted with snapfs."]))
     is_lost = any(status["snapshot"]["state"] in _LOST_STATES for status in found)
     for error in silent:
         note(error.sentence)
     return ExitCode.LOST if is_lost else ExitCode.PROBLEM if silent else ExitCode.DONE
-
-
-def _all_lines(found: list[dict[str, Any]]) -> list[str]:
-    """One instance after the other, an empty line between them."""
-    return [line for status in found for line in ("", *_lines(status))][1:]
-
-
-def _lines(status: dict[str, Any]) -> list[str]:
-    snapshot, size = status["snapshot"], status["block_bytes"]
-    rows = [
-        ("image", f"{status['image']}  {format_size(status['image_bytes'])}, blocks of {format_size(size)}"),
-        *([("", trouble)] if (trouble := describe_image_state(status["image_state"], status["image"])) else []),
-        ("live", status["live"]),
-        ("snapshot", _snapshot_text(status)),
-        ("store", status["store"]),
-        ("used", _used_text(snapshot, size)),
-        *(("", _region_text(region)) for region in snapshot["regions"] if region["kind"] not in _PLAIN_REGIONS),
-        ("owed", format_size(snapshot["owed_blocks"] * size)),
-        ("preserved", format_size(snapshot["preserved_blocks"] * size)),
-        *(
-            [("lost", f"{format_size(snapshot['lost_blocks'] * size)}, reads as errors")]
-            if snapshot["lost_blocks"]
-            else []
-        ),
-        ("released", format_size(snapshot["released_blocks"] * size)),
-        ("changed", format_size(snapshot["changed_blocks"] * size)),
-        ("side buffer", _buffer_text(status["buffer"])),
-        *(("checkpoint", _checkpoint_text(one)) for one in status.get("checkpoints", ())),
-    ]
-    revert = status.get("revert")
-    if revert and revert["is_running"]:
-        share = 100 * revert["done_blocks"] // revert["blocks"] if revert["blocks"] else 0
-        rows.append(("revert", f"to {revert['name'] or revert['id']}, {share} % done"))
-    if status.get("no_holes"):
-        rows.append(("holes", f"not shown: {status['no_holes']}"))
-    if status["error"]:
-        rows.append(("error", status["error"]))
-    return [f"{name:<12} {text}" for name, text in rows]
-
-
-def _snapshot_text(status: dict[str, Any]) -> str:
-    snapshot = status["snapshot"]
-    if snapshot["id"] is None:
-        return f"{status['snap']}  none; take one with snapfs snapshot"
-    frozen = "" if snapshot["freeze_ms"] is None else f", frozen for {snapshot['freeze_ms']:.0f} ms"
-    shown_in = status["snap"] if is_newest(status) else file_of(status).path.parent
-    return f"{shown_in}  {snapshot['state']}, taken {snapshot['taken_at']}{frozen}"
-
-
-def _checkpoint_text(checkpoint: dict[str, Any]) -> str:
-    """What a backup has left behind, so that the next one has less to read."""
-    void = checkpoint["void"]
-    written = f"void ({void})" if void else f"{format_size(checkpoint['changed_bytes'])} written since"
-    return f"{checkpoint['id']}, taken {checkpoint['taken_at']}, {written}"
-
-
-def _used_text(snapshot: dict[str, Any], block_bytes: int) -> str:
-    if snapshot["protect"] == "all":
-        return "every block is protected"
-    if snapshot["map"] == "computing":
-        return "every block, until the map is known"
-    if snapshot["map"] == "failed":
-        return "every block, because the map failed; the log of the store says why"
-    return format_size(snapshot["used_blocks"] * block_bytes)
-
-
-def _region_text(region: dict[str, Any]) -> str:
-    """One filesystem: how much of it is used, or why all of it counts as used."""
-    name = f"{region['kind']} at {format_size(region['offset'])}"
-    if region["state"] == "trusted":
-        used_bytes = region["length"] - region["free_bytes"]
-        return f"{name}: {format_size(used_bytes)} of {format_size(region['length'])}"
-    return f"{name}: all {format_size(region['length'])} ({region['reason'] or 'it is not looked into'})"
-
-
-def _buffer_text(buffer: dict[str, Any]) -> str:
-    raw, stored, limit = buffer["raw_bytes"], buffer["stored_bytes"], buffer["limit_bytes"]
-    share = f" ({100 * stored // raw} % of {format_size(raw)})" if raw else ""
-    of_limit = f"of {format_size(limit)}, then {buffer['on_overflow']}" if limit else "no limit"
-    return f"{format_size(stored)}{share}, {of_limit}"
