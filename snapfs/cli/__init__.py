@@ -32,6 +32,7 @@ _COMMANDS = (
     "limit",
     "list",
     "map",
+    "metrics",
     "mount",
     "prune",
     "release",

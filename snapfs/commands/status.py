@@ -30,11 +30,19 @@ def statuses(path: Path | None, snapshot: str | None = None) -> tuple[list[dict[
     can reach; of those that do not answer, when all are asked, the reasons."""
     if path is not None:
         return [read_status_with(find_store(path), snapshot, _PATIENCE_S)], []
+    found, silent = statuses_by_store()
+    return [status for _, status in found], silent
+
+
+def statuses_by_store() -> tuple[list[tuple[Path, dict[str, Any]]], list[SnapfsError]]:
+    """The same of all, each with its store, whose owner is the one who says so."""
     until = time.monotonic() + _PATIENCE_S
     stores, silent = all_stores()
     left_s = max(until - time.monotonic(), _LEAST_S)
     answers = _ask_all(stores, left_s)
-    found = [answer for answer in answers if not isinstance(answer, SnapfsError)]
+    found = [
+        (store, answer) for store, answer in zip(stores, answers, strict=True) if not isinstance(answer, SnapfsError)
+    ]
     return found, silent + [answer for answer in answers if isinstance(answer, SnapfsError)]
 
 
