@@ -130,6 +130,8 @@ class MountOptions:
     takes_snapshot: bool = True
     skip_swap: bool = False
     chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    # The hooks that are told of events.
+    on_event: Path | None = None
     log_level: LogLevel = "info"
 
     def __post_init__(self) -> None:
@@ -199,6 +201,8 @@ class BackupOptions:
     mode: int | None = None
     # What is there is a raw backup, and only what has changed since is written.
     update: bool = False
+    # The hooks that are told how it went.
+    on_event: Path | None = None
     # Of a chain: a full one whatever there is; how many increments may follow one.
     full: bool = False
     max_increments: int = 30

@@ -26,9 +26,10 @@ from pathlib import Path
 
 from snapfs.client import request
 from snapfs.errors import BusyError, NotMountedError, SnapfsError
+from snapfs.events.queue import EventQueue
 from snapfs.protocol import ExpectEnd, NoteServer, StopMap, WriteOut, deadline_in
 from snapfs.servers.instance import COMPACTOR, LIVE, SNAPSHOT, Instance
-from snapfs.servers.pipe import GONE, READY, SERVED, sentence_of
+from snapfs.servers.pipe import GONE, READY, SERVED, event_of, sentence_of
 from snapfs.servers.process import STOP_SIGNAL
 from snapfs.servers.restarts import Restarts
 from snapfs.servers.start import Server, start_server
@@ -63,6 +64,7 @@ class Supervisor:
         self._instance, self._report, self._caller_fd = instance, report, caller_fd
         self._servers: dict[str, Server] = {}
         self._selector = selectors.DefaultSelector()
+        self._events = EventQueue(instance.options.on_event, self._selector, self._known)
         self._ready: set[str] = set()
         self._gone: set[str] = set()
         self._restarts = {name: Restarts() for name in (SNAPSHOT, COMPACTOR)}
@@ -82,6 +84,7 @@ class Supervisor:
                     self._turn()
             finally:
                 self._stop_servers()
+                self._events.finish()
         return self._end()
 
     # --- servers ---------------------------------------------------------------------------------------------
@@ -107,6 +110,8 @@ class Supervisor:
                 self._on_ready(server.name)
             elif line == GONE:
                 self._on_gone(server.name)
+            elif (facts := event_of(line)) is not None:
+                self._events.add(facts)
             else:
                 self._tell(sentence_of(line) or f"The {server.name} server failed; its log says how.")
 
@@ -136,6 +141,16 @@ class Supervisor:
         _LOG.error("the %s server %s; the views end, the store is kept", server.name, how)
         self._tell(f"The {server.name} server {how}; its log says more.")
         self._crashed = self._ending = True
+
+    def _known(self) -> dict[str, str]:
+        """What hooks are told with every event."""
+        instance = self._instance
+        return {
+            "SNAPFS_IMAGE": str(instance.present_image_path),
+            "SNAPFS_LIVE": str(instance.point(LIVE)),
+            "SNAPFS_SNAP": str(instance.point(SNAPSHOT)),
+            "SNAPFS_STORE": str(instance.store_path),
+        }
 
     # --- servers that died -----------------------------------------------------------------------------------
 
@@ -327,6 +342,8 @@ class Supervisor:
             lines = live.heard()
             if not lines:
                 return
+            for facts in filter(None, map(event_of, lines)):
+                self._events.add(facts)
 
     def _stop(self, server: Server) -> None:
         """The signal, and patience with the two that may still have data to write."""

@@ -20,7 +20,9 @@ from cow.live.preserve import Ticket
 from cow.live.size import BufferSize
 from cow.live.traffic import Gate
 
-_WARN_PERCENT = (80, 90, 95)
+_WARN_PERCENT: Final = (80, 90, 95)
+# Who has been warned is warned again when so much of the limit had become free below that step.
+_CALM_PERCENT: Final = 5
 _NO_CUT: Final = -1
 # Who is told that a snapshot is over has let go of its files by then, if he is there at all.
 _GIVE_BACK_S = 5.0
@@ -107,8 +109,8 @@ class Room:
     # --- called by who preserves -----------------------------------------------------------------------------
 
     def begin_cut(self) -> None:
-        """The side buffer is empty again (lock held)."""
-        self._warned_percent, self._told_waiting = 0, False
+        """What it waited for may have ended with the one before (lock held); what that took, the next looks see."""
+        self._told_waiting = False
         self.news += 1
 
     def note_preserved(self, ticket: Ticket) -> None:
@@ -124,8 +126,12 @@ class Room:
     def _look_at_limit(self, limit_bytes: int) -> None:
         with self._changed:
             percent = self._size.percent_of(limit_bytes)
-        reached = max((step for step in _WARN_PERCENT if percent >= step), default=0)
-        if reached <= self._warned_percent:
+        reached = _step_at(percent)
+        if reached == self._warned_percent:
+            return
+        if reached < self._warned_percent:
+            with self._changed:
+                self._warned_percent = min(self._warned_percent, _step_at(percent + _CALM_PERCENT - 1))
             return
         with self._changed:
             is_new = reached > self._warned_percent and self._control[_LIMIT_BYTES] == limit_bytes
@@ -351,3 +357,8 @@ class Room:
         with self._changed:
             self.is_ending = False
             self._tell_waiting()
+
+
+def _step_at(percent: int) -> int:
+    """The highest step that has been reached; 0: none."""
+    return max((step for step in _WARN_PERCENT if percent >= step), default=0)

@@ -54,6 +54,13 @@ if TYPE_CHECKING:
     metavar="N",
     help="In DIR: so many after a full one, then a full one again.",
 )
+@click.option(
+    "--on-event",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="Run the executables in DIR when it is done or has failed.",
+)
 @mode_option
 @progress_options
 @output_options
@@ -75,8 +82,8 @@ def backup_command(
     Into restic:REPOSITORY (what restic takes as -r; restic: alone for RESTIC_REPOSITORY) restic copies what has
     changed; its password and the like come from RESTIC_PASSWORD and its other variables.
     """
-    from snapfs.commands.backup import backup
     from snapfs.commands.backup_chain import Linked
+    from snapfs.commands.backup_events import backup_told
     from snapfs.commands.backup_pool import Pooled
     from snapfs.commands.backup_repository import Kept
     from snapfs.destination.consent import Consent
@@ -92,7 +99,7 @@ def backup_command(
     end_as_interrupted()
     try:
         with shown_progress(progress, quiet) as report:
-            made = backup(options, report, Consent(force, ask, note, quiet))
+            made = backup_told(options, report, Consent(force, ask, note, quiet))
     except KeyboardInterrupt:
         note("Interrupted; nothing is left behind.")
         return ExitCode.INTERRUPTED

@@ -85,6 +85,13 @@ if TYPE_CHECKING:
     help="Of the files in SNAP/.chunks.",
 )
 @click.option(
+    "--on-event",
+    type=PATH,
+    default=None,
+    metavar="DIR",
+    help="Run the executables in DIR when the side buffer fills or the snapshot is lost or damaged.",
+)
+@click.option(
     "--log-level",
     type=one_of(LogLevel),
     default=MountOptions.log_level,

@@ -17,6 +17,7 @@ from cow import LOG_NAME, Counter, Files, Image, Opened, Outcome, State
 from snapfs.client import request as control_request
 from snapfs.commands.opening import LET_GO_S, LOOK_S, opened_store
 from snapfs.errors import BusyError, DoneWithProblem, ExitCode, SnapfsError, shortage
+from snapfs.events.hooks import check_hooks
 from snapfs.log import configure_log
 from snapfs.options import MountOptions
 from snapfs.protocol import BeginMap
@@ -71,6 +72,8 @@ def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
     options = _resolved(options)
     check_fuse_access(options.fuse_options)
     check_is_image(options.image)
+    if options.on_event is not None:
+        check_hooks(options.on_event)
     store_path = options.store or prepare_default_store(options.image)
     if store_path != default_store(options.image):
         check_whole(options.image)
@@ -101,6 +104,7 @@ def _resolved(options: MountOptions) -> MountOptions:
         live=canonical_path(options.live),
         snap=canonical_path(options.snap),
         store=None if options.store is None else canonical_path(options.store),
+        on_event=None if options.on_event is None else canonical_path(options.on_event),
     )
 
 

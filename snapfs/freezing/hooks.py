@@ -1,4 +1,4 @@
-"""The hooks around a freeze: programs of the user that quiet what runs on the filesystems, such as a database.
+"""Hooks: programs of the user. Those around a freeze quiet what runs on the filesystems, such as a database.
 
 Every executable file of the directory, in the order of their names, is called with `freeze` before anything
 is frozen, and in the reverse order with `thaw` after everything is thawed again.
@@ -60,7 +60,7 @@ class Hooks:
         """SnapfsError when one fails; `thaw` has to follow in any case."""
         for hook in self._hooks:
             self._called.append(hook)
-            failure = self._failure(hook, "freeze")
+            failure = self._failure_of(hook, "freeze")
             if failure:
                 raise SnapfsError(f"The hook {hook} {failure}; there was no cut.", path=hook)
 
@@ -69,34 +69,38 @@ class Hooks:
         sentences = []
         while self._called:
             hook = self._called.pop()
-            failure = self._failure(hook, "thaw")
+            failure = self._failure_of(hook, "thaw")
             if failure:
                 sentences.append(f"The hook {hook} {failure} when it was to thaw; look after what it has stopped.")
         return sentences
 
-    def _failure(self, hook: Path, action: str) -> str | None:
-        """What went wrong, to follow the hook's name; None when nothing did."""
-        environment: Mapping[str, str] = {**os.environ, **self.facts, "SNAPFS_ACTION": action}
-        words_fd = 2 if _is_heard(2) else subprocess.DEVNULL
-        try:
-            process = subprocess.Popen(
-                [hook, action],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                # Results go to stdout, and what a hook says is none.
-                stdout=words_fd,
-                stderr=words_fd,
-                start_new_session=True,
-            )
-        except OSError as error:
-            return f"could not be started: {error.strerror}"
-        try:
-            code = process.wait(self._timeout_s)
-        except BaseException as error:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if isinstance(error, subprocess.TimeoutExpired):
-                return f"did not end in {self._timeout_s:g} s"
-            raise
-        return f"failed with {f'signal {-code}' if code < 0 else f'code {code}'}" if code else None
+    def _failure_of(self, hook: Path, action: str) -> str | None:
+        return run_hook(hook, action, {**self.facts, "SNAPFS_ACTION": action}, self._timeout_s)
+
+
+def run_hook(hook: Path, word: str, facts: Mapping[str, str], timeout_s: float) -> str | None:
+    """Call it with `word`, and with `facts` in its environment. What went wrong, to follow the hook's name; None when
+    nothing did."""
+    words_fd = 2 if _is_heard(2) else subprocess.DEVNULL
+    try:
+        process = subprocess.Popen(
+            [hook, word],
+            env={**os.environ, **facts},
+            stdin=subprocess.DEVNULL,
+            # Results go to stdout, and what a hook says is none.
+            stdout=words_fd,
+            stderr=words_fd,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return f"could not be started: {error.strerror}"
+    try:
+        code = process.wait(timeout_s)
+    except BaseException as error:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            return f"did not end in {timeout_s:g} s"
+        raise
+    return f"failed with {f'signal {-code}' if code < 0 else f'code {code}'}" if code else None

@@ -47,6 +47,7 @@ from snapfs.servers.checkpoints import Checkpoints
 from snapfs.servers.control import Client, listen, serve
 from snapfs.servers.cuts import Cuts
 from snapfs.servers.dating import Dating
+from snapfs.servers.events import Events
 from snapfs.servers.image_watch import ImageWatch
 from snapfs.servers.instance import COMPACTOR, LIVE, Instance
 from snapfs.servers.maps import Maps
@@ -85,6 +86,7 @@ class LiveServer:
     def __init__(self, instance: Instance, pipe_fd: int) -> None:
         self._instance, self._pipe_fd = instance, pipe_fd
         self._trouble = Trouble(instance.store)
+        self._events = Events(instance.store, pipe_fd, is_wanted=instance.options.on_event is not None)
         policy = OverflowPolicy(instance.options.on_overflow)
         self.engine = LiveEngine(
             instance.store,
@@ -216,6 +218,7 @@ class LiveServer:
 
     def _on_event(self, event: Event) -> None:
         self._trouble.on_event(event)
+        self._events.on_event(event)
         if event.kind is EventKind.GAVE_WAY:
             # Else its files take room as long as the view has them open.
             self._instance.new_cut.ring()
@@ -319,6 +322,7 @@ class LiveServer:
                 self._note_server(request)
             case TellDamage():
                 self._trouble.note_damage(request)
+                self._events.on_damage(request.generation, request.what)
                 self.engine.note_damage(request.generation)
             case BeginMap():
                 self._maps.resume()

@@ -3,6 +3,7 @@
 ready           it answers requests
 gone            its view was unmounted
 served          the last request is answered; what is left is the compactor's
+event {FACTS}   something has happened that hooks are told of, in JSON
 failed "WHY"    it ends; the sentence in JSON, so that it is one line whatever names are in it
 """
 
@@ -11,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from typing import Final
 
 READY: Final = b"ready\n"
 GONE: Final = b"gone\n"
 SERVED: Final = b"served\n"
 _FAILED: Final = b"failed "
+_EVENT: Final = b"event "
 _PIECE_BYTES: Final = 4096
 
 
@@ -31,6 +34,19 @@ def sentence_of(line: bytes) -> str:
         return str(json.loads(line.removeprefix(_FAILED)))
     except ValueError:
         return ""
+
+
+def event_line(facts: Mapping[str, str]) -> bytes:
+    """What a process says when something has happened."""
+    return _EVENT + json.dumps(facts).encode() + b"\n"
+
+
+def event_of(line: bytes) -> dict[str, str] | None:
+    """The facts of an `event_line`; None when it is none."""
+    if not line.startswith(_EVENT):
+        return None
+    facts: dict[str, str] = json.loads(line.removeprefix(_EVENT))
+    return facts
 
 
 def tell(pipe_fd: int, line: bytes) -> None:

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from engine_rig import QuickFiles, Rig
@@ -175,6 +176,17 @@ def test_warnings_come_once_at_80_90_and_95_percent(make_rig: MakeRig, durabilit
     rig = limited(make_rig, OverflowPolicy.BREAK_SNAPSHOT, durability)
     write_blocks(rig, 0, LIMIT_BLOCKS)
     assert [event.value for event in rig.events if event.kind is EventKind.BUFFER_FILLING] == [80, 90, 95]
+
+
+def test_a_warning_comes_again_after_five_percent_less(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = limited(make_rig, OverflowPolicy.BREAK_SNAPSHOT, Durability.PROCESS)
+    told: list[tuple[int, int]] = []
+    for percent in (79, 80, 85, 76, 81, 75, 80, 96, 91, 90, 95):
+        monkeypatch.setattr(rig.engine.size, "percent_of", lambda limit_bytes, now=percent: now)
+        before = len(rig.events)
+        rig.engine.room.note_preserved(SimpleNamespace(lost=()))
+        told += [(percent, event.value) for event in rig.events[before:]]
+    assert told == [(80, 80), (80, 80), (96, 95), (95, 95)]
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
