@@ -112,7 +112,8 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_every_variable_of_the_units_is_in_the_example() -> None:
+def test_every_variable_of_the_units_is_in_an_example() -> None:
     units = "".join(path.read_text() for path in (PACKAGING / "systemd").iterdir())
-    settings = re.findall(r"^([A-Z_]+)=", (PACKAGING / "example.conf").read_text(), re.MULTILINE)
+    examples = "".join((PACKAGING / name).read_text() for name in ("example.conf", "metrics.example"))
+    settings = re.findall(r"^([A-Z_]+)=", examples, re.MULTILINE)
     assert set(re.findall(r"\$\{?([A-Z_]+)", units)) == set(settings)
