@@ -27,8 +27,11 @@ _OWED: Final = Kind.OWED
 _STAGED: Final = Kind.STAGED
 _STORED: Final = Kind.STORED
 _MISSING_BYTES: Final = CutCounter.MISSING_BYTES.value
-# What is looked at first, in the event loop, and what at once at most: 8 and 256 MiB of blocks of 4 KiB.
+# What is looked at in the event loop: 8 MiB of blocks of 4 KiB.
 _FEW_BLOCKS: Final = 2048
+# What is looked at first, where the next data or hole may be the next block, and at once at most.
+_FIRST_BYTES: Final = 1 << 16
+_MOST_BYTES: Final = 1 << 28
 _MOST_BLOCKS: Final = 1 << 16
 # A record of zeros is no longer: 64 KiB compress to 270 bytes. Only what may be one is read.
 _ZEROS_RECORD_BYTES: Final = RECORD.size + 320
@@ -42,7 +45,7 @@ class SeekingReader(SnapshotReader):
 
         Damaged, SnapshotLost, SnapshotEnded: as for `read_into`. May wait for the disk.
         """
-        holes = self._holes(offset, stop, _FEW_BLOCKS)
+        holes = self._holes(offset, stop)
         return next_hole(holes, offset, stop) if for_hole else next_data(holes, offset, stop)
 
     def try_seek(self, offset: int, stop: int, *, for_hole: bool) -> tuple[bool, int | None]:
@@ -59,13 +62,15 @@ class SeekingReader(SnapshotReader):
         is_found = until == stop or (found is not None and found < until)
         return is_found, found
 
-    def _holes(self, offset: int, stop: int, blocks: int) -> Iterator[Range]:
-        """Looked for as far as they are asked for, in larger and larger pieces."""
+    def _holes(self, offset: int, stop: int) -> Iterator[Range]:
+        """Looked for as far as they are asked for, in larger and larger pieces: all holes of a piece are found, and
+        of a fragmented image whoever copies it asks for each."""
+        block_bytes = self.geometry.block_bytes
+        step, most = max(_FIRST_BYTES, block_bytes), min(_MOST_BYTES, _MOST_BLOCKS * block_bytes)
         while offset < stop:
-            step = blocks * self.geometry.block_bytes
             until = min(stop, (offset // step + 1) * step)
             yield from self._holes_in(offset, until)
-            offset, blocks = until, min(blocks * 2, _MOST_BLOCKS)
+            offset, step = until, min(step * 4, most)
 
     def _holes_in(self, offset: int, stop: int) -> Iterator[Range]:
         first, end = self.geometry.span(offset, stop - offset)

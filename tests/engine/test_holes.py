@@ -105,6 +105,20 @@ def test_the_event_loop_is_not_kept_waiting_for_the_image(rig: Rig) -> None:
     assert rig.reader.try_seek(0, IMAGE_BYTES, for_hole=False) == (False, None)
 
 
+def test_of_a_fragmented_image_no_more_is_looked_at_than_is_asked_for(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a copy, which asks for each of its holes, takes far longer than to read them all."""
+    rig = make_rig(pattern(1 << 20))
+    for offset in range(0, 1 << 20, 2 * BLOCK_BYTES):
+        rig.files.punch(rig.image_fd, offset, BLOCK_BYTES)
+    rig.open()
+    looked, real = [], rig.image._seek
+    monkeypatch.setattr(rig.image, "_seek", lambda offset, whence: looked.append(offset) or real(offset, whence))
+    assert rig.reader.seek(0, 1 << 20, for_hole=False) == BLOCK_BYTES
+    assert max(looked) <= 1 << 17
+
+
 def test_what_the_image_lost_is_no_hole(rig: Rig) -> None:
     os.truncate(rig.image_path, 15 * BLOCK_BYTES)
     rig.image.look()
