@@ -95,6 +95,7 @@ class SnapshotServer:
             present().note_read(offset, length)
 
         view.on_read, view.on_close = on_read, lambda: present().note_close()
+        view.on_hole = lambda offset, length: present().note_hole(offset, length)
         # What computes the map reads the view too.
         view.is_ours = lambda pid: descends_from(pid, self._instance.supervisor_pid)
 

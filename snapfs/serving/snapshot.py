@@ -104,8 +104,10 @@ class SnapshotImage(Served):
     ) -> None:
         Served.__init__(self, permissions, store.header.image_bytes, store.header.block_bytes)
         self._image, self._on_damage = image, on_damage
-        # Called with offset and length for every read that succeeded, and for every close.
+        # Called with offset and length for every read that succeeded and every hole that somebody was told of, and
+        # for every close.
         self.on_read: Callable[[int, int], None] = lambda offset, length: None
+        self.on_hole: Callable[[int, int], None] = lambda offset, length: None
         self.on_close: Callable[[], None] = lambda: None
         self._readers = trio.CapacityLimiter(_READERS)
         self._present = store
@@ -265,10 +267,9 @@ class SnapshotImage(Served):
             raise self.failure(errno.ESTALE)
         found = await self._seek(generation, off, whence, 0, self.image_bytes)
         if whence == os.SEEK_DATA and not fh & UNCOUNTED and self._is_newest(generation):
-            # Whoever leaves out a hole is done with it.
             stop = self.image_bytes if found is None else found
             if off < stop:
-                self.on_read(off, stop - off)
+                self.on_hole(off, stop - off)
         return self.found(found)
 
     async def seek_in(self, generation: int, offset: int, whence: int, start: int, length: int) -> int:

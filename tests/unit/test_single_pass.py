@@ -54,3 +54,33 @@ def test_closing_before_the_end_releases_no_more() -> None:
     single_pass.note_read(0, LAG_BYTES)
     single_pass.note_close()
     assert released == []
+
+
+def test_holes_count_when_what_comes_behind_them_is_read() -> None:
+    single_pass, released = new_pass()
+    # Whoever looks for all of them first, as qemu-img does, asks for each once more.
+    for _ in range(2):
+        single_pass.note_hole(0, LAG_BYTES + STEP_BYTES)
+        single_pass.note_hole(LAG_BYTES + STEP_BYTES + MIB, IMAGE_BYTES)
+    assert released == []
+    single_pass.note_read(LAG_BYTES + STEP_BYTES, MIB)
+    assert released == [(0, STEP_BYTES + MIB)]
+
+
+def test_the_hole_at_the_end_counts_when_the_file_is_closed() -> None:
+    single_pass, released = new_pass()
+    single_pass.note_hole(MIB, IMAGE_BYTES - MIB)
+    single_pass.note_close()
+    assert released == []
+    single_pass.note_read(0, MIB)
+    single_pass.note_hole(MIB, IMAGE_BYTES - MIB)
+    single_pass.note_close()
+    assert released == [(0, IMAGE_BYTES)]
+
+
+def test_much_that_lies_ahead_is_noted_in_no_time() -> None:
+    single_pass, released = new_pass()
+    for offset in range(MIB, IMAGE_BYTES, 8192):
+        single_pass.note_read(offset, 4096)
+    single_pass.note_read(0, IMAGE_BYTES)
+    assert released == [(0, IMAGE_BYTES - LAG_BYTES)]
