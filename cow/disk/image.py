@@ -80,20 +80,27 @@ class Image:
 
     def is_hole(self, offset: int, length: int) -> bool:
         """Whether nothing of that is on the disk, as far as the filesystem can tell, so that it reads as zeros."""
-        return next(self.holes(offset, offset + length), None) == (offset, offset + length)
+        return self.hole_end(offset, offset + length) == offset + length
+
+    def hole_end(self, offset: int, stop: int) -> int:
+        """The end of the hole that is there, `stop` at most; `offset` when there is none. What lies past the end of a
+        file that was cut short is none; there are none where nobody can tell."""
+        if not self._tells_holes:
+            return offset
+        data = self._seek(offset, os.SEEK_DATA)
+        # After it: the file may have become shorter.
+        return max(offset, min(data, stop, self.shortest_bytes, self._files.end_of(self.fd)))
 
     def holes(self, offset: int, stop: int) -> Iterator[Range]:
-        """All such ranges from there on, found when they are asked for. What lies past the end of a file that was cut
-        short is none; there are none where nobody can tell."""
+        """All of them from there on, found when they are asked for: to find the next one may take long where there is
+        much data."""
         while offset < stop and self._tells_holes:
-            data = self._seek(offset, os.SEEK_DATA)
-            # After it: the file may have become shorter.
-            until = min(stop, self.shortest_bytes, self._files.end_of(self.fd))
-            if offset < min(data, until):
-                yield offset, min(data, until)
-            if data >= until:
+            end = self.hole_end(offset, stop)
+            if offset < end:
+                yield offset, end
+            if end >= min(stop, self.shortest_bytes):
                 return
-            offset = self._seek(data, os.SEEK_HOLE)
+            offset = self._seek(end, os.SEEK_HOLE)
 
     def _seek(self, offset: int, whence: int) -> int:
         """Where the next data or hole is; the end of the image when there is none, or nobody can tell."""

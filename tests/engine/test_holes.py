@@ -119,6 +119,14 @@ def test_of_a_fragmented_image_no_more_is_looked_at_than_is_asked_for(
     assert max(looked) <= 1 << 17
 
 
+def test_whether_it_is_a_hole_is_known_without_a_look_for_the_next(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes long where there is much data, and is asked for each chunk that a folder lists."""
+    asked, real = [], rig.image._seek
+    monkeypatch.setattr(rig.image, "_seek", lambda offset, whence: asked.append(whence) or real(offset, whence))
+    assert not rig.image.is_hole(0, BLOCK_BYTES)
+    assert asked == [os.SEEK_DATA]
+
+
 def test_what_the_image_lost_is_no_hole(rig: Rig) -> None:
     os.truncate(rig.image_path, 15 * BLOCK_BYTES)
     rig.image.look()
