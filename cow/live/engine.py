@@ -172,25 +172,33 @@ class LiveEngine:
         Raises the same. OSError(EOPNOTSUPP): the image cannot do that; then it is as before.
         """
         self.geometry.span(offset, length)
-        for at, count in self.geometry.pieces(offset, length, self._claiming.max_blocks):
-            self._gate.enter(at)
+        stop = offset + length
+        while offset < stop:
+            self._gate.enter(offset)
             try:
-                self._preserve_data(at, count)
+                until = self._preserve_data(offset, stop)
                 self._begin_to_change()
-                self._syncer.unsynced_bytes += count
-                self._image.zero(at, count, give_back=give_back)
+                self._syncer.unsynced_bytes += until - offset
+                self._image.zero(offset, until - offset, give_back=give_back)
             finally:
                 self._gate.leave()
+            offset = until
 
-    def _preserve_data(self, offset: int, length: int) -> None:
+    def _preserve_data(self, offset: int, stop: int) -> int:
         """Of a hole, nothing is replaced: it is zeros, whoever owes it. Who fills it meanwhile preserves it, for the
-        same cut: there may have been another one while this waited, and then all is looked at again."""
+        same cut: there may have been another one while this waited, and then all is looked at again.
+
+        Returns as far as it came: a piece, or to the end of a hole, whatever that takes."""
+        step = self._claiming.max_blocks * self.geometry.block_bytes
         while True:
             cut = self._cut
-            for start, end in between(list(self._image.holes(offset, offset + length)), offset, offset + length):
-                self._preserve(start, end - start)
+            until = self._image.hole_end(offset, stop)
+            if until < (piece_end := min(stop, (offset // step + 1) * step)):
+                until = piece_end
+                for start, end in between(list(self._image.holes(offset, until)), offset, until):
+                    self._preserve(start, end - start)
             if self._cut is cut:
-                return
+                return until
 
     def _preserve(self, offset: int, length: int) -> None:
         first, end = self.geometry.span(offset, length)

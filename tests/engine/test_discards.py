@@ -65,6 +65,16 @@ def test_of_a_hole_nothing_is_preserved(make_rig: MakeRig) -> None:
     assert rig.snapshot() == rig.old
 
 
+def test_a_hole_is_punched_at_once_however_large(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it takes nobody else may write."""
+    rig, given = make_rig(OLD, block_bytes=BLOCK_BYTES, staging_slots=16), []
+    rig.files.punch(rig.image_fd, 2 * BLOCK_BYTES, 18 * BLOCK_BYTES)
+    rig.open()
+    monkeypatch.setattr(rig.image, "zero", lambda offset, length, give_back: given.append((offset, length)))
+    rig.engine.zero(2 * BLOCK_BYTES, 20 * BLOCK_BYTES, give_back=True)
+    assert given == [(2 * BLOCK_BYTES, 18 * BLOCK_BYTES), (20 * BLOCK_BYTES, 2 * BLOCK_BYTES)]
+
+
 def test_a_cut_while_it_waits_is_preserved_for_too(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The hole that it found is none any more, and the new snapshot needs what is in its place."""
     rig = make_rig(OLD)
