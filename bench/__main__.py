@@ -15,6 +15,7 @@ from rich.console import Console
 
 from bench.backup import BackupBench
 from bench.chain import ChainBench
+from bench.holes import HolesBench
 from bench.image import Master, make_master
 from bench.measure import wrong_bytes
 from bench.nights import NightsBench
@@ -32,6 +33,7 @@ from bench.results import Peak, Results
 from bench.rows import (
     BACKUP_ROWS,
     CHAIN_ROWS,
+    HOLE_ROWS,
     MOUNT_ROWS,
     NIGHT_ROWS,
     PEER_NAMES,
@@ -143,7 +145,7 @@ def run_mounts(
     multiple=True,
     metavar="ROW",
     type=click.Choice([*SECTIONS, *ROWS_BY_NAME]),
-    help="Only this row, or all of mount, backup, chain or nights (again for more).",
+    help="Only this row, or all of mount, backup, chain, nights or holes (again for more).",
 )
 @click.option(
     "--peer", "names", multiple=True, type=click.Choice(PEER_NAMES), help="Only this peer (again for more)."
@@ -185,6 +187,8 @@ def main(
             ChainBench(scratch / "chain", sizes, wanted, names, results, console).run()
         if concerns(NIGHT_ROWS, wanted):
             NightsBench(scratch / "nights", sizes, wanted, names, results, console).run()
+        if concerns(HOLE_ROWS, wanted):
+            HolesBench(scratch / "holes", sizes, wanted, names, results, console).run()
     print_report(results, console)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{now:%Y-%m-%d-%H%M%S}{'-quick' if quick else ''}"

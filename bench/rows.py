@@ -181,9 +181,23 @@ NIGHT_ROWS = (
         (SNAPFS,),
     ),
 )
-ROWS = (*MOUNT_ROWS, *BACKUP_ROWS, *CHAIN_ROWS, *NIGHT_ROWS)
+# A snapshot, and a file with real holes; the size of a repository says more of how it compresses.
+BESIDE_HOLES = (SNAPFS, RAW)
+HOLE_ROWS = (
+    Row("holes-cp", "s", "cp of a snapshot of which a quarter is used", (), True, BESIDE_HOLES),
+    Row("holes-tar", "s", "tar -S of it", (), True, BESIDE_HOLES),
+    Row("holes-rsync", "s", "rsync -S of it", (), True, BESIDE_HOLES),
+    Row("holes-qemu", "s", "qemu-img convert of it", (), True, BESIDE_HOLES),
+    Row("holes-borg", "s", "borg create --sparse of it, the first", (), True, BESIDE_HOLES),
+    Row("holes-restic", "s", "restic backup of it, the first", (), True, BESIDE_HOLES),
+    Row("holes-cp-size", "MiB", "what the copy takes on the disk", versus(raw=1.05), True, BESIDE_HOLES),
+    Row("holes-tar-size", "MiB", "the same", versus(raw=1.05), True, BESIDE_HOLES),
+    Row("holes-rsync-size", "MiB", "the same", versus(raw=1.05), True, BESIDE_HOLES),
+    Row("holes-qemu-size", "MiB", "the same", versus(raw=1.05), True, BESIDE_HOLES),
+)
+ROWS = (*MOUNT_ROWS, *BACKUP_ROWS, *CHAIN_ROWS, *NIGHT_ROWS, *HOLE_ROWS)
 # A name for all rows of a kind.
-SECTIONS = {"mount": MOUNT_ROWS, "backup": BACKUP_ROWS, "chain": CHAIN_ROWS, "nights": NIGHT_ROWS}
+SECTIONS = {"mount": MOUNT_ROWS, "backup": BACKUP_ROWS, "chain": CHAIN_ROWS, "nights": NIGHT_ROWS, "holes": HOLE_ROWS}
 ROWS_BY_NAME = {row.name: row for row in ROWS}
 
 

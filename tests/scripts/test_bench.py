@@ -74,3 +74,15 @@ def test_quick_bench_of_nights_times_the_second_backup(tmp_path: Path) -> None:
     assert result["voided"] == []
     assert set(result["rows"]["increment"]["peers"]) == set(names)
     assert leftovers(tmp_path) == []
+
+
+def test_quick_bench_of_holes_copies_a_snapshot_and_a_file_with_holes(tmp_path: Path) -> None:
+    done = run_bench(tmp_path, "--only", "holes-cp", "--only", "holes-cp-size")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (result,) = (json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert result["voided"] == []
+    assert {name: set(row["peers"]) for name, row in result["rows"].items()} == {
+        "holes-cp": {"snapfs", "raw"},
+        "holes-cp-size": {"snapfs", "raw"},
+    }
+    assert leftovers(tmp_path) == []
