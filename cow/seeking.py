@@ -122,14 +122,15 @@ class SeekingReader(SnapshotReader):
 
     def _preserved_zeros(self, link: PreservedReader, run: Run) -> Iterator[Range]:
         kind, first, end, entry = run
+        if kind is not _STAGED and (kind is not _STORED or unpack_place(entry).length > _ZEROS_RECORD_BYTES):
+            return
+        # Of whoever waits for nothing: to read one takes little, but there may be many.
+        if not self._desk.may_wait:
+            raise WouldWait
+        parts = [run]
         if kind is _STAGED:
-            # Of whoever waits for nothing: it is a copy of each block, and there may be many.
-            if not self._desk.may_wait:
-                raise WouldWait
             parts = [(kind, block_no, block_no + 1, entry + block_no - first) for block_no in range(first, end)]
-            yield from (self._range(one[1], one[2]) for one in parts if self._is_zeros(link, one))
-        elif kind is _STORED and unpack_place(entry).length <= _ZEROS_RECORD_BYTES and self._is_zeros(link, run):
-            yield self._range(first, end)
+        yield from (self._range(one[1], one[2]) for one in parts if self._is_zeros(link, one))
 
     def _is_zeros(self, link: PreservedReader, run: Run) -> bool:
         offset, length = self.geometry.extent(run[1], run[2])

@@ -103,6 +103,12 @@ def test_the_event_loop_is_not_kept_waiting_for_the_image(rig: Rig) -> None:
     assert rig.reader.try_seek(0, extent(0, 3)[1], for_hole=False) == (True, None)
     assert rig.reader.try_seek(0, IMAGE_BYTES, for_hole=True) == (True, 0)
     assert rig.reader.try_seek(0, IMAGE_BYTES, for_hole=False) == (False, None)
+    rig.write(0, pattern(8 * BLOCK_BYTES, 2))
+    rig.write(10 * BLOCK_BYTES, pattern(2 * BLOCK_BYTES, 2))
+    rig.compactor.drain()
+    assert rig.reader.try_seek(5 * BLOCK_BYTES, extent(0, 8)[1], for_hole=True) == (True, extent(0, 8)[1])
+    # There may be many, and each is read.
+    assert rig.reader.try_seek(10 * BLOCK_BYTES, extent(0, 12)[1], for_hole=True) == (False, None)
 
 
 def test_of_a_fragmented_image_no_more_is_looked_at_than_is_asked_for(
