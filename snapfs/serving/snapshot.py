@@ -21,7 +21,8 @@ from snapfs.serving.errnos import errno_of
 from snapfs.serving.permissions import Permission, Permissions
 from snapfs.serving.served import MAX_REQUEST_BYTES, Attributes, Served
 
-_READERS = 4
+# Whoever looks for holes may do so for seconds: he keeps no read waiting, nor, with many of his kind, the event loop.
+_READERS, _SEEKERS = 4, 2
 # So many snapshots, those that were read last, keep in memory what makes the next reads quick.
 _READ_LATELY = 8
 # What free blocks read as, shared by all answers.
@@ -110,6 +111,7 @@ class SnapshotImage(Served):
         self.on_hole: Callable[[int, int], None] = lambda offset, length: None
         self.on_close: Callable[[], None] = lambda: None
         self._readers = trio.CapacityLimiter(_READERS)
+        self._seekers = trio.CapacityLimiter(_SEEKERS)
         self._present = store
         # Those that somebody has opened.
         self._shown: dict[int, _Shown] = {}
@@ -287,7 +289,7 @@ class SnapshotImage(Served):
         try:
             is_found, found = shown.reader.try_seek(first, stop, for_hole=for_hole)
             if not is_found:
-                found = await trio.to_thread.run_sync(shown.seek, first, stop, for_hole, limiter=self._readers)
+                found = await trio.to_thread.run_sync(shown.seek, first, stop, for_hole, limiter=self._seekers)
         except (CowError, OSError) as error:
             if isinstance(error, Damaged):
                 self._on_damage(shown.generation, str(error))

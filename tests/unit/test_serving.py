@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from cow import BlockReleased, BufferFull, Damaged, SnapshotLost
 from snapfs.serving import snapshot
@@ -126,6 +128,9 @@ class FakeReader:
         view[:] = b"s" * len(view)
         return True
 
+    def try_seek(self, offset: int, stop: int, *, for_hole: bool) -> tuple[bool, int | None]:
+        return False, None
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -207,3 +212,24 @@ def test_uncounted_reads_are_not_reported(shown: snapshot.SnapshotImage) -> None
         trio.run(shown.release, handle)
     assert read == [(0, 512)]
     assert closed == [True]
+
+
+def test_whoever_looks_for_holes_keeps_no_read_waiting(
+    shown: snapshot.SnapshotImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_read = threading.Event()
+    monkeypatch.setattr(FakeReader, "try_read", lambda reader, view, offset: False)
+    monkeypatch.setattr(snapshot._Shown, "seek", lambda shown, offset, stop, for_hole: is_read.wait(20) and 7)
+    monkeypatch.setattr(snapshot._Shown, "read", lambda shown, offset, length: memoryview(bytes(length)))
+
+    async def read_beside() -> None:
+        shown.begin_reading(7)
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(shown.lseek, 7, 0, os.SEEK_DATA)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(10):
+                assert await shown.read(7, 0, 10) == bytes(10)
+            is_read.set()
+
+    trio.run(read_beside)
