@@ -11,7 +11,7 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import RATE, mode_option, one_of, snapshot_option
+from snapfs.cli.types import ADDRESS, RATE, READABLE_PATH, mode_option, one_of, snapshot_option
 from snapfs.errors import ExitCode
 from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, format_size
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
-@click.argument("source", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
-@click.argument("dest", metavar="DEST|DIR/|rbd:POOL/IMAGE|restic:REPOSITORY|-", type=click.Path())
+@click.argument("source", metavar="LIVE|SNAP|IMAGE", type=READABLE_PATH)
+@click.argument("dest", metavar="DEST|DIR/|rbd:POOL/IMAGE|restic:REPOSITORY|-", type=ADDRESS)
 @click.option(
     "--format", type=one_of(Format), default=None, help="Of DEST; raw by default. In DIR: one that stands alone."
 )
 @click.option("--compress", is_flag=True, help="Compress a qcow2; takes about ten times as long.")
-@click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of DEST.json.")
+@click.option("--manifest", type=READABLE_PATH, metavar="FILE", help="Instead of DEST.json.")
 @snapshot_option
 @click.option("--cut", is_flag=True, help="Make a new cut first, release all of it afterwards.")
 @click.option("--release", is_flag=True, help="The snapshot keeps nothing that is safely in DEST.")
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--on-event",
-    type=click.Path(path_type=Path),
+    type=READABLE_PATH,
     default=None,
     metavar="DIR",
     help="Run the executables in DIR when it is done or has failed.",

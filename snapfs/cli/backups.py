@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from snapfs.cli.output import note, output_options, show
+from snapfs.cli.types import READABLE_PATH
 from snapfs.options import format_size
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command("backups", short_help="The backups in a directory.")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=READABLE_PATH)
 @output_options
 def backups_command(directory: Path, as_json: bool, quiet: bool) -> None:
     """Say which backups are in DIR, oldest first: each has the image as it was at its time.

@@ -9,12 +9,12 @@ import click
 
 from snapfs.cli.output import OUTPUT_VERSION, writing
 from snapfs.cli.progress import progress_options, shown_progress
-from snapfs.cli.types import one_of, snapshot_option
+from snapfs.cli.types import READABLE_PATH, one_of, snapshot_option
 from snapfs.options import ChangesFormat
 
 
 @click.command("changes", short_help="What has changed between two snapshots, for programs.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=READABLE_PATH)
 @click.option("--since", default=None, metavar="NAME", help="An older snapshot, or a checkpoint; without it: all.")
 @snapshot_option
 @click.option("--format", "wanted", type=one_of(ChangesFormat), default="json", show_default=True, help="See below.")

@@ -9,6 +9,7 @@ import click
 
 from snapfs.cli.keep import keep_of, keep_options, match_option
 from snapfs.cli.output import output_options, show
+from snapfs.cli.types import READABLE_PATH
 from snapfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("delete", short_help="Let go of snapshots.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=READABLE_PATH)
 @click.argument("names", metavar="[NAME...]", nargs=-1)
 @keep_options
 @match_option

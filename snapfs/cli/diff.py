@@ -9,16 +9,16 @@ import click
 
 from snapfs.cli.output import OUTPUT_VERSION, note, output_options, put_lines, writing
 from snapfs.cli.progress import ask
-from snapfs.cli.types import mode_option
+from snapfs.cli.types import READABLE_PATH, mode_option
 from snapfs.options import format_size
 
 
 @click.command("diff", short_help="What was written since a snapshot, or between two.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=READABLE_PATH)
 @click.argument("since", metavar="[A", required=False)
 @click.argument("until", metavar="[B]]", required=False)
 @output_options
-@click.option("--domain", type=click.Path(path_type=Path), metavar="FILE", help="Write a ddrescue domain map.")
+@click.option("--domain", type=READABLE_PATH, metavar="FILE", help="Write a ddrescue domain map.")
 @click.option("--force", is_flag=True, help="Overwrite the file without asking.")
 @mode_option
 def diff_command(

@@ -10,12 +10,12 @@ import click
 
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import output_options, show
-from snapfs.cli.types import PATH, snapshot_option
+from snapfs.cli.types import PATH, READABLE_PATH, snapshot_option
 from snapfs.errors import ExitCode
 
 
 @click.command("export", short_help="Serve a snapshot over NBD.")
-@click.argument("path", metavar="LIVE|SNAP", type=click.Path(path_type=Path))
+@click.argument("path", metavar="LIVE|SNAP", type=READABLE_PATH)
 @click.argument("uri", metavar="URI")
 @snapshot_option
 @click.option("--since", default=None, metavar="NAME", help="With a dirty bitmap of what changed since that one.")

@@ -8,13 +8,14 @@ from typing import Any, Final
 import click
 
 from snapfs.cli.output import output_options, show
+from snapfs.cli.types import READABLE_PATH
 from snapfs.options import format_size
 
 _LEAST_WIDTH: Final = 16
 
 
 @click.command("list", short_help="The snapshots of an image.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=READABLE_PATH)
 @output_options
 def list_command(path: Path, as_json: bool, quiet: bool) -> None:
     """Say which snapshots there are, oldest first; the last is the one that SNAP shows.

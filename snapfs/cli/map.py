@@ -9,16 +9,16 @@ import click
 
 from snapfs.cli.output import note, output_options, writing
 from snapfs.cli.progress import ask
-from snapfs.cli.types import SIZE, mode_option, snapshot_option
+from snapfs.cli.types import READABLE_PATH, SIZE, mode_option, snapshot_option
 
 
 @click.command("map", short_help="Partitions, filesystems, used and free blocks of an image.")
-@click.argument("path", metavar="IMAGE|LIVE|SNAP", type=click.Path(path_type=Path))
+@click.argument("path", metavar="IMAGE|LIVE|SNAP", type=READABLE_PATH)
 @output_options
 @snapshot_option
-@click.option("--domain", type=click.Path(path_type=Path), metavar="FILE", help="Write a ddrescue domain map.")
-@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as a PNG.")
-@click.option("--svg", type=click.Path(path_type=Path), metavar="FILE", help="Draw the image as an SVG.")
+@click.option("--domain", type=READABLE_PATH, metavar="FILE", help="Write a ddrescue domain map.")
+@click.option("--png", type=READABLE_PATH, metavar="FILE", help="Draw the image as a PNG.")
+@click.option("--svg", type=READABLE_PATH, metavar="FILE", help="Draw the image as an SVG.")
 @click.option("--block-size", type=SIZE, default=None, help="Of an image that is not mounted; 4K by default.")
 @click.option("--skip-swap", is_flag=True, help="Of an image that is not mounted: count swap space as free.")
 @click.option("--force", is_flag=True, help="Overwrite the files without asking.")

@@ -11,6 +11,7 @@ from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.keep import keep_of, keep_options
 from snapfs.cli.output import note, output_options, show
 from snapfs.cli.progress import progress_options, shown_progress
+from snapfs.cli.types import READABLE_PATH
 from snapfs.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("prune", short_help="Let go of backups in a directory.")
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=READABLE_PATH)
 @keep_options
 @click.option("--dry-run", is_flag=True, help="Say what would go, and what stays and why; change nothing.")
 @progress_options

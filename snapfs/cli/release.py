@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from snapfs.cli.output import output_options, show
-from snapfs.cli.types import SIZE, snapshot_option
+from snapfs.cli.types import READABLE_PATH, SIZE, snapshot_option
 from snapfs.errors import UsageError
 from snapfs.options import format_size
 
 
 @click.command("release", short_help="Keep nothing more of a range of the snapshot.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=READABLE_PATH)
 @click.option("--offset", type=SIZE, default=None, help="Where the range begins.  [default: 0]")
 @click.option("--length", type=SIZE, default=None, help="How long it is.  [default: to the end]")
 @click.option("--all", "whole", is_flag=True, help="All of the snapshot.")

@@ -10,15 +10,15 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import RATE, at_option, mode_option
+from snapfs.cli.types import ADDRESS, RATE, READABLE_PATH, at_option, mode_option
 from snapfs.errors import ExitCode
 from snapfs.options import format_size
 
 
 @click.command("restore", short_help="Write a backup back to an image.")
-@click.argument("backup", metavar="BACKUP|DIR|rbd:POOL/IMAGE[@SNAP]|restic:REPOSITORY[@ID]", type=click.Path())
-@click.argument("image", metavar="IMAGE", type=click.Path(path_type=Path))
-@click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of BACKUP.json.")
+@click.argument("backup", metavar="BACKUP|DIR|rbd:POOL/IMAGE[@SNAP]|restic:REPOSITORY[@ID]", type=ADDRESS)
+@click.argument("image", metavar="IMAGE", type=READABLE_PATH)
+@click.option("--manifest", type=READABLE_PATH, metavar="FILE", help="Instead of BACKUP.json.")
 @at_option
 @click.option("--force", is_flag=True, help="Overwrite IMAGE without asking.")
 @click.option("--keep-free", is_flag=True, help="Leave alone what is free in the backup.")

@@ -10,11 +10,12 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import output_options, show
 from snapfs.cli.progress import ask
+from snapfs.cli.types import READABLE_PATH
 from snapfs.options import format_size
 
 
 @click.command("revert", short_help="Bring the live image back to a snapshot.")
-@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=click.Path(path_type=Path))
+@click.argument("path", metavar="LIVE|SNAP|IMAGE", type=READABLE_PATH)
 @click.argument("name", metavar="NAME")
 @click.option("--discard", is_flag=True, help="Keep no snapshot of what was written since.")
 @click.option("--force", is_flag=True, help="With --discard: do not ask.")

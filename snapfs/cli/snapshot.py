@@ -10,7 +10,7 @@ import click
 
 from snapfs.cli.keep import keep_last_option, keep_of, match_option
 from snapfs.cli.output import note, output_options, show
-from snapfs.cli.types import SECONDS
+from snapfs.cli.types import READABLE_PATH, SECONDS
 from snapfs.errors import ExitCode
 from snapfs.options import SnapshotOptions, check_name
 
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command("snapshot", short_help="Take a new cut, of one image or of several.")
-@click.argument("paths", metavar="LIVE|SNAP|IMAGE...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("paths", metavar="LIVE|SNAP|IMAGE...", type=READABLE_PATH, nargs=-1, required=True)
 @output_options
 @click.option("--no-freeze", is_flag=True, help="Freeze nothing: the snapshot is as after a power failure.")
-@click.option(
-    "--hooks", type=click.Path(path_type=Path), metavar="DIR", help="Run the executables in DIR around the freeze."
-)
+@click.option("--hooks", type=READABLE_PATH, metavar="DIR", help="Run the executables in DIR around the freeze.")
 @click.option(
     "--hook-timeout",
     type=SECONDS,

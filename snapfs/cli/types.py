@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -14,6 +15,15 @@ from snapfs.options import parse_size
 # What timers are asked for in milliseconds has to fit into 32 bits, and nobody waits longer than a day.
 MIN_S: Final = 0.001
 MAX_S: Final = 86400
+
+
+class NamedPath(click.Path):
+    """A path that names something: an empty one, such as a variable that is not set, is not the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("it is empty", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Size(click.ParamType[int]):
@@ -94,4 +104,7 @@ SIZE = Size()
 RATE = Rate()
 SECONDS = Seconds()
 # Whether the path can be used is the command's to say: it knows the reason and the way out.
-PATH: click.Path = click.Path(readable=False, path_type=Path)
+PATH: click.Path = NamedPath(readable=False, path_type=Path)
+READABLE_PATH: click.Path = NamedPath(path_type=Path)
+# A path or an address.
+ADDRESS: click.Path = NamedPath()

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import progress_options, shown_progress
-from snapfs.cli.types import at_option
+from snapfs.cli.types import READABLE_PATH, at_option
 from snapfs.options import format_size
 
 
 @click.command("verify", short_help="Compare a backup with its hashes.")
-@click.argument("backup", metavar="BACKUP|DIR", type=click.Path(path_type=Path))
-@click.option("--manifest", type=click.Path(path_type=Path), metavar="FILE", help="Instead of BACKUP.json.")
+@click.argument("backup", metavar="BACKUP|DIR", type=READABLE_PATH)
+@click.option("--manifest", type=READABLE_PATH, metavar="FILE", help="Instead of BACKUP.json.")
 @at_option
 @click.option("--all", "everything", is_flag=True, help="Of DIR: every backup, not the newest alone.")
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=READABLE_PATH,
     metavar="LIVE",
     help="Compare with the snapshot that the backup of DIR was made of, while it is there.",
 )
