@@ -13,7 +13,6 @@ import logging
 import os
 import selectors
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from typing import Final
 
 from snapfs.events.hooks import EVENT_KEY, HOOK_TIMEOUT_S
 from snapfs.log import log_fd
-from snapfs.system.processes import readable
+from snapfs.system.processes import program, readable
 
 _LOG = logging.getLogger(__name__)
 _MAX_WAITING: Final = 64
@@ -65,7 +64,7 @@ class EventQueue:
         log = log_fd()
         # What a hook says is of those who read the log.
         self._running = subprocess.Popen(
-            [sys.executable, "-m", "snapfs.events.runner", str(self._directory), f"{HOOK_TIMEOUT_S:g}", str(log)],
+            [*program("snapfs.events.runner"), str(self._directory), f"{HOOK_TIMEOUT_S:g}", str(log)],
             env={**os.environ, **facts},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from snapfs.servers.dating import Dating
 from snapfs.servers.free_file import FreeRuns
 from snapfs.servers.instance import SNAPSHOT, Instance
 from snapfs.servers.notes import read_facts, read_regions
+from snapfs.system.processes import program
 from snapfs.system.stores import held_fds
 from snapfs.system.view_mounts import is_mounted
 
@@ -203,7 +203,7 @@ class Maps:
         if view is None:
             return None
         # Names that others chose are no words of their own, or they might pass for options.
-        command = [sys.executable, "-m", "snapfs.servers.mapper", view.device, f"./{instance.view_name}", str(path)]
+        command = [*program("snapfs.servers.mapper"), view.device, f"./{instance.view_name}", str(path)]
         command += ["--log-fd", str(log_fd()), "--block-bytes", str(instance.store.header.block_bytes)]
         if instance.sector_bytes:
             command += ["--sector-bytes", str(instance.sector_bytes)]

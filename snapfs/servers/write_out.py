@@ -14,7 +14,6 @@ import contextlib
 import logging
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import trio
@@ -24,6 +23,7 @@ from snapfs.fuse.view import IMAGE_INODE
 from snapfs.log import log_fd
 from snapfs.servers.instance import LIVE, Instance
 from snapfs.servers.syncer import DONE
+from snapfs.system.processes import program
 from snapfs.system.view_mounts import ViewId
 
 _LOG = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def _may_carry_filesystems() -> bool:
 
 
 async def _sync_filesystems(instance: Instance, view: ViewId) -> None:
-    command = [sys.executable, "-m", "snapfs.servers.syncer", view.device, str(IMAGE_INODE)]
+    command = [*program("snapfs.servers.syncer"), view.device, str(IMAGE_INODE)]
     process = subprocess.Popen(
         [*command, os.fspath(instance.view_file(LIVE)), str(log_fd())],
         stdin=subprocess.DEVNULL,

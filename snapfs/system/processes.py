@@ -5,6 +5,7 @@ Source: the manual pages proc(5), prctl(2), mallopt(3).
 Rules:
 - A setting that this user may not make is no error: it returns False, and snapfs works less protected.
 - A process is known by its number and its start time together; numbers are used again.
+- A program of our own finds modules where this process does, and never in the directory that it runs in.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import resource
 import select
 import signal
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
@@ -28,6 +30,11 @@ _MAX_STATM_BYTES: Final = 256
 _HEAP_THRESHOLD_BYTES: Final = 32 << 20
 # Freed memory up to this stays in the heap: it bounds what a server keeps after a burst.
 _KEEP_BYTES: Final = 64 << 20
+
+
+def program(module: str) -> list[str]:
+    """The command line that runs a module of snapfs as a program."""
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-m", module]
 
 
 def allow_open_files() -> bool:

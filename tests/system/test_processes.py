@@ -123,3 +123,16 @@ def test_an_ended_process_has_no_start_time_even_before_it_is_reaped() -> None:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert processes.process_start_time(process.pid) is None
     assert processes.process_start_time(process.pid) is None
+
+
+def test_a_program_finds_nothing_in_the_directory_that_it_runs_in(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('another one')")
+    subprocess.run([*processes.program("json.tool"), "--help"], cwd=tmp_path, capture_output=True, check=True)
+
+
+def test_a_program_is_as_isolated_as_the_process_that_runs_it(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit('another one')")
+    run_it = "import subprocess; from snapfs.system import processes"
+    run_it += "; subprocess.run([*processes.program('json.tool'), '--help'], check=True)"
+    words = [sys.executable, "-I", "-c", run_it]
+    subprocess.run(words, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, check=True)
