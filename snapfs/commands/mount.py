@@ -27,7 +27,7 @@ from snapfs.servers.pipe import READY, failure_line, sentence_of
 from snapfs.stacks import dump_stacks_on_signal
 from snapfs.stamps import utc_text
 from snapfs.supervisor import Supervisor
-from snapfs.system.default_store import check_whole, default_store, prepare_default_store
+from snapfs.system.default_store import check_whole, default_store, prepare_store
 from snapfs.system.discovery import believed_mounts
 from snapfs.system.fuse_access import check_fuse_access
 from snapfs.system.holders import holders_of_image
@@ -74,7 +74,7 @@ def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
     check_is_image(options.image)
     if options.on_event is not None:
         check_hooks(options.on_event)
-    store_path = options.store or prepare_default_store(options.image)
+    store_path = prepare_store(options.image, options.store)
     if store_path != default_store(options.image):
         check_whole(options.image)
     with Signals.handled() as signals, _opened(options, store_path, signals) as (instance, opened, notes):

@@ -4,12 +4,14 @@
     a block device    /var/lib/snapfs/NAME.snapfs, for root: what is beside it, /dev, is memory, and full soon. NAME
                       is that of the disk (see `device_identity`), so that every name of the device leads there
 
-Whoever may not use /var/lib/snapfs, and whoever has an image that was mounted alone into memory (as containers do
+/var/lib/snapfs is made when it is needed, also for a store that is named in it.
+Whoever may not use it, and whoever has an image that was mounted alone into memory (as containers do
 it), has to name a place: nobody else knows one that is large enough.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -51,6 +53,16 @@ def check_whole(image: Path) -> None:
             "snapfs revert.",
             path=image,
         )
+
+
+def prepare_store(image: Path, named: Path | None) -> Path:
+    """The place, as `prepare_default_store` has it or as it is named; whether a named one is fit is not looked at."""
+    if named is None:
+        return prepare_default_store(image)
+    if named.parent == STATE_DIRECTORY:
+        with contextlib.suppress(OSError):
+            STATE_DIRECTORY.mkdir(0o700)
+    return named
 
 
 def prepare_default_store(image: Path) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from snapfs.system.default_store import STATE_DIRECTORY, default_store
+from snapfs.system import default_store as default_store_module
+from snapfs.system.default_store import STATE_DIRECTORY, default_store, prepare_store
 from snapfs.system.device_identity import device_identity
 from tests.cli.command_line import NOBODY, Bench, Room, loop_device, mounted, processes_about, run, snapfs, wait_until
 
@@ -25,6 +26,15 @@ def state(bench: Bench) -> Iterator[Path]:
     own.mkdir(mode=0o700)
     with mounted(own, STATE_DIRECTORY, "--bind"):
         yield STATE_DIRECTORY
+
+
+def test_a_store_that_is_named_in_var_lib_snapfs_needs_nothing_made_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    monkeypatch.setattr(default_store_module, "STATE_DIRECTORY", state)
+    assert prepare_store(tmp_path / "disk.img", state / "disk") == state / "disk"
+    assert state.stat().st_mode & 0o777 == 0o700
 
 
 @contextmanager
