@@ -121,6 +121,15 @@ def test_the_unit_makes_a_backup_and_the_timer_waits_for_the_next(machine: Machi
     assert "snapfs-backup@disk.service" in machine.run("systemctl list-timers --no-pager")
 
 
+def test_after_an_upgrade_the_service_goes_on_and_the_new_units_are_known(machine: Machine) -> None:
+    # As if the installed ones were those of an older version.
+    machine.run("touch -d @1 /lib/systemd/system/snapfs*@.* && systemctl daemon-reload")
+    pid = machine.run("systemctl show --property MainPID snapfs@disk.service")
+    machine.run("apt-get install -y --reinstall /snapfs.deb")
+    assert machine.run("systemctl show --property MainPID snapfs@disk.service") == pid
+    assert machine.run("systemctl show --property NeedDaemonReload snapfs@disk.service") == "NeedDaemonReload=no"
+
+
 def test_the_service_ends_with_everything_written(machine: Machine) -> None:
     machine.run("systemctl stop snapfs@disk.service")
     assert machine.run("head -c 3 /srv/disk.img") == "new"
