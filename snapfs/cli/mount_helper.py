@@ -37,13 +37,13 @@ _NOT_OF_A_MOUNT: Final = frozenset({"foreground", "json", "quiet"})
 # What mount(8) and systemd have dealt with, or is so anyway.
 PASSED_OVER: Final = (
     *("defaults", "rw", "auto", "noauto", "user", "nouser", "users", "owner", "group"),
-    *("nofail", "_netdev", "relatime", "atime", "comment", "uhelper"),
+    *("nofail", "_netdev", "relatime", "atime", "nodiratime", "comment", "uhelper"),
 )
 _PASSED_OVER_PREFIXES: Final = ("x-", "X-")
 # What libfuse gives to the kernel, or knows itself.
 FOR_FUSE: Final = (
     *("allow_other", "allow_root", "auto_unmount", "nosuid", "suid", "nodev", "dev", "noexec", "exec"),
-    *("noatime", "nodiratime", "sync", "async"),
+    *("noatime", "sync", "dirsync", "async"),
 )
 _REFUSED: Final = {
     "ro": "LIVE is there to be written to; read {snap} instead, or leave ro out.",

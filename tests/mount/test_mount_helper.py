@@ -11,6 +11,7 @@ import pytest
 from helper_rig import Machine, machine_with_helpers
 from mounted import Ground, find_processes
 
+from snapfs.cli.mount_helper import FOR_FUSE, PASSED_OVER
 from tests.machine import SNAPFS, wait_until
 
 CONTENT = os.urandom(1 << 20)
@@ -41,6 +42,13 @@ def test_mount_makes_both_views_and_umount_ends_them(machine: Machine) -> None:
     assert machine.mount_points() == []
     assert not (machine.path / "disk.img.snapfs").exists()
     assert (machine.path / "disk.img").read_bytes() == b"new" + CONTENT[3:]
+
+
+def test_every_option_that_is_taken_can_be_given(machine: Machine) -> None:
+    # The automatic unmount is for users, and others may be let in when /etc/fuse.conf says so: not for this test.
+    others = {"auto_unmount", "allow_root", "uhelper"}
+    mount(machine, ",".join(["snap=snap", *(word for word in (*FOR_FUSE, *PASSED_OVER) if word not in others)]))
+    assert machine.run("umount", "live").returncode == 0
 
 
 def test_umount_by_an_absolute_path_ends_both_views_too(machine: Machine) -> None:

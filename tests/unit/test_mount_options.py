@@ -45,7 +45,18 @@ def test_a_mount_option_is_the_option_of_the_command(name: str) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["defaults", "rw", "noauto", "nofail", "_netdev", "user", "user=alice", "comment=x", "x-systemd.requires=/srv"],
+    [
+        "defaults",
+        "rw",
+        "noauto",
+        "nofail",
+        "_netdev",
+        "nodiratime",
+        "user",
+        "user=alice",
+        "comment=x",
+        "x-systemd.requires=/srv",
+    ],
 )
 def test_what_is_for_others_is_passed_over(option: str) -> None:
     assert mount_words("disk.img", "live", [option, "snap=snap"]) == ["--", "disk.img", "live", "snap"]
