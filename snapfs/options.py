@@ -25,6 +25,7 @@ OnOverflow = Literal["break-snapshot", "break-oldest", "break-write", "wait"]
 Durability = Literal["process", "power"]
 Cache = Literal["writeback", "writethrough"]
 Format = Literal["raw", "qcow2"]
+Compress = Literal["zlib", "zstd"]
 ChangesFormat = Literal["json", "domain", "borg", "rbd"]
 OnReadError = Literal["stop", "skip"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -188,7 +189,8 @@ class BackupOptions:
     in_directory: bool = False
     # None: raw, and in a directory the next backup of a chain.
     format: Format | None = None
-    compress: bool = False
+    # zlib of a qcow2, zstd of a stream.
+    compress: Compress | None = None
     manifest: Path | None = None
     # By name or id; None: the newest.
     snapshot: str | None = None
@@ -206,6 +208,8 @@ class BackupOptions:
     # Of a chain: a full one whatever there is; how many increments may follow one.
     full: bool = False
     max_increments: int = 30
+    # Of an image that is not mounted: swap space and swap files are free.
+    skip_swap: bool = False
 
     @property
     def is_stream(self) -> bool:

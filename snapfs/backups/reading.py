@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from snapfs.backups.chain import Chain
@@ -43,6 +44,7 @@ def open_point(chain: Chain, links: Sequence[Facts]) -> Iterator[BackupReader]:
     """The image at the time of the last of these backups, of which each is below the next one."""
     with open_tables(chain, links, whole=True) as tables:
         manifest = Overlay(links[-1].image_bytes, tables).manifest(links[-1].unread)
+    manifest = replace(manifest, facts={"regions": links[-1].regions})
     opened = [(chain.names(link.name).qcow2, link) for link in reversed(links)]
     way_out = f"snapfs verify {chain.directory} --all says which backups are whole"
     with _reader(opened, manifest, way_out) as reader:

@@ -11,7 +11,16 @@ import click
 from snapfs.cli.interrupts import end_as_interrupted
 from snapfs.cli.output import note, output_options, show, sizes
 from snapfs.cli.progress import ask, progress_options, shown_progress
-from snapfs.cli.types import ADDRESS, RATE, READABLE_PATH, mode_option, one_of, snapshot_option
+from snapfs.cli.types import (
+    ADDRESS,
+    RATE,
+    READABLE_PATH,
+    CommandWithCompress,
+    compress_option,
+    mode_option,
+    one_of,
+    snapshot_option,
+)
 from snapfs.errors import ExitCode
 from snapfs.options import BackupOptions, Format, OnReadError, SnapshotOptions, format_size
 
@@ -22,13 +31,15 @@ if TYPE_CHECKING:
     from snapfs.commands.backup_repository import Kept
 
 
-@click.command("backup", short_help="Image the used blocks of a snapshot, or of an unmounted image.")
+@click.command(
+    "backup", cls=CommandWithCompress, short_help="Image the used blocks of a snapshot, or of an unmounted image."
+)
 @click.argument("source", metavar="LIVE|SNAP|IMAGE", type=READABLE_PATH)
 @click.argument("dest", metavar="DEST|DIR/|rbd:POOL/IMAGE|restic:REPOSITORY|-", type=ADDRESS)
 @click.option(
     "--format", type=one_of(Format), default=None, help="Of DEST; raw by default. In DIR: one that stands alone."
 )
-@click.option("--compress", is_flag=True, help="Compress a qcow2; takes about ten times as long.")
+@compress_option
 @click.option("--manifest", type=READABLE_PATH, metavar="FILE", help="Instead of DEST.json.")
 @snapshot_option
 @click.option("--cut", is_flag=True, help="Make a new cut first, release all of it afterwards.")
@@ -43,6 +54,11 @@ if TYPE_CHECKING:
     default=BackupOptions.on_read_error,
     show_default=True,
     help="With skip, unreadable sectors become zeros and are listed in DEST.json and DEST.map; exit code 4.",
+)
+@click.option(
+    "--skip-swap",
+    is_flag=True,
+    help="Of an image that is not mounted: leave out what swap space, page files and the file of hibernation hold.",
 )
 @click.option("--update", is_flag=True, help="DEST is a raw backup: write there only what has changed since.")
 @click.option("--full", is_flag=True, help="In DIR: a full one, whatever is there.")

@@ -20,7 +20,9 @@ from snapfs.cli.types import READABLE_PATH, SIZE, mode_option, snapshot_option
 @click.option("--png", type=READABLE_PATH, metavar="FILE", help="Draw the image as a PNG.")
 @click.option("--svg", type=READABLE_PATH, metavar="FILE", help="Draw the image as an SVG.")
 @click.option("--block-size", type=SIZE, default=None, help="Of an image that is not mounted; 4K by default.")
-@click.option("--skip-swap", is_flag=True, help="Of an image that is not mounted: count swap space as free.")
+@click.option(
+    "--skip-swap", is_flag=True, help="Of an image that is not mounted: count swap space and swap files as free."
+)
 @click.option("--force", is_flag=True, help="Overwrite the files without asking.")
 @mode_option
 def map_command(

@@ -52,7 +52,11 @@ if TYPE_CHECKING:
     default=True,
     help="Begin without one: nothing is preserved before the first snapfs snapshot.",
 )
-@click.option("--skip-swap", is_flag=True, help="With --protect used: count swap space as free, but for its header.")
+@click.option(
+    "--skip-swap",
+    is_flag=True,
+    help="With --protect used: count swap space and swap files as free, but for the header.",
+)
 @click.option("--buffer-limit", type=SIZE, default=None, help="The most the side buffer may take on disk.")
 @click.option(
     "--on-overflow",

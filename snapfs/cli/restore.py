@@ -16,7 +16,7 @@ from snapfs.options import format_size
 
 
 @click.command("restore", short_help="Write a backup back to an image.")
-@click.argument("backup", metavar="BACKUP|DIR|rbd:POOL/IMAGE[@SNAP]|restic:REPOSITORY[@ID]", type=ADDRESS)
+@click.argument("backup", metavar="BACKUP|DIR|rbd:POOL/IMAGE[@SNAP]|restic:REPOSITORY[@ID]|-", type=ADDRESS)
 @click.argument("image", metavar="IMAGE", type=READABLE_PATH)
 @click.option("--manifest", type=READABLE_PATH, metavar="FILE", help="Instead of BACKUP.json.")
 @at_option
@@ -29,18 +29,25 @@ from snapfs.options import format_size
     default=None,
     help="Read all of BACKUP before IMAGE is overwritten; of a qcow2 by default.",
 )
+@click.option(
+    "--fit-gpt", "fits_gpt", is_flag=True, help="IMAGE may have another size: the GPT is moved to the end of it."
+)
 @mode_option
 @progress_options
 @output_options
 def restore_command(
     backup: str, force: bool, rate: int | None, progress: str, quiet: bool, as_json: bool, **facts: Any
 ) -> int:
-    """Write BACKUP to IMAGE, a new file, or one of the same size, or a block device that is large enough.
+    """Write BACKUP to IMAGE, a new file, or one of the same size, or a block device that is large enough: for all
+    that is used, not for what is free at the end.
 
     What is free becomes holes. All data are compared with the hashes of the backup. Of a directory of backups it
     is the newest, or that of --at.
 
     Of a repository of restic it is the newest backup that snapfs made into it, or the snapshot ID.
+
+    From the standard input, -, comes a raw stream, as it is or as zstd. Only with --manifest is it compared, and
+    known whether it is whole.
     """
     from snapfs.commands.restore import RestoreOptions, restore
     from snapfs.destination.consent import Consent

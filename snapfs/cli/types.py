@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
 
 import click
 
 from snapfs.errors import UsageError
-from snapfs.options import parse_size
+from snapfs.options import Compress, parse_size
 
 # What timers are asked for in milliseconds has to fit into 32 bits, and nobody waits longer than a day.
 MIN_S: Final = 0.001
 MAX_S: Final = 86400
+_COMPRESS: Final = "--compress"
 
 
 class NamedPath(click.Path):
@@ -86,6 +88,27 @@ def snapshot_option(command: Any) -> Any:
     """--snapshot, for a command that reads a snapshot."""
     text = "Which one, by its name or id (snapfs list); the newest by default."
     return click.option("--snapshot", default=None, metavar="NAME", help=text)(command)
+
+
+def compress_option(command: Any) -> Any:
+    """--compress, for a `CommandWithCompress`."""
+    text = "Compress a qcow2, which takes about ten times as long; zstd: the stream, if DEST is -."
+    return click.option("--compress", type=one_of(Compress), default=None, metavar="[zstd]", help=text)(command)
+
+
+class CommandWithCompress(click.Command):
+    """One whose --compress need have no value: click would take whatever comes behind it for that."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(_with_values(args)))
+
+
+def _with_values(args: list[str]) -> Iterator[str]:
+    kinds = get_args(Compress)
+    end = args.index("--") if "--" in args else len(args)
+    for place, word in enumerate(args):
+        has_none = word == _COMPRESS and place < end and not (place + 1 < end and args[place + 1] in kinds)
+        yield f"{word}={kinds[0]}" if has_none else word
 
 
 def at_option(command: Any) -> Any:

@@ -36,6 +36,7 @@ from snapfs.destination.directory import free_name, left_name, names
 from snapfs.destination.in_use import refuse_views_and_stores
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import BusyError, SnapfsError, UsageError
+from snapfs.imager import zstd
 from snapfs.imager.backup import Backup, Plan, finished_manifest
 from snapfs.imager.journal import Done, Journal
 from snapfs.imager.manifest import Manifest, describe_unread
@@ -67,6 +68,8 @@ class Made:
 
 def backup(options: BackupOptions, report: Report, consent: Consent) -> Made | Linked | Pooled | Kept:
     """Make one backup. SnapfsError: nothing has the final name; what there is may be resumed."""
+    if options.compress == "zstd" and not options.is_stream:
+        raise UsageError("--compress zstd is for a stream; name - as DEST, or say --format qcow2 --compress.")
     if options.address.startswith(POOL_SCHEME):
         return backup_into_pool(options, report, consent)
     if options.address.startswith(REPOSITORY_SCHEME):
@@ -97,7 +100,12 @@ def _backed_up(
     """The cut first, if asked for; then DEST is brought up to date where it is, or all of it made."""
     options, cut_facts = cut_first(options, consent)
     yield_to_others()
-    with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
+    with open_source(
+        options.source,
+        options.snapshot,
+        takes_damaged=options.on_read_error == "skip",
+        skip_swap=options.skip_swap,
+    ) as source:
         check_release(options, source)
         if old is not None and not old.fits(source, consent.force):
             old.close()
@@ -157,8 +165,8 @@ def _all_made(
 
 
 def _check_options(options: BackupOptions) -> None:
-    if options.compress and options.format != "qcow2":
-        raise UsageError("A raw backup cannot be compressed; say --format qcow2, or pipe it: - | zstd.")
+    if options.compress == "zlib" and options.format != "qcow2":
+        raise UsageError("A raw file cannot be compressed; say --format qcow2, or for a stream: - --compress zstd.")
     if options.update and options.format != "raw":
         raise UsageError("Only a raw backup is brought up to date in place; leave out --update, or --format.")
     if options.is_stream:
@@ -255,7 +263,7 @@ def _journal(options: BackupOptions, source: Source, results: Results) -> Iterat
     if path is None:
         yield Plan(source.extents(), {}), None
         return
-    facts: dict[str, Any] = {**source.identity, "format": options.format, "compress": options.compress}
+    facts: dict[str, Any] = {**source.identity, "format": options.format, "compress": options.compress is not None}
     with write_errors(str(path), RESUME):
         journal = Journal.resume(path, facts) if options.resume else Journal.create(path, facts, source.extents())
     try:
@@ -290,10 +298,13 @@ def _image(
 def _open_target(options: BackupOptions, source: Source, results: Results) -> Target:
     fd, size_bytes = results.fd, source.size_bytes
     if fd is None:
-        return StreamTarget(sys.stdout.fileno(), size_bytes)
+        compressor = zstd.compressor(size_bytes) if options.compress == "zstd" else None
+        return StreamTarget(sys.stdout.fileno(), size_bytes, compressor)
     path = results.path
     if options.format == "qcow2":
-        return Qcow2Target(fd, path, size_bytes, compress=options.compress, keep=options.resume, way_out=RESUME)
+        return Qcow2Target(
+            fd, path, size_bytes, compress=options.compress is not None, keep=options.resume, way_out=RESUME
+        )
     is_new = results.dest is not None and not options.resume
     return FileTarget(fd, path, size_bytes, is_new=is_new, way_out=RESUME)
 

@@ -31,6 +31,7 @@ _SOME_KNOW: Final = {
     "full": "",
     "update": "",
     "max_increments": "",
+    "skip_swap": "",
 }
 
 
@@ -48,6 +49,8 @@ def check_cut(options: BackupOptions) -> None:
         raise UsageError("--cut makes a new snapshot, and --snapshot names one; leave out one of them.")
     if options.resume and options.cut is not None:
         raise UsageError("--resume goes on with an old cut, and --cut makes a new one; leave out one of them.")
+    if options.skip_swap and options.cut is not None:
+        raise UsageError("What a new cut skips is said at the mount; give --skip-swap to snapfs mount.")
 
 
 def check_release(options: BackupOptions, source: Source) -> None:

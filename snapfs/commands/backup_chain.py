@@ -58,7 +58,12 @@ def backup_into_chain(options: BackupOptions, directory: Path, report: Report, c
             _remove(left, consent)
         options, cut_facts = cut_first(options, consent)
         yield_to_others()
-        with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
+        with open_source(
+            options.source,
+            options.snapshot,
+            takes_damaged=options.on_read_error == "skip",
+            skip_swap=options.skip_swap,
+        ) as source:
             _check(options, chain, source, consent)
             checkpoints = ChainCheckpoints(chain.id, options.source, source, consent.note)
             linked = _made(options, chain, names, source, checkpoints, cut_facts, report)
@@ -118,7 +123,7 @@ def _made(
             below, taken_at = _as_before(chain, names, source, tables)
         wish = Wish(
             options.source,
-            compress=options.compress,
+            compress=options.compress is not None,
             releases=options.release,
             resumes=options.resume,
             skips=options.on_read_error == "skip",

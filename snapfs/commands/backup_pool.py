@@ -64,12 +64,17 @@ def backup_into_pool(options: BackupOptions, report: Report, consent: Consent) -
     image, named = parse_spec(options.address)
     if named is not None:
         raise UsageError(f"A backup has a name by its time; leave out @{named}.")
-    refuse_others(options, image, ("rate_bytes_per_s", "on_read_error"))
+    refuse_others(options, image, ("rate_bytes_per_s", "on_read_error", "skip_swap"))
     check_cut(options)
     chain_id, last = _prepared(image, consent)
     options, cut_facts = cut_first(options, consent)
     yield_to_others()
-    with open_source(options.source, options.snapshot, takes_damaged=options.on_read_error == "skip") as source:
+    with open_source(
+        options.source,
+        options.snapshot,
+        takes_damaged=options.on_read_error == "skip",
+        skip_swap=options.skip_swap,
+    ) as source:
         check_release(options, source)
         if last is None:
             image.create(source.size_bytes)

@@ -28,7 +28,8 @@ from snapfs.whole import read_whole
 class ImageSource:
     """An image file or block device that nobody uses, read as it is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, skip_swap: bool = False) -> None:
+        self._skip_swap = skip_swap
         self.path = path.absolute()
         _check_kind(path)
         check_image_unused(path)
@@ -51,7 +52,9 @@ class ImageSource:
         check_image_size(self.path, self.size_bytes)
         self.block_bytes = DEFAULT_BLOCK_BYTES
         sector_bytes = sector_bytes_of(self._fd) if is_device else None
-        image_map = scan(self._fd, self.size_bytes, self.block_bytes, sector_bytes=sector_bytes)
+        image_map = scan(
+            self._fd, self.size_bytes, self.block_bytes, sector_bytes=sector_bytes, skip_swap=self._skip_swap
+        )
         self.used = image_map.used
         self.used_bytes = used_bytes(self.used, self.block_bytes, self.size_bytes)
         regions = [region.facts() for region in image_map.regions]
@@ -61,7 +64,8 @@ class ImageSource:
     @property
     def identity(self) -> dict[str, Any]:
         status = self._status
-        return {"image": [status.st_dev, status.st_ino, status.st_rdev, status.st_mtime_ns, self.size_bytes]}
+        image = [status.st_dev, status.st_ino, status.st_rdev, status.st_mtime_ns, self.size_bytes]
+        return {"image": image, "skip_swap": self._skip_swap}
 
     def holes(self) -> bitarray | None:
         return None if stat.S_ISBLK(self._status.st_mode) else hole_cells(self._fd, self.size_bytes)

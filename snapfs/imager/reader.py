@@ -53,14 +53,17 @@ class RawReader:
 class BackupReader:
     """A backup and its manifest; what is read is checked extent by extent."""
 
-    def __init__(self, path: Path, manifest: Manifest, reader: Reader, way_out: str = _WAY_OUT) -> None:
-        """Closes `reader`, also when it raises. `way_out`: what to do when it is damaged."""
+    def __init__(
+        self, path: Path, manifest: Manifest, reader: Reader, way_out: str = _WAY_OUT, name: str = ""
+    ) -> None:
+        """Closes `reader`, also when it raises. `way_out`: what to do if it is damaged; `name`: if it is no file."""
         self.path, self.manifest, self._reader, self._way_out = path, manifest, reader, way_out
+        self._name = name or str(path)
         if self._reader.size_bytes < manifest.image_bytes:
             self._reader.close()
             raise BackupDamagedError(
-                f"{path} has {self._reader.size_bytes} bytes, its manifest {manifest.image_bytes}: the end of it is "
-                "missing; take another copy.",
+                f"{self._name} has {self._reader.size_bytes} bytes, its manifest {manifest.image_bytes}: the end of "
+                "it is missing; take another copy.",
                 path=path,
             )
 
@@ -99,7 +102,7 @@ class BackupReader:
         places = ", ".join(f"{format_size(extent.length)} at {extent.offset}" for extent in extents[:_MAX_NAMED])
         more = f" and {len(extents) - _MAX_NAMED} more" if len(extents) > _MAX_NAMED else ""
         return BackupDamagedError(
-            f"{self.path} is damaged: {places}{more} is not what was written; {self._way_out}.",
+            f"{self._name} is damaged: {places}{more} is not what was written; {self._way_out}.",
             path=self.path,
         )
 
@@ -112,7 +115,7 @@ class BackupReader:
             self._reader.read_into(view, offset)
         except OSError as error:
             raise SnapfsError(
-                f"{self.path} cannot be read at {offset}: {error.strerror}; check the disk it is on.", path=self.path
+                f"{self._name} cannot be read at {offset}: {error.strerror}; check the disk it is on.", path=self.path
             ) from error
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from bitarray import bitarray
 
 from snapfs.destination.access import Access
-from snapfs.errors import NotMountedError
+from snapfs.errors import NotMountedError, UsageError
 from snapfs.imager.extents import Extent
 from snapfs.imager.image_source import ImageSource
 from snapfs.imager.snapshot_source import SnapshotSource
@@ -65,17 +65,24 @@ class Source(Protocol):
 
 
 @contextlib.contextmanager
-def open_source(path: Path, snapshot: str | None = None, *, takes_damaged: bool = False) -> Iterator[Source]:
+def open_source(
+    path: Path, snapshot: str | None = None, *, takes_damaged: bool = False, skip_swap: bool = False
+) -> Iterator[Source]:
     """The source that `path` (LIVE, SNAP, IMAGE) names, and of a mounted one `snapshot`, the newest without it; with
-    `takes_damaged` also a snapshot that has lost blocks."""
+    `takes_damaged` also a snapshot that has lost blocks; with `skip_swap` swap space and swap files of an image that
+    is not mounted are free. UsageError: of one that is mounted its map says that."""
     try:
         store: Path | None = find_store(path)
     except NotMountedError:
         if snapshot is not None:
             raise
         store = None
+    if store is not None and skip_swap:
+        raise UsageError("What is skipped of a mounted image is said at the mount; give --skip-swap to snapfs mount.")
     source: Source = (
-        ImageSource(path) if store is None else SnapshotSource(store, snapshot, takes_damaged=takes_damaged)
+        ImageSource(path, skip_swap=skip_swap)
+        if store is None
+        else SnapshotSource(store, snapshot, takes_damaged=takes_damaged)
     )
     try:
         yield source

@@ -15,7 +15,7 @@ import fcntl
 import os
 import stat
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from snapfs.destination.write_errors import vanished, write_errors
 from snapfs.errors import ReaderGoneError, SnapfsError
@@ -67,6 +67,12 @@ class FileTarget:
             self._cached_fd = os.open(path_of(self.fd), os.O_RDWR | os.O_CLOEXEC)
         self._is_direct, self._is_cached = _set_direct(self.fd), False
         self.holds_zeros = is_new
+
+    def end_at(self, size_bytes: int) -> None:
+        """A file that was begun without knowing how long it would be is so long."""
+        with write_errors(self.name, self._way_out):
+            os.ftruncate(self.fd, size_bytes)
+        self._file_bytes = size_bytes
 
     def write(self, view: memoryview, offset: int) -> None:
         with write_errors(self.name, self._way_out):
@@ -135,8 +141,9 @@ class StreamTarget:
     is_durable = False
     name = "the standard output"
 
-    def __init__(self, fd: int, size_bytes: int) -> None:
-        self._fd, self._size_bytes = fd, size_bytes
+    def __init__(self, fd: int, size_bytes: int, compressor: Any = None) -> None:
+        """Everything goes through `compressor`, if there is one (see `zstd`)."""
+        self._fd, self._size_bytes, self._compressor = fd, size_bytes, compressor
         self._offset = 0
 
     def write(self, view: memoryview, offset: int) -> None:
@@ -151,6 +158,8 @@ class StreamTarget:
 
     def finish(self) -> None:
         self._fill_to(self._size_bytes)
+        if self._compressor is not None:
+            self._send(memoryview(self._compressor.flush()))
 
     def close(self) -> None:
         """The stream is the caller's."""
@@ -162,6 +171,9 @@ class StreamTarget:
 
     def _put(self, view: memoryview) -> None:
         self._offset += len(view)
+        self._send(view if self._compressor is None else memoryview(self._compressor.compress(view)))
+
+    def _send(self, view: memoryview) -> None:
         try:
             put_whole(self._fd, view)
         except BrokenPipeError as error:

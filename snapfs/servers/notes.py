@@ -77,4 +77,11 @@ def _is_region(one: Any) -> bool:
         and all(isinstance(one.get(name), str) for name in _NAMED)
         and one.get("state") in ("trusted", "all-used")
         and _is_place(one, "partition_number")
+        and _is_list_of_files(one.get("skipped", []))
+    )
+
+
+def _is_list_of_files(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("name"), str) and _is_number(one.get("bytes")) for one in value
     )

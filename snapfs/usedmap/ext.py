@@ -38,7 +38,7 @@ def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     groups = read_groups(source, geometry)
     used = _read_bitmaps(source, geometry, groups)
     _check_bitmap_checksums(geometry, groups, used)
-    _mark_fixed_metadata(geometry, groups, used)
+    mark_fixed_metadata(geometry, groups, used)
     _check_free_counts(geometry, groups, used)
     check_claims(source, geometry, groups, used)
     del used[geometry.cluster_count :]
@@ -101,7 +101,8 @@ def _check_bitmap_checksums(geometry: Geometry, groups: Groups, used: bitarray) 
                 raise MapError(f"has a wrong checksum in the bitmap of group {group}")
 
 
-def _mark_fixed_metadata(geometry: Geometry, groups: Groups, used: bitarray) -> None:
+def mark_fixed_metadata(geometry: Geometry, groups: Groups, used: bitarray) -> None:
+    """Set the bits of what lies at a fixed place, in a map with a bit for each cluster."""
     ranges = geometry.super_and_gdt_ranges()
     ranges += [(block, 1) for block in groups.block_bitmap.tolist()]
     ranges += [(block, 1) for block in groups.inode_bitmap.tolist()]

@@ -32,19 +32,28 @@ from snapfs.usedmap.source import Source
 _PIECE_BYTES = 1 << 20
 
 
-def check_claims(source: Source, geometry: Geometry, groups: Groups, used: bitarray) -> None:
-    """`MapError` unless `used` (one bit per cluster) covers what the inodes of the filesystem claim."""
+def check_claims(
+    source: Source, geometry: Geometry, groups: Groups, used: bitarray, *, without: bytes | None = None
+) -> None:
+    """`MapError` unless `used` (one bit per cluster) covers what the inodes of the filesystem claim; `without`: the
+    `map` of the one inode whose blocks do not count."""
     with memoryview(used) as view:
-        claims = _Claims(source, geometry, np.frombuffer(view, np.uint8))
+        claims = _Claims(source, geometry, np.frombuffer(view, np.uint8), without)
         try:
             for inodes in inodes_in_use(source, geometry, groups):
                 claims.check(inodes)
+            if without is not None and claims.left_out != 1:
+                raise MapError("has files that claim the same blocks")
         finally:
             claims.close()
 
 
 class _Claims:
-    def __init__(self, source: Source, geometry: Geometry, used: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, source: Source, geometry: Geometry, used: NDArray[np.uint8], without: bytes | None = None
+    ) -> None:
+        self._without = without
+        self.left_out = 0
         self._source = source
         self._geometry = geometry
         self._used: NDArray[np.uint8] | None = used
@@ -61,6 +70,12 @@ class _Claims:
         if self._geometry.creator_os == layout.CREATOR_HURD:
             self._check_used(_pointers(inodes["translator"]))
         inodes = inodes[self._has_blocks(inodes)]
+        if self._without is not None:
+            is_it = (_as_table(inodes["map"], np.dtype(np.uint8)) == np.frombuffer(self._without, np.uint8)).all(
+                axis=1
+            )
+            self.left_out += int(np.count_nonzero(is_it))
+            inodes = inodes[~is_it]
         has_extents = inodes["flags"] & layout.INODE_FLAG_EXTENTS != 0
         self._check_maps(inodes[~has_extents])
         self._check_extents(inodes[has_extents])

@@ -119,16 +119,19 @@ FLAG_INODES_ZEROED = 0x4
 # Inodes. `map` is the block map, the root of an extent tree, a short symbolic link or a device number.
 _INODE_FIELDS = [
     ("mode", "<u2", 0x0),
+    ("size_lo", "<u4", 0x4),
     ("links", "<u2", 0x1A),
     ("sectors_lo", "<u4", 0x1C),
     ("flags", "<u4", 0x20),
     ("translator", "<u4", 0x24),  # a block of its own, on filesystems of the Hurd only
     ("map", "V60", 0x28),
     ("attributes_lo", "<u4", 0x68),
+    ("size_hi", "<u4", 0x6C),
     ("sectors_hi", "<u2", 0x74),
     ("attributes_hi", "<u2", 0x76),
 ]
 FORMAT_MASK = 0xF000
+FORMAT_REGULAR = 0x8000
 FORMAT_SYMLINK = 0xA000
 FORMATS_WITHOUT_BLOCKS = (0x1000, 0x2000, 0x6000, 0xC000)  # FIFO, character and block device, socket
 INODE_FLAG_EXTENTS = 0x80000

@@ -30,17 +30,16 @@ from snapfs.usedmap.result import MapError
 # A root directory of tens of thousands of entries; more than that is refused, not searched for seconds.
 _INDEX_BYTES_MAX = 16 << 20
 _INDEX_RECORD_BYTES = (512, 65536)
-_NAME = layout.HIBERNATION_FILE.encode("utf-16-le")
 
 
 def check_not_hibernated(volume: Volume, mft: Stream) -> None:
     """Raise `MapError` when a hibernation image is on the volume."""
-    for block in _index_blocks(volume, volume.record(mft, layout.ROOT_NO)):
-        for reference in _references_named(block):
+    for block in index_blocks(volume, volume.record(mft, layout.ROOT_NO)):
+        for reference in references_named(block, layout.HIBERNATION_FILE):
             _check_file(volume, mft, reference)
 
 
-def _index_blocks(volume: Volume, root: bytes) -> Iterator[bytes]:
+def index_blocks(volume: Volume, root: bytes) -> Iterator[bytes]:
     """The entries in the record itself, then every index record of the directory."""
     if find_attribute(root, layout.ATTRIBUTE_LIST):
         raise MapError("has a root directory spread over several MFT records, which is not supported")
@@ -75,16 +74,16 @@ def _index_block(raw: bytes) -> bytes:
     return block[: layout.INDEX_RECORD.size + entries_bytes]
 
 
-def _references_named(block: bytes) -> Iterator[int]:
-    """File references of entries of that name, in any case of its letters."""
-    folded = block.lower()
-    at = folded.find(_NAME)
+def references_named(block: bytes, name: str) -> Iterator[int]:
+    """File references of entries of that name, in any case of its letters; also of entries that are over."""
+    folded, wanted = block.lower(), name.encode("utf-16-le")
+    at = folded.find(wanted)
     while at >= 0:
         entry = at - layout.NAME_OFFSET - layout.INDEX_ENTRY.size
         name_length = block[at - layout.NAME_OFFSET + layout.NAME_LENGTH_OFFSET] if entry >= 0 else 0
-        if name_length == len(layout.HIBERNATION_FILE):
+        if name_length == len(name):
             yield layout.INDEX_ENTRY.unpack_from(block, entry)[0]
-        at = folded.find(_NAME, at + 1)
+        at = folded.find(wanted, at + 1)
 
 
 def _check_file(volume: Volume, mft: Stream, reference: int) -> None:

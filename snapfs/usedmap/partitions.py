@@ -67,8 +67,13 @@ class _MbrEntry:
 
 
 @dataclass(frozen=True)
-class _GptCopy:
+class GptCopy:
+    """One copy of a GPT whose checksums are right; `header` is what they cover of that sector."""
+
+    own_sector: int
     other_sector: int
+    entries_sector: int
+    header: bytes
     first_usable: int
     last_usable: int
     entry_bytes: int
@@ -106,7 +111,7 @@ def read_mbr(source: Source, sector_bytes: int) -> PartitionTable:
 def read_gpt(source: Source, sector_bytes: int) -> PartitionTable:
     """The partitions of a GPT; the copy at the end is used when the first is damaged."""
     hybrid = _hybrid_partitions(source, sector_bytes)
-    first, second = _read_copies(source, sector_bytes)
+    first, second = gpt_copies(source, sector_bytes)
     if first and second and first.entries != second.entries:
         raise MapError("has two valid copies that differ")
     copy = first or second
@@ -190,19 +195,20 @@ def _stale_gpt_partitions(source: Source) -> list[Partition]:
     """What a GPT describes that no protective entry announces; nothing if it makes no sense either."""
     found: list[Partition] = []
     for sector_bytes in layout.SECTOR_SIZES_BYTES:
-        for copy in _read_copies(source, sector_bytes):
+        for copy in gpt_copies(source, sector_bytes):
             with suppress(MapError):
                 found += _gpt_partitions(copy, sector_bytes) if copy else []
     return found
 
 
-def _read_copies(source: Source, sector_bytes: int) -> tuple[_GptCopy | None, _GptCopy | None]:
+def gpt_copies(source: Source, sector_bytes: int) -> tuple[GptCopy | None, GptCopy | None]:
+    """Both copies of a GPT, None for one that is damaged or not there; they may differ."""
     last_sector = source.size_bytes // sector_bytes - 1
     first = _read_copy(source, sector_bytes, layout.GPT_HEADER_SECTOR)
     return first, _read_copy(source, sector_bytes, first.other_sector if first else last_sector)
 
 
-def _read_copy(source: Source, sector_bytes: int, header_sector: int) -> _GptCopy | None:
+def _read_copy(source: Source, sector_bytes: int, header_sector: int) -> GptCopy | None:
     """One copy of the GPT, or None when any of its checks fails."""
     try:
         sector = source.read(header_sector * sector_bytes, sector_bytes)
@@ -241,10 +247,10 @@ def _read_copy(source: Source, sector_bytes: int, header_sector: int) -> _GptCop
         return None
     if zlib.crc32(entries) != table_crc:
         return None
-    return _GptCopy(other, first_usable, last_usable, entry_bytes, entries)
+    return GptCopy(own, other, at, bytes(sector[:header_bytes]), first_usable, last_usable, entry_bytes, entries)
 
 
-def _gpt_partitions(copy: _GptCopy, sector_bytes: int) -> list[Partition]:
+def _gpt_partitions(copy: GptCopy, sector_bytes: int) -> list[Partition]:
     partitions = []
     for index in range(len(copy.entries) // copy.entry_bytes):
         kind, guid, first, last, _, name = layout.GPT_ENTRY.unpack_from(copy.entries, index * copy.entry_bytes)

@@ -66,6 +66,8 @@ class Region:
     free_bytes: int = 0
     partition_number: int | None = None
     partition_name: str = ""
+    # Files whose content counts as free: {"name", "bytes"} of each.
+    skipped: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def used_bytes(self) -> int:

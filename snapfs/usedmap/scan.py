@@ -19,6 +19,7 @@ from snapfs.usedmap.readers import READERS
 from snapfs.usedmap.regions import find_regions
 from snapfs.usedmap.result import ImageMap, MapError, Region
 from snapfs.usedmap.source import Source
+from snapfs.usedmap.swap_files import free_contents
 
 _MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 512, 1 << 20
 
@@ -38,8 +39,9 @@ def scan(
     """Which blocks of the image behind `fd` hold something, and what the image consists of.
 
     `sector_bytes` is the logical sector size of a block device; an image file has none (None: found out from the
-    partition table). With `skip_swap` the inside of swap space counts as free. `frozen_by_us` lets filesystems
-    without a journal, which are never marked clean while mounted, be trusted. Never raises for what is in the image.
+    partition table). With `skip_swap` the inside of swap space and of swap files counts as free. `frozen_by_us` lets
+    filesystems without a journal, which are never marked clean while mounted, be trusted. Never raises for what is in
+    the image.
     """
     if not _MIN_BLOCK_BYTES <= block_bytes <= _MAX_BLOCK_BYTES or block_bytes & (block_bytes - 1):
         raise ValueError(f"blocks of {block_bytes} bytes: it takes a power of two from 512 to 1048576")
@@ -48,17 +50,18 @@ def scan(
     source = Source(fd, size_bytes)
     for region in regions:
         is_frozen = frozen_by_us if isinstance(frozen_by_us, bool) else region.offset in frozen_by_us
-        _clear_free(image_map, source, region, is_frozen)
+        _clear_free(image_map, source, region, is_frozen, skip_swap)
     return image_map
 
 
-def _clear_free(image_map: ImageMap, image: Source, region: Region, is_frozen: bool) -> None:
+def _clear_free(image_map: ImageMap, image: Source, region: Region, is_frozen: bool, skip_swap: bool) -> None:
     """Read the map of the filesystem in `region` and clear what it proves free."""
     if region.reason:
         return
     source = image.window(region.offset, region.length)
     try:
         free_map = READERS[region.kind](source, frozen_by_us=is_frozen)
+        skipped = free_contents(region.kind, source, free_map) if skip_swap else []
         # Arithmetic on arrays, which takes longer to load than all that an image without filesystems needs.
         from snapfs.usedmap import fold
 
@@ -68,6 +71,6 @@ def _clear_free(image_map: ImageMap, image: Source, region: Region, is_frozen: b
     except Exception as error:  # a bug of a parser must cost space, never data
         region.reason = f"the {region.kind} could not be understood ({type(error).__name__}: {error})"
     else:
-        region.state = "trusted"
+        region.state, region.skipped = "trusted", skipped
         region.block_bytes = free_map.unit_bytes
         region.free_bytes = free_map.free.count() * free_map.unit_bytes

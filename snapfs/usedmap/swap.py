@@ -17,7 +17,7 @@ from bitarray import bitarray
 from snapfs.usedmap.result import FreeMap, MapError
 from snapfs.usedmap.source import Source
 
-_PAGE_BYTES: Final = (4096, 8192, 16384, 32768, 65536)
+PAGE_BYTES: Final = (4096, 8192, 16384, 32768, 65536)
 _SIGNATURE_BYTES: Final = 10
 _SIGNATURE: Final = b"SWAPSPACE2"
 # What hibernation (the kernel, µswsusp, TuxOnIce) writes in place of the signature.
@@ -30,18 +30,19 @@ _VERSION: Final = 1
 
 def read_free_map(source: Source, *, frozen_by_us: bool = False) -> FreeMap:
     """Every page but the first, up to the last that the header names."""
-    page_bytes = _find_page_bytes(source)
-    last_page = _last_page(source.read(_HEADER_OFFSET, 12))
-    if (last_page + 1) * page_bytes > source.size_bytes:
+    page_bytes = find_page_bytes(source)
+    last = last_page(source)
+    if (last + 1) * page_bytes > source.size_bytes:
         raise MapError("is larger than its place")
-    free = bitarray(last_page, endian="little")
+    free = bitarray(last, endian="little")
     free.setall(1)
     return FreeMap(page_bytes, page_bytes, free)
 
 
-def _find_page_bytes(source: Source) -> int:
+def find_page_bytes(source: Source) -> int:
+    """The size of the first page, by where its signature is; `MapError` for a hibernated system too."""
     found: list[int] = []
-    for page_bytes in _PAGE_BYTES:
+    for page_bytes in PAGE_BYTES:
         if page_bytes > source.size_bytes:
             break
         signature = source.read(page_bytes - _SIGNATURE_BYTES, _SIGNATURE_BYTES)
@@ -54,9 +55,11 @@ def _find_page_bytes(source: Source) -> int:
     return found[0]
 
 
-def _last_page(header: bytes) -> int:
+def last_page(source: Source) -> int:
+    """The number of the last page that the header names."""
+    header = source.read(_HEADER_OFFSET, 12)
     for byte_order in _HEADER:
-        version, last_page, _ = struct.unpack(byte_order, header)
-        if version == _VERSION and last_page > 0:
-            return int(last_page)
+        version, number, _ = struct.unpack(byte_order, header)
+        if version == _VERSION and number > 0:
+            return int(number)
     raise MapError("has a swap header of an unknown version")

@@ -75,6 +75,7 @@ def _has_journal(source: Source) -> bool:
 
 def _count_as_used(image_map: ImageMap, region: Region, reason: str) -> None:
     region.state, region.free_bytes, region.reason = "all-used", 0, reason
+    region.skipped = []
     first = region.offset // image_map.block_bytes
     end = -(-(region.offset + region.length) // image_map.block_bytes)
     image_map.used[first:end] = True

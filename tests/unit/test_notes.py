@@ -71,7 +71,7 @@ def test_facts_of_another_shape_count_as_missing(tmp_path: Path, key: str, value
 
 
 @pytest.mark.parametrize("key", sorted(REGIONS[0].facts().keys() - {"used_bytes"}))
-@pytest.mark.parametrize("value", [[], {}, -1, 1.5])
+@pytest.mark.parametrize("value", [[{}], {}, -1, 1.5])
 def test_regions_of_another_shape_count_as_missing(tmp_path: Path, key: str, value: object) -> None:
     (tmp_path / REGIONS_NAME).write_text(json.dumps([REGIONS[0].facts() | {key: value}]))
     assert read_regions(tmp_path) is None

@@ -1,0 +1,147 @@
+"""A GPT on a disk of another size: what has to be written so that both copies are where they belong.
+
+    LBA 0  protective record    1  header    2..  entries    partitions    entries, second copy    header, last LBA
+
+Source: UEFI specification 2.10, chapter 5 (GUID Partition Table Disk Layout); see `partitions_layout`.
+
+Rules
+- Only a table is moved that is whole in one copy, by its checksums, and of which the other is the same, or damaged.
+- No partition is moved or cut: where one would reach into the second copy, the disk is too small.
+- The second copy is written first, and the one that it takes the place of is cleared last.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from snapfs.errors import SnapfsError
+from snapfs.usedmap import partitions_layout as layout
+from snapfs.usedmap.partitions import GptCopy, gpt_copies
+from snapfs.usedmap.result import MapError
+from snapfs.usedmap.source import Source
+
+# In the protective record: its one entry, and in that the number of sectors, which is as large as 32 bits allow.
+_ENTRY: Final = layout.MBR_ENTRIES_OFFSET
+_SECTORS_FIELD: Final = struct.Struct("<I")
+_SECTORS_OFFSET: Final = _ENTRY + 12
+_MAX_SECTORS: Final = 0xFFFFFFFF
+_FIRST_ENTRIES_SECTOR: Final = 2
+
+
+@dataclass(frozen=True)
+class Gpt:
+    """The table of a disk. `second` None: it is damaged, or not there."""
+
+    sector_bytes: int
+    first: GptCopy | None
+    second: GptCopy | None
+    record: bytes
+
+    @property
+    def _copy(self) -> GptCopy:
+        copy = self.first or self.second
+        assert copy is not None
+        return copy
+
+    @property
+    def copy_bytes(self) -> int:
+        """What the second copy takes at the end of a disk."""
+        return (self._entries_sectors + 1) * self.sector_bytes
+
+    @property
+    def _entries_sectors(self) -> int:
+        return -(-len(self._copy.entries) // self.sector_bytes)
+
+    def partitions_end(self) -> int:
+        """The byte behind the last partition."""
+        ends = [0]
+        for at in range(0, len(self._copy.entries), self._copy.entry_bytes):
+            kind, _, _, last, _, _ = layout.GPT_ENTRY.unpack_from(self._copy.entries, at)
+            if kind != layout.GPT_TYPE_UNUSED:
+                ends.append((last + 1) * self.sector_bytes)
+        return max(ends)
+
+    def second_places(self) -> Iterator[tuple[int, int]]:
+        """(offset, length) of what is nothing but the second copy."""
+        if self.second is not None:
+            yield self.second.entries_sector * self.sector_bytes, len(self.second.entries)
+            yield self.second.own_sector * self.sector_bytes, self.sector_bytes
+
+    def moved(self, size_bytes: int) -> list[tuple[int, bytes]]:
+        """(offset, content) of all that is to be written, in this order, to a disk of `size_bytes`, which is large
+        enough."""
+        last = size_bytes // self.sector_bytes - 1
+        entries_sector = last - self._entries_sectors
+        first_entries = self.first.entries_sector if self.first else _FIRST_ENTRIES_SECTOR
+        entries = self._copy.entries.ljust(self._entries_sectors * self.sector_bytes, b"\0")
+        written = [
+            (entries_sector, entries),
+            (last, self._header(last, layout.GPT_HEADER_SECTOR, entries_sector - 1, entries_sector)),
+            (first_entries, entries),
+            (
+                layout.GPT_HEADER_SECTOR,
+                self._header(layout.GPT_HEADER_SECTOR, last, entries_sector - 1, first_entries),
+            ),
+            (0, self._protective_record(last)),
+        ]
+        found = [(sector * self.sector_bytes, content) for sector, content in written]
+        for offset, length in self.second_places():
+            # What the new copy does not cover itself.
+            end = min(offset + length, entries_sector * self.sector_bytes)
+            if end > offset:
+                found.append((offset, bytes(end - offset)))
+        return found
+
+    def _header(self, own: int, other: int, last_usable: int, entries_sector: int) -> bytes:
+        fields = list(layout.GPT_HEADER.unpack_from(self._copy.header))
+        fields[3] = 0
+        fields[5], fields[6], fields[8], fields[10] = own, other, last_usable, entries_sector
+        header = bytearray(self._copy.header)
+        layout.GPT_HEADER.pack_into(header, 0, *fields)
+        struct.pack_into("<I", header, layout.GPT_CRC_OFFSET, zlib.crc32(header))
+        return bytes(header).ljust(self.sector_bytes, b"\0")
+
+    def _protective_record(self, last: int) -> bytes:
+        """One that protects nothing but the GPT covers the disk; a hybrid one stays as it is."""
+        record = bytearray(self.record)
+        size = layout.MBR_ENTRY.size
+        entries = [record[_ENTRY + n * size : _ENTRY + (n + 1) * size] for n in range(layout.MBR_ENTRY_COUNT)]
+        _, kind, first, _ = layout.MBR_ENTRY.unpack(entries[0])
+        if kind == layout.MBR_TYPE_PROTECTIVE and first == 1 and not any(map(any, entries[1:])):
+            _SECTORS_FIELD.pack_into(record, _SECTORS_OFFSET, min(last, _MAX_SECTORS))
+        return bytes(record)
+
+
+def find_gpt(source: Source, name: str) -> Gpt | None:
+    """The GPT of a disk, None without one. SnapfsError: it is not whole; `name` is for the sentence."""
+    try:
+        record = source.read(0, layout.MBR_BYTES)
+        if not _announces_gpt(record):
+            return None
+        found = [Gpt(size, *gpt_copies(source, size), record) for size in layout.SECTOR_SIZES_BYTES]
+    except MapError as error:
+        raise SnapfsError(
+            f"The partition table of {name} cannot be read: it {error}; name a disk of the same size."
+        ) from error
+    found = [gpt for gpt in found if gpt.first or gpt.second]
+    if len(found) != 1:
+        how = "is damaged in both copies" if not found else "is there for two sizes of sectors"
+        raise SnapfsError(f"The GPT of {name} {how}; mend it with gdisk, or name a disk of the same size.")
+    gpt = found[0]
+    if gpt.first and gpt.second and gpt.first.entries != gpt.second.entries:
+        raise SnapfsError(
+            f"The two copies of the GPT of {name} differ; mend them with gdisk, or name a disk of the same size."
+        )
+    return gpt
+
+
+def _announces_gpt(record: bytes) -> bool:
+    kinds = [
+        layout.MBR_ENTRY.unpack_from(record, _ENTRY + number * layout.MBR_ENTRY.size)[1]
+        for number in range(layout.MBR_ENTRY_COUNT)
+    ]
+    return record[layout.MBR_SIGNATURE_OFFSET :] == layout.MBR_SIGNATURE and layout.MBR_TYPE_PROTECTIVE in kinds
