@@ -67,15 +67,15 @@ class Metrics:
 
 def metrics(directories: Sequence[Path]) -> Metrics:
     """Of all instances that this user can reach, and of these directories."""
-    answers, silent = statuses_by_store()
-    problems = [error.sentence for error in silent]
     found: dict[tuple[str, str], Status] = {}
-    for store, status in answers:
-        status = {**status, _USER: str(os.stat(store).st_uid)}
-        if _is_usable(status):
-            found.setdefault(_labels_of(status), status)
-        else:
-            problems.append(f"What the snapfs on {name_of(store)} answers is not understood; mount it again.")
+    with statuses_by_store() as (answers, silent):
+        problems = [error.sentence for error in silent]
+        for store, status in answers:
+            status = {**status, _USER: str(os.stat(store).st_uid)}
+            if _is_usable(status):
+                found.setdefault(_labels_of(status), status)
+            else:
+                problems.append(f"What the snapfs on {name_of(store)} answers is not understood; mount it again.")
     unheard = len(problems)
     backups: list[Backups] = []
     for directory in directories:

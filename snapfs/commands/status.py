@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from snapfs.client import request
 from snapfs.errors import SnapfsError
 from snapfs.protocol import GetStatus
 from snapfs.system.discovery import all_stores, find_store
+from snapfs.system.stores import let_go
 
 # What an instance that is stopped, or is none at all, costs whoever asks for the status.
 _PATIENCE_S: Final = 2.0
@@ -29,21 +31,32 @@ def statuses(path: Path | None, snapshot: str | None = None) -> tuple[list[dict[
     """The status of the instance behind `path`, with that snapshot or the newest, or of all instances that this user
     can reach; of those that do not answer, when all are asked, the reasons."""
     if path is not None:
-        return [read_status_with(find_store(path), snapshot, _PATIENCE_S)], []
-    found, silent = statuses_by_store()
-    return [status for _, status in found], silent
+        store = find_store(path)
+        try:
+            return [read_status_with(store, snapshot, _PATIENCE_S)], []
+        finally:
+            let_go(store)
+    with statuses_by_store() as (found, silent):
+        return [status for _, status in found], silent
 
 
-def statuses_by_store() -> tuple[list[tuple[Path, dict[str, Any]]], list[SnapfsError]]:
-    """The same of all, each with its store, whose owner is the one who says so."""
+@contextmanager
+def statuses_by_store() -> Iterator[tuple[list[tuple[Path, dict[str, Any]]], list[SnapfsError]]]:
+    """The same of all, each with its store, whose owner is the one who says so, held meanwhile."""
     until = time.monotonic() + _PATIENCE_S
     stores, silent = all_stores()
-    left_s = max(until - time.monotonic(), _LEAST_S)
-    answers = _ask_all(stores, left_s)
-    found = [
-        (store, answer) for store, answer in zip(stores, answers, strict=True) if not isinstance(answer, SnapfsError)
-    ]
-    return found, silent + [answer for answer in answers if isinstance(answer, SnapfsError)]
+    try:
+        left_s = max(until - time.monotonic(), _LEAST_S)
+        answers = _ask_all(stores, left_s)
+        found = [
+            (store, answer)
+            for store, answer in zip(stores, answers, strict=True)
+            if not isinstance(answer, SnapfsError)
+        ]
+        yield found, silent + [answer for answer in answers if isinstance(answer, SnapfsError)]
+    finally:
+        for store in stores:
+            let_go(store)
 
 
 def _ask_all(stores: Sequence[Path], timeout_s: float) -> list[dict[str, Any] | SnapfsError]:

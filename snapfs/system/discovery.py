@@ -25,7 +25,7 @@ from typing import Final
 from snapfs.errors import NotMountedError, PermissionDeniedError, SnapfsError, StoreGoneError
 from snapfs.system.asking import Answer, ask_all, become
 from snapfs.system.mounts import DEAD_VIEW_ERRORS, SNAPFS_TYPE, Mount, canonical_path, find_mount, snapfs_mounts
-from snapfs.system.stores import LINK_NAME, hold_store
+from snapfs.system.stores import LINK_NAME, hold_store, let_go
 
 # What the disk of a store answers when it has failed, was pulled out, or its filesystem gave up or died.
 DISK_ERRORS: Final = frozenset({errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EUCLEAN, errno.ENOTCONN})
@@ -86,7 +86,8 @@ def all_stores() -> tuple[list[Path], list[SnapfsError]]:
             continue
         answered.add((mount.source, mount.user_id))
         info = os.stat(store)
-        stores.setdefault((info.st_dev, info.st_ino), store)
+        if stores.setdefault((info.st_dev, info.st_ino), store) is not store:
+            let_go(store)
     silent = {
         (mount.source, mount.user_id): _silence(mount)
         for mount, answer in zip(mounts, answers, strict=True)

@@ -103,3 +103,16 @@ def test_there_must_be_something_to_watch(ground: Ground) -> None:
     assert done.returncode == 1
     assert snapfs("status", "--watch", "-q").returncode == 2
     assert snapfs("status", "--watch", "0").returncode == 2
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_look_leaves_nothing_open(watched: Mounted, named: bool) -> None:
+    with watching("--watch", "0.01", *([watched.live] if named else [])) as process:
+        line(process)
+        open_files = Path("/proc", str(process.pid), "fd")
+        line(process)
+        before = len(list(open_files.iterdir()))
+        for _ in range(10):
+            line(process)
+        # One may be in the midst of a look.
+        assert len(list(open_files.iterdir())) < before + 5

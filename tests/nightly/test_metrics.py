@@ -6,6 +6,7 @@ import fcntl
 import os
 import stat
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,7 @@ def test_a_name_of_another_hand_makes_no_line(nights: Nights) -> None:
 
 def test_an_answer_of_another_kind_leaves_the_others_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[tuple[Path, dict[str, Any]]] = [(tmp_path, {"image": "a"}), (tmp_path, {"snapshot": []})]
-    monkeypatch.setattr(metrics_command, "statuses_by_store", lambda: (answers, []))
+    monkeypatch.setattr(metrics_command, "statuses_by_store", lambda: nullcontext((answers, [])))
     made = metrics_command.metrics([])
     assert parsed(made.text.decode())["snapfs_instances_silent", frozenset()] == 2
     assert all("is not understood" in sentence for sentence in made.problems)
