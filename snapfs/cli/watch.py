@@ -122,7 +122,7 @@ def _drawn(look: Look) -> RenderableType:
     for status, rates in zip(look.found, look.rates, strict=True):
         parts += [Text(""), _instance(status, rates)]
         if status["snapshots"]:
-            parts += [Text(""), _snapshots(status)]
+            parts += [Text(""), snapshots_table(status)]
     parts += [Text(shown(error.sentence), "red") for error in look.silent]
     if not look.found and not look.silent:
         parts.append(Text(_NOTHING))
@@ -149,7 +149,7 @@ def _instance(status: dict[str, Any], rates: Rates) -> RenderableType:
     return table
 
 
-def _snapshots(status: dict[str, Any]) -> RenderableType:
+def snapshots_table(status: dict[str, Any]) -> RenderableType:
     """Newest first: what a small terminal has no room for is the oldest."""
     from rich.table import Table
     from rich.text import Text
@@ -157,6 +157,6 @@ def _snapshots(status: dict[str, Any]) -> RenderableType:
     table = Table("snapshot", "taken", "state", "written since", "stored", box=None, padding=(0, 2, 0, 0))
     for one in reversed(status["snapshots"]):
         changed = format_size(one["changed_blocks"] * status["block_bytes"])
-        name = Text(shown(one["name"] or one["id"]))
-        table.add_row(name, one["taken_at"], one["state"], changed, format_size(one["stored_bytes"]))
+        names = (Text(shown(text)) for text in (one["name"] or one["id"], one["taken_at"], one["state"]))
+        table.add_row(*names, changed, format_size(one["stored_bytes"]))
     return table
