@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from snapfs.events.hooks import EVENT_KEY, HOOK_TIMEOUT_S
+from snapfs.freezing.hooks import hook_environment
 from snapfs.log import log_fd
 from snapfs.system.processes import program, readable
 
@@ -65,7 +66,7 @@ class EventQueue:
         # What a hook says is of those who read the log.
         self._running = subprocess.Popen(
             [*program("snapfs.events.runner"), str(self._directory), f"{HOOK_TIMEOUT_S:g}", str(log)],
-            env={**os.environ, **facts},
+            env=hook_environment(facts),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=log,

@@ -12,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import stat
@@ -19,8 +20,13 @@ import subprocess
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from snapfs.errors import SnapfsError, UsageError
+
+_FACT_PREFIX: Final = "SNAPFS_"
+# A zero, and surrogates that stand for no byte.
+_UNFIT: Final = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")
 
 
 def find_hooks(directory: Path) -> list[Path]:
@@ -78,6 +84,13 @@ class Hooks:
         return run_hook(hook, action, {**self.facts, "SNAPFS_ACTION": action}, self._timeout_s)
 
 
+def hook_environment(facts: Mapping[str, str]) -> dict[str, str]:
+    """That of this process with `facts`: none of another event, which a hook may have had that has called us, and
+    nothing that no environment can hold, whatever names and answers the facts are made of."""
+    ours = {name: text for name, text in os.environ.items() if not name.startswith(_FACT_PREFIX)}
+    return ours | {name: _UNFIT.sub("?", text) for name, text in facts.items()}
+
+
 def run_hook(hook: Path, word: str, facts: Mapping[str, str], timeout_s: float) -> str | None:
     """Call it with `word`, and with `facts` in its environment. What went wrong, to follow the hook's name; None when
     nothing did."""
@@ -85,7 +98,7 @@ def run_hook(hook: Path, word: str, facts: Mapping[str, str], timeout_s: float) 
     try:
         process = subprocess.Popen(
             [hook, word],
-            env={**os.environ, **facts},
+            env=hook_environment(facts),
             stdin=subprocess.DEVNULL,
             # Results go to stdout, and what a hook says is none.
             stdout=words_fd,

@@ -98,3 +98,33 @@ def test_what_is_too_much_is_dropped_and_that_is_said(
         assert caplog.text == ""
         events.add({"SNAPFS_EVENT": "damaged"})
     assert "they are not told of damaged" in caplog.text
+
+
+def hook_that_says(directory: Path, words: str) -> Path:
+    """What it says of its environment is in the file that is returned."""
+    said, hook = directory / ".said", directory / "a"
+    hook.write_text(f"#!/bin/sh\n{{ {words}; }} > {said}\n")
+    hook.chmod(0o755)
+    return said
+
+
+def test_what_another_hook_was_told_is_not_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SNAPFS_PERCENT", "80")
+    said = hook_that_says(tmp_path, "env | grep ^SNAPFS_")
+    assert call_hooks(tmp_path, {"SNAPFS_EVENT": "lost"}) == []
+    assert said.read_text() == "SNAPFS_EVENT=lost\n"
+
+
+def test_what_no_environment_can_hold_keeps_nobody_from_being_told(tmp_path: Path) -> None:
+    said = hook_that_says(tmp_path, 'printf %s "$SNAPFS_MESSAGE"')
+    assert call_hooks(tmp_path, {"SNAPFS_EVENT": "lost", "SNAPFS_MESSAGE": "a\0b\ud800c\udcff"}) == []
+    assert said.read_bytes() == b"a?b?c\xff"
+
+
+def test_the_supervisor_outlives_an_event_that_no_environment_can_hold(tmp_path: Path) -> None:
+    said = hook_that_says(tmp_path, 'printf %s "$SNAPFS_MESSAGE"')
+    with selectors.DefaultSelector() as selector:
+        events = EventQueue(tmp_path, selector, dict)
+        events.add({"SNAPFS_EVENT": "damaged", "SNAPFS_MESSAGE": "a\0b\ud800"})
+        selector.select()[0][0].data()
+    assert said.read_bytes() == b"a?b?"
