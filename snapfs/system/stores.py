@@ -30,7 +30,8 @@ def hold_store(path: Path, owner: int | None = None) -> Path:
     `owner` is the user that it has to belong to; without one: this user or root, and for root anybody.
     SnapfsError: it does not, or there is no such directory.
     """
-    if is_held(path):
+    # A view that says so means a directory of this process, that is of somebody else.
+    if owner is None and is_held(path):
         return path
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
