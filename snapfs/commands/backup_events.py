@@ -39,7 +39,14 @@ def backup_told(options: BackupOptions, report: Report, consent: Consent) -> Any
 
 
 def _call(directory: Path, facts: dict[str, str], began_s: float, consent: Consent) -> None:
-    for sentence in call_hooks(directory, {**facts, "SNAPFS_SECONDS": f"{time.monotonic() - began_s:.0f}"}):
+    """An interrupt ends them, and nothing else: how the backup went is settled."""
+    try:
+        sentences = call_hooks(directory, {**facts, "SNAPFS_SECONDS": f"{time.monotonic() - began_s:.0f}"})
+    except KeyboardInterrupt:
+        sentences = [
+            f"Interrupted while the hooks were told of {facts['SNAPFS_EVENT']}: that was ended, nothing else."
+        ]
+    for sentence in sentences:
         consent.note(sentence)
 
 

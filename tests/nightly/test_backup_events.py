@@ -68,3 +68,17 @@ def test_without_such_a_directory_there_is_no_backup(nights: Nights) -> None:
     done = snapfs("backup", nights.image, nights.backups, "--on-event", nights.path / "nothing")
     assert (done.code, list(nights.backups.iterdir())) == (2, [])
     assert "cannot be found" in done.err
+
+
+def test_an_interrupt_ends_the_hook_and_not_what_is_done(nights: Nights, hooks: Path) -> None:
+    add(hooks, "a", "kill $PPID; exec sleep 1000")
+    done = snapfs("backup", nights.image, nights.backups, "--on-event", hooks, "-q").ok()
+    assert done.err == "snapfs: Interrupted while the hooks were told of backup-done: that was ended, nothing else.\n"
+    assert len(nights.listed()) == 1
+
+
+def test_an_interrupt_of_the_hook_hides_no_reason(nights: Nights, hooks: Path) -> None:
+    add(hooks, "a", "kill $PPID; exec sleep 1000")
+    done = snapfs("backup", nights.image, nights.path / "nowhere" / "b.img", "--on-event", hooks)
+    assert done.code == 1
+    assert "nowhere is no directory" in done.err
