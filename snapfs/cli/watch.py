@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Show = Callable[[Look], None]
+# Terminals of whose screen nothing can be overwritten.
+_NO_PICTURES = ("dumb", "unknown")
 _NOTHING = "Nothing is mounted with snapfs."
 # By what a row of the status is called, which of the rates belongs there.
 _RATED = {"preserved": "preserved", "released": "released", "changed": "changed", "side buffer": "stored"}
@@ -44,7 +47,7 @@ def watch(path: Path | None, snapshot: str | None, every_s: float, *, as_json: b
 def _showing(path: Path | None, as_json: bool) -> Iterator[Show]:
     if as_json:
         yield lambda look: _put_object(look, is_one=path is not None)
-    elif sys.stdout.isatty():
+    elif sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in _NO_PICTURES:
         with _picture() as show:
             yield show
     else:
@@ -110,8 +113,19 @@ def _picture() -> Iterator[Show]:
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(), auto_refresh=False) as live:
-        yield lambda look: live.update(_drawn(look), refresh=True)
+    def draw(look: Look) -> None:
+        if not sys.stdout.isatty():
+            raise BrokenPipeError("the terminal was closed")
+        live.update(_drawn(look), refresh=True)
+
+    try:
+        with Live(console=Console(), auto_refresh=False) as live:
+            yield draw
+    except OSError as error:
+        if sys.stdout.isatty():
+            raise
+        # It is to be put in order again at the end, and answers nothing else.
+        raise BrokenPipeError("the terminal was closed") from error
 
 
 def _drawn(look: Look) -> RenderableType:

@@ -116,3 +116,23 @@ def test_a_look_leaves_nothing_open(watched: Mounted, named: bool) -> None:
             line(process)
         # One may be in the midst of a look.
         assert len(list(open_files.iterdir())) < before + 5
+
+
+def test_a_terminal_without_a_screen_has_lines(watched: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as screen, watching("--watch", watched.live, stdout=theirs) as process:
+        os.close(theirs)
+        assert readable([ours], COMMAND_TIMEOUT_S)
+        assert f"  {watched.live}  active".encode() in screen.read(4096)
+        assert interrupted(process) == (0, "")
+
+
+def test_it_ends_with_its_terminal(watched: Mounted) -> None:
+    ours, theirs = pty.openpty()
+    with watching("--watch", "0.01", watched.live, stdout=theirs) as process:
+        os.close(theirs)
+        assert readable([ours], COMMAND_TIMEOUT_S)
+        os.close(ours)
+        _, err = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        assert (process.returncode, err) == (141, "")
