@@ -78,12 +78,16 @@ def metrics(directories: Sequence[Path]) -> Metrics:
                 problems.append(f"What the snapfs on {name_of(store)} answers is not understood; mount it again.")
     unheard = len(problems)
     backups: list[Backups] = []
-    for directory in directories:
+    # Each name is there once, as of instances.
+    asked = list({_name(directory): directory for directory in directories}.values())
+    for directory in asked:
         try:
             backups.append(_read(directory))
         except SnapfsError as error:
             problems.append(error.sentence)
-    return Metrics(text_of(list(found.values()), unheard, backups, directories), problems)
+        except OSError as error:
+            problems.append(f"{directory} cannot be read: {error.strerror}; name a directory of backups.")
+    return Metrics(text_of(list(found.values()), unheard, backups, asked), problems)
 
 
 def _is_usable(status: Status) -> bool:
@@ -195,7 +199,7 @@ def _of_instances(found: Sequence[Status]) -> Iterator[Metric]:
     for one in found:
         names = {key: one[key] for key in ("live", "snap", "store")}
         more = {"protect": one["snapshot"]["protect"], "on_overflow": one["buffer"]["on_overflow"]}
-        info.add_metric([*map(shown, _labels_of(one))], {key: shown(text) for key, text in (names | more).items()})
+        info.add_metric([*_labels_of(one)], {key: shown(text) for key, text in (names | more).items()})
     yield info
     yield _gauge("snapfs_snapshot_state", "1 for the state of the newest snapshot.", *_states(found, _is_state))
     yield _gauge("snapfs_snapshots", "How many snapshots are in this state.", *_states(found, _count_of))
@@ -204,7 +208,8 @@ def _of_instances(found: Sequence[Status]) -> Iterator[Metric]:
 
 
 def _labels_of(status: Status) -> tuple[str, str]:
-    return status["image"], status[_USER]
+    """As they are written: the node exporter takes nothing at all from a file in which one is there twice."""
+    return shown(status["image"]), status[_USER]
 
 
 def _states(found: Sequence[Status], value: Callable[[Status, str], int]) -> tuple[tuple[str, ...], list[Sample]]:
@@ -260,7 +265,7 @@ def _of_backups(backups: Sequence[Backups], asked: Sequence[tuple[Path, bool]]) 
 
 
 def _name(directory: Path) -> str:
-    return os.path.abspath(directory)
+    return shown(os.path.abspath(directory))
 
 
 def _of_last(value: Callable[[Entry], int]) -> Callable[[Backups], Value]:

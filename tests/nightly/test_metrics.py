@@ -136,6 +136,32 @@ def test_a_name_of_another_hand_makes_no_line(nights: Nights) -> None:
     assert read(odd)["snapfs_backups", frozenset({("directory", f'{nights.path}/a"\\nb\\udcff')})] == 0
 
 
+def test_what_would_be_there_twice_is_there_once(nights: Nights) -> None:
+    odd = nights.path / "a\n"
+    odd.mkdir()
+    same = nights.path / "a\\n"
+    same.mkdir()
+    out = snapfs("metrics", odd, f"{odd}/", same).ok().out
+    assert out.count("\nsnapfs_backups{") == 1
+
+
+def test_two_images_whose_names_are_written_alike_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_command, "_is_usable", lambda _: True)
+    monkeypatch.setattr(metrics_command, "text_of", lambda found, *_: str(len(found)).encode())
+    answers = [(tmp_path, {"image": "a\n"}), (tmp_path, {"image": "a\\n"})]
+    monkeypatch.setattr(metrics_command, "statuses_by_store", lambda: nullcontext((answers, [])))
+    assert metrics_command.metrics([]).text == b"1"
+
+
+def test_a_name_that_leads_nowhere_keeps_nothing_else_from_being_told(nights: Nights) -> None:
+    loop = nights.path / "loop"
+    loop.symlink_to(loop)
+    for odd in (loop, nights.path / ("a" * 300)):
+        done = snapfs("metrics", odd, nights.backups)
+        refused(done, 4, str(odd))
+        assert parsed(done.out)["snapfs_backups", frozenset({("directory", str(nights.backups))})] == 0
+
+
 def test_an_answer_of_another_kind_leaves_the_others_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers: list[tuple[Path, dict[str, Any]]] = [(tmp_path, {"image": "a"}), (tmp_path, {"snapshot": []})]
     monkeypatch.setattr(metrics_command, "statuses_by_store", lambda: nullcontext((answers, [])))
