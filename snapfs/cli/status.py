@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,6 +12,7 @@ from snapfs.cli.output import note, output_options, put, put_lines
 from snapfs.cli.status_text import all_lines
 from snapfs.cli.types import PATH, SECONDS, snapshot_option
 from snapfs.errors import ExitCode, UsageError
+from snapfs.shown import shown
 
 _LOST_STATES = frozenset({"overflowed", "damaged"})
 _WATCH = "--watch"
@@ -26,6 +28,10 @@ class _StatusCommand(click.Command):
             if word == _WATCH and not _is_number("".join(args[at + 1 : at + 2])):
                 args = [*args[:at], f"{_WATCH}={_EVERY_S:g}", *args[at + 1 :]]
         return super().parse_args(ctx, args)
+
+
+def _use(status: dict[str, Any]) -> list[str]:
+    return [shown(line) for line in all_lines([status])]
 
 
 def _is_number(word: str) -> bool:
@@ -66,7 +72,7 @@ def status_command(path: Path | None, snapshot: str | None, every_s: float | Non
         from snapfs.cli.watch import watch
 
         return watch(path, snapshot, every_s, as_json=as_json)
-    found, silent = statuses(path, snapshot)
+    found, silent = statuses(path, snapshot, _use)
     if as_json:
         put(json.dumps(found[0] if path is not None else found))
     elif not quiet:

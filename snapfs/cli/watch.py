@@ -34,13 +34,18 @@ def watch(path: Path | None, snapshot: str | None, every_s: float, *, as_json: b
     end_as_interrupted()
     try:
         with _showing(path, as_json) as show:
-            for look in looks(path, snapshot, every_s):
+            for look in looks(path, snapshot, every_s, _use):
                 show(look)
     except KeyboardInterrupt:
         # The way to end it, so it is none to fail.
         return ExitCode.DONE
     note(f"{path} is not mounted any more.")
     return ExitCode.DONE
+
+
+def _use(status: dict[str, Any], rates: Rates) -> None:
+    shown(line_of(status, rates))
+    _drawn(Look("", [status], [], [rates]))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from cow import State
 from snapfs.backups.chain import Chain, Entry
 from snapfs.backups.facts import Facts
 from snapfs.backups.layout import names_left
-from snapfs.commands.status import statuses_by_store
+from snapfs.commands.status import not_understood, statuses_by_store
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.place import Place, look_at
@@ -34,7 +34,6 @@ from snapfs.errors import SnapfsError, UsageError
 from snapfs.shown import shown
 from snapfs.stamps import utc_time
 from snapfs.system.mounts import canonical_path
-from snapfs.system.stores import name_of
 
 # The node exporter reads no other, and nothing else is replaced unasked.
 _SUFFIX: Final = ".prom"
@@ -75,7 +74,7 @@ def metrics(directories: Sequence[Path]) -> Metrics:
             if _is_usable(status):
                 found.setdefault(_labels_of(status), status)
             else:
-                problems.append(f"What the snapfs on {name_of(store)} answers is not understood; mount it again.")
+                problems.append(not_understood(store).sentence)
     unheard = len(problems)
     backups: list[Backups] = []
     # Each name is there once, as of instances.

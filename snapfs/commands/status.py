@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ from snapfs.client import request
 from snapfs.errors import SnapfsError
 from snapfs.protocol import GetStatus
 from snapfs.system.discovery import all_stores, find_store
-from snapfs.system.stores import let_go
+from snapfs.system.stores import let_go, name_of
 
 # What an instance that is stopped, or is none at all, costs whoever asks for the status.
 _PATIENCE_S: Final = 2.0
@@ -27,17 +27,46 @@ def read_status(store: Path, timeout_s: float | None = None) -> dict[str, Any]:
     return request(store, GetStatus(), timeout_s).status
 
 
-def statuses(path: Path | None, snapshot: str | None = None) -> tuple[list[dict[str, Any]], list[SnapfsError]]:
+def statuses(
+    path: Path | None, snapshot: str | None, use: Callable[[dict[str, Any]], object]
+) -> tuple[list[dict[str, Any]], list[SnapfsError]]:
     """The status of the instance behind `path`, with that snapshot or the newest, or of all instances that this user
-    can reach; of those that do not answer, when all are asked, the reasons."""
+    can reach; of those that do not answer, when all are asked, the reasons.
+
+    An answer is what its owner likes: with one for which `use` fails the caller can do nothing, and it is none.
+    """
     if path is not None:
         store = find_store(path)
         try:
-            return [read_status_with(store, snapshot, _PATIENCE_S)], []
+            with _understood(store):
+                status = read_status_with(store, snapshot, _PATIENCE_S)
+                use(status)
+            return [status], []
         finally:
             let_go(store)
-    with statuses_by_store() as (found, silent):
-        return [status for _, status in found], silent
+    found = []
+    with statuses_by_store() as (answers, silent):
+        for store, status in answers:
+            try:
+                with _understood(store):
+                    use(status)
+                found.append(status)
+            except SnapfsError as error:
+                silent.append(error)
+    return found, silent
+
+
+@contextmanager
+def _understood(store: Path) -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise not_understood(store) from error
+
+
+def not_understood(store: Path) -> SnapfsError:
+    """Of an instance whose answer is none that a server of this version gives."""
+    return SnapfsError(f"What the snapfs on {name_of(store)} answers is not understood; mount it again.")
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -38,13 +38,21 @@ class Look:
     rates: list[Rates] = field(default_factory=list)
 
 
-def looks(path: Path | None, snapshot: str | None, every_s: float) -> Iterator[Look]:
-    """For ever; of one instance until it ends. SnapfsError: it cannot even be looked at once."""
+def looks(
+    path: Path | None, snapshot: str | None, every_s: float, use: Callable[[dict[str, Any], Rates], object]
+) -> Iterator[Look]:
+    """For ever; of one instance until it ends; `use` as of `statuses`. SnapfsError: it cannot even be looked at
+    once."""
+
+    def use_one(status: dict[str, Any]) -> None:
+        hash(_key(status))
+        use(status, rates_of(status, status, every_s))
+
     before: dict[tuple[str, int], tuple[float, dict[str, Any]]] = {}
     is_first = True
     while True:
         try:
-            found, silent = statuses(path, snapshot)
+            found, silent = statuses(path, snapshot, use_one)
         except NotMountedError:
             if is_first:
                 raise

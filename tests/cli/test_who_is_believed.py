@@ -93,6 +93,20 @@ def test_a_status_that_names_mounts_and_processes_of_others_harms_none(bench: Be
     room.run("umount", victim_point)
 
 
+def test_an_answer_that_is_none_hides_no_other_instance(bench: Bench, room: Room, evil: Path) -> None:
+    said: dict[str, object] = {"snapshot": {"state": 1}}
+    with (
+        bench.mounted(before=room.before()),
+        hostile_view(room, evil, Path("/srv/other.img"), evil / "store", said),
+    ):
+        done = snapfs("status", before=room.before())
+        assert done.code == 4
+        assert f"What the snapfs on {evil / 'store'} answers is not understood" in done.err
+        assert str(bench.live) in done.out
+        watched = snapfs("status", "--watch", "0.01", evil / "view", before=room.before())
+        watched.refuses(1, "is not understood")
+
+
 def test_a_user_deals_with_no_other_users_mount(bench: Bench, room: Room) -> None:
     with bench.mounted("-o", "allow_other", before=room.before()):
         for command in ("status", "umount"):
