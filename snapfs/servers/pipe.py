@@ -42,10 +42,13 @@ def event_line(facts: Mapping[str, str]) -> bytes:
 
 
 def event_of(line: bytes) -> dict[str, str] | None:
-    """The facts of an `event_line`; None when it is none."""
+    """The facts of an `event_line`; None when it is none, or its end is missing."""
     if not line.startswith(_EVENT):
         return None
-    facts: dict[str, str] = json.loads(line.removeprefix(_EVENT))
+    try:
+        facts: dict[str, str] = json.loads(line.removeprefix(_EVENT))
+    except ValueError:
+        return None
     return facts
 
 

@@ -40,6 +40,7 @@ def test_an_event_is_one_line_and_comes_back() -> None:
     assert line.count(b"\n") == 1
     assert event_of(line) == facts
     assert event_of(READY) is None
+    assert event_of(line[:-3]) is None
 
 
 def test_blocks_that_are_lost_are_told_once_for_a_snapshot(pipe: tuple[int, int]) -> None:
