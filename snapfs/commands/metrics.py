@@ -101,13 +101,23 @@ def output_place(path: Path) -> Place:
     """Where to write; SnapfsError when nothing may be written there."""
     if path.suffix != _SUFFIX:
         raise UsageError(f"{path} is no name that the node exporter reads; name a file that ends in {_SUFFIX}.")
-    return look_at(path)
+    place = look_at(path)
+    if place.real.suffix != _SUFFIX:
+        raise UsageError(
+            f"{path} is a symbolic link to {place.real}, which does not end in {_SUFFIX}; remove it, or name a file."
+        )
+    return place
 
 
 def write_metrics(place: Place, text: bytes) -> None:
     """In one step; what is there is replaced, since it is the one of before."""
-    with new_result(place, Consent(force=True, quiet=True), Access(_MODE)) as path:
-        path.write_bytes(text)
+    try:
+        with new_result(place, Consent(force=True, quiet=True), Access(_MODE)) as path:
+            path.write_bytes(text)
+    except OSError as error:
+        raise SnapfsError(
+            f"{place.named} cannot be written: {error.strerror}; make room, or name another place.", path=place.named
+        ) from error
 
 
 def _read(directory: Path) -> Backups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -15,6 +16,7 @@ from nightly_rig import Done, Nights, snapfs
 from prometheus_client.parser import text_string_to_metric_families
 
 import snapfs.commands.metrics as metrics_command
+from snapfs.errors import SnapfsError
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -119,6 +121,27 @@ def test_a_file_is_replaced_in_one_step_and_can_be_read_by_all(nights: Nights) -
 
 def test_nothing_but_a_file_for_it_is_replaced(nights: Nights) -> None:
     refused(snapfs("metrics", "--output", nights.image), 2, "name a file that ends in .prom")
+
+
+def test_a_link_leads_to_nothing_but_a_file_for_it(nights: Nights) -> None:
+    link, before = nights.path / "snapfs.prom", nights.image.stat()
+    link.symlink_to(nights.image)
+    refused(snapfs("metrics", "--output", link), 2, f"is a symbolic link to {nights.image}")
+    assert os.path.samestat(nights.image.stat(), before)
+
+
+def test_a_disk_without_room_is_named_and_the_file_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "snapfs.prom"
+    file.write_text("old")
+
+    def full(path: Path, text: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(SnapfsError, match=f"{file} cannot be written: No space left on device"):
+        metrics_command.write_metrics(metrics_command.output_place(file), b"new")
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+    assert file.read_text() == "old"
 
 
 def test_a_directory_that_cannot_be_read_is_named_beside_the_rest(nights: Nights) -> None:
