@@ -75,10 +75,13 @@ class Room:
 
     def set_limit(self, limit_bytes: int) -> None:
         """A new limit for the side buffer, 0 for none; writes that wait try again."""
+        is_new = self._control[Counter.LIMIT_BYTES] != limit_bytes
         self._control[Counter.LIMIT_BYTES] = limit_bytes
         with self._changed:
-            self._warned_percent = 0
-            self._told_waiting = False
+            if is_new:
+                # Else whoever sets it whenever he is warned would be warned with every write.
+                self._warned_percent = 0
+                self._told_waiting = False
             self._tell_waiting()
 
     def stop_waiting(self, *, compactor_is_gone: bool = False) -> None:

@@ -189,6 +189,18 @@ def test_a_warning_comes_again_after_five_percent_less(make_rig: MakeRig, monkey
     assert told == [(80, 80), (80, 80), (96, 95), (95, 95)]
 
 
+def test_the_same_limit_once_more_is_no_reason_to_warn_again(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = limited(make_rig, OverflowPolicy.BREAK_SNAPSHOT, Durability.PROCESS)
+    room, limit_bytes = rig.engine.room, rig.control[Counter.LIMIT_BYTES]
+    monkeypatch.setattr(rig.engine.size, "percent_of", lambda limit_bytes: 80)
+    for new_bytes in (limit_bytes, limit_bytes, limit_bytes + 1):
+        room.set_limit(new_bytes)
+        room.note_preserved(SimpleNamespace(lost=()))
+    assert [event.value for event in rig.events] == [80, 80]
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize(
     ("durability", "refused"),
