@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from snapfs.destination.place import Place
@@ -45,7 +46,7 @@ class Fit:
         return max(min(offset + length, self.limit) - offset, 0)
 
     def move_gpt(self, fd: int, image_bytes: int, name: str) -> None:
-        """When all is written and durable. SnapfsError: a stream that had no GPT."""
+        """When all is written and durable. SnapfsError: a stream that had no GPT, or one for larger disks."""
         if not self.moves_gpt:
             return
         with write_errors(name, "restore again"):
@@ -53,6 +54,8 @@ class Fit:
             cached = os.open(path_of(fd), os.O_RDWR | os.O_CLOEXEC)
             try:
                 gpt = self.gpt or _gpt_of(Source(cached, image_bytes), name)
+                if self.target_bytes < gpt.least_bytes():
+                    raise _too_small(name, self.target_bytes, gpt.least_bytes())
                 for offset, content in gpt.moved(self.target_bytes):
                     write_whole(cached, memoryview(content), offset)
                     os.fdatasync(cached)
@@ -68,19 +71,21 @@ def planned_fit(reader: BackupReader, place: Place, *, fits_gpt: bool, is_stream
         return Fit(target_bytes, image_bytes)
     if is_stream:
         if target_bytes < image_bytes:
-            raise _too_small(place, target_bytes, image_bytes)
+            raise _too_small(place.named, target_bytes, image_bytes)
         return Fit(target_bytes, image_bytes, moves_gpt=True)
     source = Source(_Bytes(reader), image_bytes)
     gpt = _gpt_of(source, str(reader.path)) if fits_gpt else find_gpt(source, str(reader.path))
     if target_bytes < image_bytes:
         needed_bytes = _needed_bytes(reader, gpt)
         if target_bytes < needed_bytes:
-            raise _too_small(place, target_bytes, needed_bytes)
+            raise _too_small(place.named, target_bytes, needed_bytes)
         if gpt is not None and not fits_gpt:
             raise SnapfsError(
                 f"{place.named} is smaller than the backup, whose GPT has to be moved; say --fit-gpt.",
                 path=place.named,
             )
+    if fits_gpt and gpt is not None and target_bytes < gpt.least_bytes():
+        raise _too_small(place.named, target_bytes, gpt.least_bytes())
     if gpt is not None and sector_bytes is not None and sector_bytes != gpt.sector_bytes:
         raise SnapfsError(
             f"{place.named} has sectors of {sector_bytes} bytes, the GPT of the backup counts in {gpt.sector_bytes}; "
@@ -143,11 +148,11 @@ def _gpt_of(source: Source, name: str) -> Gpt:
     return gpt
 
 
-def _too_small(place: Place, target_bytes: int, needed_bytes: int) -> SnapfsError:
+def _too_small(name: str | Path, target_bytes: int, needed_bytes: int) -> SnapfsError:
     return SnapfsError(
-        f"{place.named} has {format_size(target_bytes)}, the backup needs {needed_bytes} bytes; name a device or an "
-        "image that is large enough.",
-        path=place.named,
+        f"{name} has {format_size(target_bytes)}, the backup needs {needed_bytes} bytes; name a device or an image "
+        "that is large enough.",
+        path=name,
     )
 
 
@@ -156,9 +161,7 @@ def _needed_bytes(reader: BackupReader, gpt: Gpt | None) -> int:
     end = max(_regions_end(reader.manifest), 0 if gpt is None else gpt.partitions_end())
     own = [] if gpt is None else list(gpt.second_places())
     end = max(end, _data_end(reader, end, own))
-    if gpt is None:
-        return end
-    return -(-end // gpt.sector_bytes) * gpt.sector_bytes + gpt.copy_bytes
+    return end if gpt is None else gpt.least_bytes(end)
 
 
 def _regions_end(manifest: Manifest) -> int:

@@ -117,7 +117,7 @@ def read_gpt(source: Source, sector_bytes: int) -> PartitionTable:
     copy = first or second
     if copy is None:
         raise MapError("is damaged in both copies")
-    partitions = _gpt_partitions(copy, sector_bytes)
+    partitions = gpt_partitions(copy, sector_bytes)
     _distrust_overlaps(partitions)
     _distrust_differences(partitions, hybrid, "the hybrid boot record")
     _distrust_beyond_end(partitions, source.size_bytes)
@@ -197,7 +197,7 @@ def _stale_gpt_partitions(source: Source) -> list[Partition]:
     for sector_bytes in layout.SECTOR_SIZES_BYTES:
         for copy in gpt_copies(source, sector_bytes):
             with suppress(MapError):
-                found += _gpt_partitions(copy, sector_bytes) if copy else []
+                found += gpt_partitions(copy, sector_bytes) if copy else []
     return found
 
 
@@ -250,7 +250,8 @@ def _read_copy(source: Source, sector_bytes: int, header_sector: int) -> GptCopy
     return GptCopy(own, other, at, bytes(sector[:header_bytes]), first_usable, last_usable, entry_bytes, entries)
 
 
-def _gpt_partitions(copy: GptCopy, sector_bytes: int) -> list[Partition]:
+def gpt_partitions(copy: GptCopy, sector_bytes: int) -> list[Partition]:
+    """What a copy describes. `MapError`: a partition is outside of what is usable."""
     partitions = []
     for index in range(len(copy.entries) // copy.entry_bytes):
         kind, guid, first, last, _, name = layout.GPT_ENTRY.unpack_from(copy.entries, index * copy.entry_bytes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,82 @@ def test_two_copies_that_differ_are_refused_before_anything_is_written(disk: Ben
     snapfs("restore", backup, target, "--force", "--fit-gpt").refuses(1, "differ")
     assert names_in(disk.path) == before
     assert target.read_bytes()[:MIB] == b"\xa5" * MIB
+
+
+def change_copy(image: Path, own: int, **fields: int) -> None:
+    """Other fields in the header in that sector, and checksums that are right."""
+    places = {"last_usable": 48, "entries": 72}
+    with image.open("r+b") as file:
+        file.seek(own * 512)
+        header = bytearray(file.read(512))
+        for name, value in fields.items():
+            struct.pack_into("<Q", header, places[name], value)
+        file.seek(struct.unpack_from("<Q", header, 72)[0] * 512)
+        struct.pack_into("<I", header, 88, zlib.crc32(file.read(128 * 128)))
+        struct.pack_into("<I", header, 16, 0)
+        struct.pack_into("<I", header, 16, zlib.crc32(header[:92]))
+        file.seek(own * 512)
+        file.write(header)
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["file", "stream"])
+def test_a_second_copy_is_never_written_into_a_partition(disk: Bench, is_stream: bool) -> None:
+    """Of an image that is cut short, a larger one may still be too small."""
+    image_bytes = 16 * MIB
+    os.truncate(disk.image, image_bytes)
+    backup, target = backed_up(disk), target_of(disk, image_bytes + 512)
+    if not is_stream:
+        snapfs("restore", backup, target, "--force", "--fit-gpt").refuses(1, f"needs {END + COPY_BYTES} bytes")
+        assert target.read_bytes() == b"\xa5" * (image_bytes + 512)
+        return
+    command = [SNAPFS, "restore", "-", target, "--manifest", f"{backup}.json", "--force", "--fit-gpt"]
+    done = subprocess.run(command, input=backup.read_bytes(), capture_output=True, timeout=TIMEOUT_S)
+    assert done.returncode == 1
+    assert f"needs {END + COPY_BYTES} bytes" in done.stderr.decode()
+    assert target.read_bytes()[:image_bytes] == disk.image.read_bytes()
+
+
+def test_entries_that_both_copies_share_are_not_cleared(disk: Bench) -> None:
+    change_copy(disk.image, SIZE // 512 - 1, entries=2)
+    backup, target = backed_up(disk), target_of(disk, 48 * MIB)
+    snapfs("restore", backup, target, "--force", "--fit-gpt").ok()
+    check_disk(target, disk)
+
+
+def test_a_second_copy_within_a_partition_is_not_cleared(disk: Bench) -> None:
+    content = bytearray(disk.image.read_bytes())
+    # Nothing that has free space.
+    content[MIB : 2 * MIB] = os.urandom(MIB)
+    content[END - COPY_BYTES : END - 512] = content[1024 : 1024 + COPY_BYTES - 512]
+    disk.image.write_bytes(content)
+    change_copy(disk.image, SIZE // 512 - 1, entries=(END - COPY_BYTES) // 512, last_usable=3000)
+    backup, target = backed_up(disk), target_of(disk, 48 * MIB)
+    snapfs("restore", backup, target, "--force", "--fit-gpt").ok()
+    assert target.read_bytes()[MIB:END] == content[MIB:END]
+
+
+def test_a_first_copy_with_entries_at_the_end_is_refused(disk: Bench) -> None:
+    change_copy(disk.image, 1, entries=(SIZE - COPY_BYTES) // 512)
+    backup, target = backed_up(disk), target_of(disk, 24 * MIB)
+    snapfs("restore", backup, target, "--force", "--fit-gpt").refuses(1, "in an unusual place")
+    assert target.read_bytes() == b"\xa5" * (24 * MIB)
+
+
+@pytest.mark.parametrize("sector", [1000, 2], ids=["moved", "usual"])
+def test_a_damaged_first_copy_is_not_mended_over_a_boot_loader(disk: Bench, sector: int) -> None:
+    """It stands in sector 16, where the entries would be; with them moved they are found."""
+    if sector != 2:
+        run("sgdisk", "-j", str(sector), disk.image)
+    with disk.image.open("r+b") as file:
+        file.seek(512)
+        file.write(bytes(512))
+        file.seek(16 * 512)
+        file.write(b"boot loader")
+    backup, target = backed_up(disk), target_of(disk, 48 * MIB)
+    done = snapfs("restore", backup, target, "--force", "--fit-gpt")
+    if sector == 2:
+        done.refuses(1, "something else may be where it belongs")
+        return
+    done.ok()
+    assert target.read_bytes()[16 * 512 :].startswith(b"boot loader")
+    assert "data" in run("sgdisk", "-p", target)
