@@ -40,7 +40,7 @@ class StreamReader:
         self._dropped = memoryview(bytearray(_DROPPED_BYTES))
         self._pieces: Iterator[bytes] | None = None
         self._piece = memoryview(b"")
-        if self._input.head == zstd.MAGIC:
+        if zstd.is_magic(self._input.head):
             self._pieces = zstd.pieces(io.BufferedReader(self._input, _BUFFER_BYTES), NAME, WAY_OUT)
 
     def access(self) -> Access:

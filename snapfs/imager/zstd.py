@@ -21,6 +21,7 @@ _DICTIONARY_ID_BYTES: Final = (0, 1, 2, 4)
 _CONTENT_SIZE_BYTES: Final = (0, 2, 4, 8)
 _CHECKSUM_BYTES: Final = 4
 _BLOCK_HEADER_BYTES: Final = 3
+_SKIPPED_PIECE_BYTES: Final = 1 << 20
 _RLE, _RESERVED = 1, 3
 
 
@@ -31,6 +32,11 @@ def compressor(size_bytes: int) -> Any:
     return zstandard.ZstdCompressor(level=_LEVEL, threads=-1, write_checksum=True).compressobj(size=size_bytes)
 
 
+def is_magic(head: bytes) -> bool:
+    """Whether that is how zstd begins: with a frame, or as pzstd does, with one that holds something else."""
+    return head == MAGIC or _is_skipped(head)
+
+
 def pieces(file: IO[bytes], name: str, way_out: str) -> Iterator[bytes]:
     """What the frames of a file hold, a block at a time. BackupDamagedError: they are cut short, or damaged;
     SnapfsError: it would take more memory than the library gives. `name` and `way_out` are for the sentence."""
@@ -38,8 +44,8 @@ def pieces(file: IO[bytes], name: str, way_out: str) -> Iterator[bytes]:
 
     frames = _Frames(file, name, way_out)
     while head := file.read(len(MAGIC)):
-        if head[1:] == _SKIPPED and head[0] >> 4 == 5:
-            frames.exactly(int.from_bytes(frames.exactly(4), "little"))
+        if _is_skipped(head):
+            frames.skip(int.from_bytes(frames.exactly(4), "little"))
             continue
         if head != MAGIC:
             raise frames.damaged("holds something that is no zstd behind it")
@@ -51,6 +57,10 @@ def pieces(file: IO[bytes], name: str, way_out: str) -> Iterator[bytes]:
                     f"{name} was compressed with a window that is too large; send it through zstd -d --long=31."
                 ) from error
             raise frames.damaged("is damaged: what it holds is no zstd, or has another checksum") from error
+
+
+def _is_skipped(head: bytes) -> bool:
+    return head[1:] == _SKIPPED and head[0] >> 4 == 5
 
 
 class _Frames:
@@ -85,6 +95,10 @@ class _Frames:
         # A single segment has no window, and always its size.
         count += (1 if is_single and not flags >> 6 else 0) + (0 if is_single else 1)
         return descriptor + self.exactly(count), bool(flags >> 2 & 1)
+
+    def skip(self, count: int) -> None:
+        for done in range(0, count, _SKIPPED_PIECE_BYTES):
+            self.exactly(min(count - done, _SKIPPED_PIECE_BYTES))
 
     def exactly(self, count: int) -> bytes:
         data = self._file.read(count)

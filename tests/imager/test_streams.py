@@ -60,6 +60,23 @@ def test_frames_of_others_are_read(small: Bench) -> None:
     assert (small.path / "back").read_bytes() == content
 
 
+NOTHING = b"\x50\x2a\x4d\x18"
+
+
+def test_a_stream_may_begin_with_a_frame_that_holds_something_else(small: Bench) -> None:
+    """That of pzstd does."""
+    content = small.image.read_bytes()
+    fed(NOTHING + (4).to_bytes(4, "little") + b"size" + zstd(content), "restore", "-", small.path / "back").ok()
+    assert (small.path / "back").read_bytes() == content
+
+
+def test_a_frame_that_holds_something_else_takes_no_memory(small: Bench) -> None:
+    head = NOTHING + ((1 << 32) - 1).to_bytes(4, "little")
+    command = ["prlimit", f"--as={900 << 20}", os.fspath(SNAPFS), "restore", "-", os.fspath(small.path / "back")]
+    done = subprocess.run(command, input=head + b"a few", capture_output=True, timeout=TIMEOUT_S)
+    Done(done.returncode, "", done.stderr.decode()).refuses(3, "in the middle")
+
+
 def test_little_that_stands_for_much_is_read_in_small_pieces(small: Bench) -> None:
     size_bytes = 1 << 30
     stream = zstd(bytes(size_bytes))
