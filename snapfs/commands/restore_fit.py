@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from snapfs.destination.place import Place
 from snapfs.destination.write_errors import write_errors
-from snapfs.errors import SnapfsError, UsageError
+from snapfs.errors import BackupDamagedError, SnapfsError, UsageError
+from snapfs.imager.extents import read_range
 from snapfs.imager.gpt import Gpt, find_gpt
 from snapfs.imager.manifest import Manifest
 from snapfs.imager.reader import BackupReader, Reader
@@ -158,18 +159,25 @@ def _too_small(name: str | Path, target_bytes: int, needed_bytes: int) -> Snapfs
 
 def _needed_bytes(reader: BackupReader, gpt: Gpt | None) -> int:
     """How small an image may be that has all that anybody needs of the backup."""
-    end = max(_regions_end(reader.manifest), 0 if gpt is None else gpt.partitions_end())
+    end = max(_regions_end(reader), 0 if gpt is None else gpt.partitions_end())
     own = [] if gpt is None else list(gpt.second_places())
     end = max(end, _data_end(reader, end, own))
     return end if gpt is None else gpt.least_bytes(end)
 
 
-def _regions_end(manifest: Manifest) -> int:
-    regions: list[Mapping[str, Any]] = list(manifest.facts.get("regions", ()))
-    if not regions:
-        return manifest.image_bytes
-    owned = [one for one in regions if one["kind"] not in _NOBODYS or one["partition_number"] is not None]
-    return max((one["offset"] + one["length"] for one in owned), default=0)
+def _regions_end(reader: BackupReader) -> int:
+    """The byte behind the last partition or filesystem. BackupDamagedError: somebody has changed what is listed."""
+    try:
+        regions: list[Mapping[str, Any]] = list(reader.manifest.facts.get("regions", ()))
+        if not regions:
+            return reader.manifest.image_bytes
+        owned = [one for one in regions if one["kind"] not in _NOBODYS or one["partition_number"] is not None]
+        return max((sum(read_range(one["offset"], one["length"])) for one in owned), default=0)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BackupDamagedError(
+            f"The manifest of {reader.path} does not list what is where: {error}; name a disk of the same size.",
+            path=reader.path,
+        ) from error
 
 
 def _data_end(reader: BackupReader, start: int, own: list[tuple[int, int]]) -> int:

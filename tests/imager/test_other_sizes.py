@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import subprocess
@@ -246,3 +247,12 @@ def test_a_damaged_first_copy_is_not_mended_over_a_boot_loader(disk: Bench, sect
     done.ok()
     assert target.read_bytes()[16 * 512 :].startswith(b"boot loader")
     assert "data" in run("sgdisk", "-p", target)
+
+
+@pytest.mark.parametrize("regions", [5, [1], [{}], [{"kind": "ext4", "offset": -1, "length": 1.5}]], ids=str)
+def test_a_manifest_that_lists_nonsense_is_damaged(disk: Bench, regions: object) -> None:
+    backup, target = backed_up(disk), target_of(disk, 24 * MIB)
+    manifest = disk.path / "backup.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "regions": regions}))
+    snapfs("restore", backup, target, "--force", "--fit-gpt").refuses(3, "does not list what is where")
+    assert target.read_bytes() == b"\xa5" * (24 * MIB)
