@@ -40,14 +40,16 @@ class Fit:
     target_bytes: int
     limit: int
     moves_gpt: bool = False
+    # Not known before all of a stream was read.
     gpt: Gpt | None = None
+    sector_bytes: int | None = None
 
     def within(self, offset: int, length: int) -> int:
         """How much of a range is written."""
         return max(min(offset + length, self.limit) - offset, 0)
 
     def move_gpt(self, fd: int, image_bytes: int, name: str) -> None:
-        """When all is written and durable. SnapfsError: a stream that had no GPT, or one for larger disks."""
+        """When all is written and durable. SnapfsError: a stream that had no GPT, or one for other disks."""
         if not self.moves_gpt:
             return
         with write_errors(name, "restore again"):
@@ -55,8 +57,7 @@ class Fit:
             cached = os.open(path_of(fd), os.O_RDWR | os.O_CLOEXEC)
             try:
                 gpt = self.gpt or _gpt_of(Source(cached, image_bytes), name)
-                if self.target_bytes < gpt.least_bytes():
-                    raise _too_small(name, self.target_bytes, gpt.least_bytes())
+                _check_takes(gpt, name, self.target_bytes, self.sector_bytes)
                 for offset, content in gpt.moved(self.target_bytes):
                     write_whole(cached, memoryview(content), offset)
                     os.fdatasync(cached)
@@ -73,7 +74,7 @@ def planned_fit(reader: BackupReader, place: Place, *, fits_gpt: bool, is_stream
     if is_stream:
         if target_bytes < image_bytes:
             raise _too_small(place.named, target_bytes, image_bytes)
-        return Fit(target_bytes, image_bytes, moves_gpt=True)
+        return Fit(target_bytes, image_bytes, moves_gpt=True, sector_bytes=sector_bytes)
     source = Source(_Bytes(reader), image_bytes)
     gpt = _gpt_of(source, str(reader.path)) if fits_gpt else find_gpt(source, str(reader.path))
     if target_bytes < image_bytes:
@@ -85,14 +86,8 @@ def planned_fit(reader: BackupReader, place: Place, *, fits_gpt: bool, is_stream
                 f"{place.named} is smaller than the backup, whose GPT has to be moved; say --fit-gpt.",
                 path=place.named,
             )
-    if fits_gpt and gpt is not None and target_bytes < gpt.least_bytes():
-        raise _too_small(place.named, target_bytes, gpt.least_bytes())
-    if gpt is not None and sector_bytes is not None and sector_bytes != gpt.sector_bytes:
-        raise SnapfsError(
-            f"{place.named} has sectors of {sector_bytes} bytes, the GPT of the backup counts in {gpt.sector_bytes}; "
-            "name another device.",
-            path=place.named,
-        )
+    if gpt is not None:
+        _check_takes(gpt, place.named, target_bytes, sector_bytes)
     return Fit(target_bytes, min(target_bytes, image_bytes), moves_gpt=fits_gpt, gpt=gpt)
 
 
@@ -147,6 +142,18 @@ def _gpt_of(source: Source, name: str) -> Gpt:
     if gpt is None:
         raise UsageError(f"{name} has no GPT; leave out --fit-gpt.")
     return gpt
+
+
+def _check_takes(gpt: Gpt, name: str | Path, target_bytes: int, sector_bytes: int | None) -> None:
+    """SnapfsError: it is for a larger disk, or one of other sectors."""
+    if target_bytes < gpt.least_bytes():
+        raise _too_small(name, target_bytes, gpt.least_bytes())
+    if sector_bytes is not None and sector_bytes != gpt.sector_bytes:
+        raise SnapfsError(
+            f"{name} has sectors of {sector_bytes} bytes, the GPT of the backup counts in {gpt.sector_bytes}; "
+            "name another device.",
+            path=name,
+        )
 
 
 def _too_small(name: str | Path, target_bytes: int, needed_bytes: int) -> SnapfsError:

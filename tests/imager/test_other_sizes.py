@@ -256,3 +256,12 @@ def test_a_manifest_that_lists_nonsense_is_damaged(disk: Bench, regions: object)
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "regions": regions}))
     snapfs("restore", backup, target, "--force", "--fit-gpt").refuses(3, "does not list what is where")
     assert target.read_bytes() == b"\xa5" * (24 * MIB)
+
+
+def test_a_gpt_for_other_sectors_that_comes_through_a_pipe_is_not_moved(disk: Bench) -> None:
+    backup, target = backed_up(disk), target_of(disk, 48 * MIB)
+    with loop_device(target, "--sector-size=4096") as device:
+        command = [SNAPFS, "restore", "-", device, "--manifest", f"{backup}.json", "--force", "--fit-gpt"]
+        done = subprocess.run(command, input=backup.read_bytes(), capture_output=True, timeout=TIMEOUT_S)
+    assert done.returncode == 1
+    assert "has sectors of 4096 bytes" in done.stderr.decode()
