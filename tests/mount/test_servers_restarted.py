@@ -108,6 +108,8 @@ def test_the_map_is_computed_by_the_next_one(ground: Ground) -> None:
     subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True, timeout=20)
     instance = ground.mounted(image)
     instance.expect_log(LOG)
+    # A mapper that reads the view ends only when its server answers, and a cut waits for it as long as it may.
+    wait_until(lambda: instance.status()["snapshot"]["map"] == "ready")
     instance.processes["snapshot"].send(signal.SIGSTOP)
     assert snapfs("snapshot", instance.live, timeout_s=30).returncode == 1
     replace(instance, "snapshot")
