@@ -33,7 +33,8 @@ _NAMES: Final = (b"swapfile", b"swap.img")
 _ROOT_NO: Final = 2
 # A root directory of some ten thousand names.
 _DIRECTORY_BYTES_MAX: Final = 4 << 20
-# More than any swap file has that a system accepts.
+# Extents and blocks of their tree: more than any swap file has that a system accepts. A tree in which many nodes
+# lead to one would take any time.
 _EXTENTS_MAX: Final = 1 << 16
 # inode, length of the entry, length of the name; then the kind, and the name.
 _ENTRY: Final = struct.Struct("<IHB")
@@ -164,7 +165,7 @@ class _Volume:
         at, size = layout.EXTENT_HEADER.itemsize, layout.EXTENT.itemsize
         if header["magic"] != layout.EXTENT_MAGIC or depth >= depth_below or at + count * size > len(node):
             raise MapError("has a broken extent tree")
-        if len(extents) + count > _EXTENTS_MAX:
+        if len(extents) + len(tree) + count > _EXTENTS_MAX:
             raise MapError("has a file in too many pieces")
         rows: Any = np.frombuffer(node, layout.EXTENT if depth == 0 else layout.EXTENT_INDEX, count, at)
         for row in rows:

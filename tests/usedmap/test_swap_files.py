@@ -17,7 +17,7 @@ from ntfs_images import MIB, make_ntfs
 
 from snapfs.usedmap.ext_geometry import read_geometry
 from snapfs.usedmap.ext_groups import read_groups
-from snapfs.usedmap.ext_layout import INODE_FLAG_EXTENTS
+from snapfs.usedmap.ext_layout import EXTENT_MAGIC, INODE_FLAG_EXTENTS
 from snapfs.usedmap.result import ImageMap
 from snapfs.usedmap.scan import scan
 from snapfs.usedmap.source import Source
@@ -110,7 +110,7 @@ def test_a_swap_file_in_many_pieces(ext4: Path, tmp_path: Path) -> None:
         run("sync", "-f", point)
         expected = digests(point)
     with ext4.open("rb") as file:
-        file.seek(inode_offset(ext4, "swap.img") + MAP_OFFSET + DEPTH_OFFSET)
+        file.seek(inode_offset(ext4, inode_number(ext4, "swap.img")) + MAP_OFFSET + DEPTH_OFFSET)
         assert file.read(1) == b"\1"
     assert skipped(ext4) == [{"name": "/swap.img", "bytes": 2 * MIB - 4096}]
     poisoned(ext4)
@@ -164,8 +164,11 @@ def test_what_is_no_swap_file_stays(ext4: Path, tmp_path: Path, change: Callable
     assert scanned(ext4).used == scanned(ext4, skip_swap=False).used
 
 
-def inode_offset(image: Path, name: str) -> int:
-    number = int(run("debugfs", "-R", f"stat /{name}", image).split("Inode: ")[1].split()[0])
+def inode_number(image: Path, name: str) -> int:
+    return int(run("debugfs", "-R", f"stat /{name}", image).split("Inode: ")[1].split()[0])
+
+
+def inode_offset(image: Path, number: int) -> int:
     with image.open("rb") as file:
         source = Source(file.fileno(), image.stat().st_size)
         geometry = read_geometry(source)
@@ -176,7 +179,7 @@ def inode_offset(image: Path, name: str) -> int:
 
 @pytest.mark.parametrize("step", [0, 1, 300])
 def test_blocks_that_another_file_claims_too_stay(ext4: Path, step: int) -> None:
-    swap, other = inode_offset(ext4, "swapfile"), inode_offset(ext4, "file0")
+    swap, other = (inode_offset(ext4, inode_number(ext4, name)) for name in ("swapfile", "file0"))
     with ext4.open("r+b") as file:
         file.seek(swap + MAP_OFFSET)
         blocks = bytearray(file.read(MAP_BYTES))
@@ -190,6 +193,38 @@ def test_blocks_that_another_file_claims_too_stay(ext4: Path, step: int) -> None
         file.seek(other + 0x20)
         assert struct.unpack("<I", file.read(4))[0] & INODE_FLAG_EXTENTS
     assert skipped(ext4) == []
+
+
+def test_a_tree_without_end_is_not_walked(ext4: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of an inode which is not in use the map has not looked at."""
+    number = 5000
+    with mounted(ext4, tmp_path / "point") as point:
+        (point / "swapfile").unlink()
+    with ext4.open("r+b") as file:
+        file.seek(inode_offset(ext4, inode_number(ext4, "file0")))
+        inode = file.read(MAP_OFFSET + MAP_BYTES)
+        (start,) = struct.unpack_from("<I", inode, MAP_OFFSET + 12 + 8)
+        for depth in range(5):
+            # All children of a node are the same one; the last have none.
+            entries = b"".join(struct.pack("<IIHH", index, start + depth - 1, 0, 0) for index in range(340))
+            file.seek((start + depth) * BLOCK_BYTES)
+            file.write(struct.pack("<HHHHI", EXTENT_MAGIC, 340 if depth else 0, 340, depth, 0) + entries)
+        file.seek(inode_offset(ext4, number))
+        tree = struct.pack("<HHHHI", EXTENT_MAGIC, 1, 4, 5, 0) + struct.pack("<IIHH", 0, start + 4, 0, 0)
+        file.write(inode[:MAP_OFFSET] + tree)
+    run("debugfs", "-w", "-R", f"link <{number}> swapfile", ext4)
+    read, reads = Source.read, 0
+
+    def counted(source: Source, offset: int, length: int) -> bytes:
+        nonlocal reads
+        reads += 1
+        if reads > 200_000:
+            pytest.fail("It is walked for ever.")
+        return read(source, offset, length)
+
+    monkeypatch.setattr(Source, "read", counted)
+    assert skipped(ext4) == []
+    assert reads > 1000, "the tree was not come to"
 
 
 NTFS_FILES = ("pagefile.sys", "swapfile.sys", "hiberfil.sys")
