@@ -65,8 +65,9 @@ class Gpt:
         return max((one.end for one in gpt_partitions(self._copy, self.sector_bytes)), default=0)
 
     def least_bytes(self, end: int = 0) -> int:
-        """How large a disk has to be: for all partitions, and what ends at `end`."""
-        end = max(end, self.partitions_end())
+        """How large a disk has to be: for all partitions, what ends at `end`, and a sector that is usable: before
+        that is the first copy."""
+        end = max(end, self.partitions_end(), (self._copy.first_usable + 1) * self.sector_bytes)
         return -(-end // self.sector_bytes) * self.sector_bytes + self.copy_bytes
 
     def with_first_entries(self, source: Source) -> Gpt | None:

@@ -265,3 +265,16 @@ def test_a_gpt_for_other_sectors_that_comes_through_a_pipe_is_not_moved(disk: Be
         done = subprocess.run(command, input=backup.read_bytes(), capture_output=True, timeout=TIMEOUT_S)
     assert done.returncode == 1
     assert "has sectors of 4096 bytes" in done.stderr.decode()
+
+
+def test_a_gpt_without_partitions_keeps_room_for_one(disk: Bench) -> None:
+    """Or else its second copy would be written over the first."""
+    os.truncate(disk.image, 0)
+    os.truncate(disk.image, SIZE)
+    run("sgdisk", "-o", disk.image)
+    backup, least_bytes = backed_up(disk), 35 * 512 + COPY_BYTES
+    target = target_of(disk, least_bytes - 512)
+    snapfs("restore", backup, target, "--force", "--fit-gpt").refuses(1, f"needs {least_bytes} bytes")
+    target = target_of(disk, least_bytes)
+    snapfs("restore", backup, target, "--force", "--fit-gpt").ok()
+    assert "No problems found" in run("sgdisk", "-v", target)
