@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from snapfs.commands.backup_begin import check_cut, check_device, check_release, cut_first
+from snapfs.commands.backup_begin import check_cut, check_device, cut_first, open_asked
 from snapfs.commands.backup_chain import Linked, backup_into_chain
 from snapfs.commands.backup_pool import Pooled, backup_into_pool
 from snapfs.commands.backup_repository import Kept, backup_into_repository
@@ -45,7 +45,7 @@ from snapfs.imager.progress import Report
 from snapfs.imager.qcow2 import Qcow2Target
 from snapfs.imager.reader import open_backup
 from snapfs.imager.results import RESUME, Places, Results, ask_for_rescue_map, look_at_places, saying_what_is_left
-from snapfs.imager.source import Source, open_source
+from snapfs.imager.source import Source
 from snapfs.imager.target import FileTarget, StreamTarget, Target
 from snapfs.options import BackupOptions
 from snapfs.rbd.tool import SCHEME as POOL_SCHEME
@@ -100,13 +100,7 @@ def _backed_up(
     """The cut first, if asked for; then DEST is brought up to date where it is, or all of it made."""
     options, cut_facts = cut_first(options, consent)
     yield_to_others()
-    with open_source(
-        options.source,
-        options.snapshot,
-        takes_damaged=options.on_read_error == "skip",
-        skip_swap=options.skip_swap,
-    ) as source:
-        check_release(options, source)
+    with open_asked(options) as source:
         if old is not None and not old.fits(source, consent.force):
             old.close()
             old, places = None, _looked_at(options, options.dest, consent)

@@ -1,11 +1,12 @@
 """What every `snapfs backup` does before it reads, wherever the backup goes.
 
-Its options are looked at, and the new cut is taken, if one is asked for.
+Its options are looked at, the new cut is taken, if one is asked for, and what is backed up is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container
+import contextlib
+from collections.abc import Container, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +16,7 @@ from snapfs.destination.consent import Consent
 from snapfs.destination.place import Place
 from snapfs.errors import UsageError
 from snapfs.imager.snapshot_source import SnapshotSource
-from snapfs.imager.source import Source
+from snapfs.imager.source import Source, open_source
 from snapfs.options import BackupOptions
 
 # Those that not every destination knows; where the option is called otherwise, how.
@@ -53,12 +54,6 @@ def check_cut(options: BackupOptions) -> None:
         raise UsageError("What a new cut skips is said at the mount; give --skip-swap to snapfs mount.")
 
 
-def check_release(options: BackupOptions, source: Source) -> None:
-    """UsageError when there is nothing to be released."""
-    if options.release and not isinstance(source, SnapshotSource):
-        raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
-
-
 def check_device(place: Place, options: BackupOptions) -> None:
     """UsageError when a device is to be what only a file can."""
     if not place.is_device:
@@ -89,3 +84,15 @@ def cut_first(options: BackupOptions, consent: Consent) -> tuple[BackupOptions, 
         consent.note(sentence)
     facts = {"frozen": taken.frozen, "not_frozen": [asdict(one) for one in taken.not_frozen]}
     return replace(options, release=not options.is_stream, snapshot=taken.id), facts
+
+
+@contextlib.contextmanager
+def open_asked(options: BackupOptions) -> Iterator[Source]:
+    """What is to be backed up. UsageError when there is nothing to be released, and that is asked for."""
+    takes_damaged = options.on_read_error == "skip"
+    with open_source(
+        options.source, options.snapshot, takes_damaged=takes_damaged, skip_swap=options.skip_swap
+    ) as source:
+        if options.release and not isinstance(source, SnapshotSource):
+            raise UsageError(f"{source.path} is not mounted with snapfs and owes nothing; leave out --release.")
+        yield source

@@ -19,14 +19,14 @@ from snapfs.backups.making import Maker, Wish, free_names
 from snapfs.backups.overlay import Overlay
 from snapfs.backups.table import Table
 from snapfs.backups.turn import turn
-from snapfs.commands.backup_begin import check_image, check_release, cut_first
+from snapfs.commands.backup_begin import check_image, cut_first, open_asked
 from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.destination.consent import Consent
 from snapfs.errors import SnapfsError, UsageError
 from snapfs.imager.manifest import describe_ranges
 from snapfs.imager.pace import yield_to_others
 from snapfs.imager.progress import Report
-from snapfs.imager.source import Source, open_source
+from snapfs.imager.source import Source
 from snapfs.options import BackupOptions
 from snapfs.stamps import utc_now
 
@@ -58,12 +58,7 @@ def backup_into_chain(options: BackupOptions, directory: Path, report: Report, c
             _remove(left, consent)
         options, cut_facts = cut_first(options, consent)
         yield_to_others()
-        with open_source(
-            options.source,
-            options.snapshot,
-            takes_damaged=options.on_read_error == "skip",
-            skip_swap=options.skip_swap,
-        ) as source:
+        with open_asked(options) as source:
             _check(options, chain, source, consent)
             checkpoints = ChainCheckpoints(chain.id, options.source, source, consent.note)
             linked = _made(options, chain, names, source, checkpoints, cut_facts, report)
@@ -90,7 +85,6 @@ def _remove(left: list[Names], consent: Consent) -> None:
 
 
 def _check(options: BackupOptions, chain: Chain, source: Source, consent: Consent) -> None:
-    check_release(options, source)
     last = chain.last
     if last is None or consent.force or options.resume:
         return

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from snapfs.backups.changes import Changed, Void, by_same_map, fingerprint
-from snapfs.commands.backup_begin import check_cut, check_release, cut_first, refuse_others
+from snapfs.commands.backup_begin import check_cut, cut_first, open_asked, refuse_others
 from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.destination.consent import Consent
 from snapfs.errors import UsageError
@@ -23,7 +23,7 @@ from snapfs.imager.extents import Extent, extents_of, used_cells
 from snapfs.imager.manifest import describe_ranges
 from snapfs.imager.pace import Pace, yield_to_others
 from snapfs.imager.progress import Report
-from snapfs.imager.source import Source, open_source
+from snapfs.imager.source import Source
 from snapfs.imager.unread import Ranges
 from snapfs.options import BackupOptions
 from snapfs.rbd.stream import DiffTarget
@@ -69,13 +69,7 @@ def backup_into_pool(options: BackupOptions, report: Report, consent: Consent) -
     chain_id, last = _prepared(image, consent)
     options, cut_facts = cut_first(options, consent)
     yield_to_others()
-    with open_source(
-        options.source,
-        options.snapshot,
-        takes_damaged=options.on_read_error == "skip",
-        skip_swap=options.skip_swap,
-    ) as source:
-        check_release(options, source)
+    with open_asked(options) as source:
         if last is None:
             image.create(source.size_bytes)
             image.note(_CHAIN, chain_id)
