@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from snapfs.backups.reading import open_point
 from snapfs.commands.backups import chain_named, chain_to_read
@@ -20,7 +19,7 @@ from snapfs.commands.restore_fit import Fit, Reaching, planned_fit
 from snapfs.commands.restore_pool import restore_from_pool
 from snapfs.commands.restore_repository import restore_from_repository
 from snapfs.commands.restore_stream import restore_stream
-from snapfs.commands.whole_image import Words, saying_that_it_is_half_done
+from snapfs.commands.whole_image import RESTORE, saying_that_it_is_half_done
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.in_place import note_who_can_read, open_in_place
@@ -41,8 +40,6 @@ from snapfs.restic.tool import SCHEME as REPOSITORY_SCHEME
 from snapfs.restic.tool import parse_spec
 from snapfs.system.file_kinds import open_readable
 from snapfs.system.image_lock import lock_image
-
-_WORDS: Final = Words("restore", "restored", "the backup")
 
 
 @dataclass(frozen=True)
@@ -194,7 +191,7 @@ def _restore_over(reading: _Reading, place: Place, options: RestoreOptions, repo
     try:
         if options.mode is None:
             note_who_can_read(place, reading.access, consent)
-        with saying_that_it_is_half_done(options.image, _WORDS):
+        with saying_that_it_is_half_done(options.image, RESTORE):
             _write(reading, fd, place.real, fit, options, report, is_new=False)
             fit.move_gpt(fd, manifest.image_bytes, str(options.image))
         if options.mode is not None:
@@ -221,7 +218,7 @@ def _write(
     reading: _Reading, fd: int, path: Path, fit: Fit, options: RestoreOptions, report: Report, *, is_new: bool
 ) -> None:
     reader, manifest = reading.backup, reading.backup.manifest
-    target = FileTarget(fd, path, fit.target_bytes, is_new=is_new, way_out=_WORDS.way_out, name=str(options.image))
+    target = FileTarget(fd, path, fit.target_bytes, is_new=is_new, way_out=RESTORE.way_out, name=str(options.image))
     try:
         yield_to_others()
         if not options.keep_free:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from snapfs.commands.whole_image import RESTORE
 from snapfs.destination.place import Place
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import BackupDamagedError, SnapfsError, UsageError
@@ -52,7 +53,7 @@ class Fit:
         """When all is written and durable. SnapfsError: a stream that had no GPT, or one for other disks."""
         if not self.moves_gpt:
             return
-        with write_errors(name, "restore again"):
+        with write_errors(name, RESTORE.way_out):
             # Past the page cache only whole blocks could be read and written.
             cached = os.open(path_of(fd), os.O_RDWR | os.O_CLOEXEC)
             try:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
-from snapfs.commands.whole_image import Words, write_image
+from snapfs.commands.whole_image import RESTORE, write_image
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.place import look_at
@@ -16,8 +15,6 @@ from snapfs.imager.progress import Meter, Report
 from snapfs.imager.target import FileTarget
 from snapfs.rbd.stream import read_diff
 from snapfs.rbd.tool import RbdImage, parse_spec
-
-_WORDS: Final = Words("restore", "restored", "the backup")
 
 
 def restore_from_pool(spec: str, path: Path, mode: int | None, report: Report, consent: Consent) -> Manifest:
@@ -40,7 +37,7 @@ def restore_from_pool(spec: str, path: Path, mode: int | None, report: Report, c
             read_diff(pipe.read, write, target.write_zeros)
         meter.finish()
 
-    write_image(place, size_bytes, Access(NEW_MODE), consent, mode, _WORDS, fill)
+    write_image(place, size_bytes, Access(NEW_MODE), consent, mode, RESTORE, fill)
     return Manifest(size_bytes, "rbd", ())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-from snapfs.commands.whole_image import Words, write_image
+from snapfs.commands.whole_image import RESTORE, write_image
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.place import look_at
@@ -20,7 +20,6 @@ from snapfs.imager.target import FileTarget
 from snapfs.restic.archive import read_chunks
 from snapfs.restic.tool import TAG, Repository, Stored, parse_spec
 
-_WORDS: Final = Words("restore", "restored", "the backup")
 _LATEST: Final = "latest"
 
 
@@ -45,7 +44,7 @@ def restore_from_repository(spec: str, path: Path, mode: int | None, report: Rep
             read_chunks(stream, chunks, write, name)
         meter.finish()
 
-    write_image(place, size_bytes, Access(NEW_MODE), consent, mode, _WORDS, fill)
+    write_image(place, size_bytes, Access(NEW_MODE), consent, mode, RESTORE, fill)
     read = Hashed(Extent(0, size_bytes), ZEROS_DIGEST)
     return Manifest(size_bytes, "restic", (read,), {"backup": name})
 

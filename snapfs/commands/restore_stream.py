@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from blake3 import blake3
 
 from cow import MAX_IMAGE_BYTES
-from snapfs.commands.whole_image import Words, write_image
+from snapfs.commands.whole_image import RESTORE, write_image
 from snapfs.destination.consent import Consent
 from snapfs.destination.place import Place
 from snapfs.errors import SnapfsError
@@ -20,8 +18,6 @@ from snapfs.imager.stream import NAME, WAY_OUT, StreamReader
 from snapfs.imager.target import FileTarget
 from snapfs.options import format_size
 from snapfs.system.block_ioctl import size_bytes_of
-
-_WORDS: Final = Words("restore", "restored", "the backup")
 
 
 def restore_stream(
@@ -43,7 +39,7 @@ def restore_stream(
             raise _other_size(place, f"ends after {format_size(done.image_bytes)} of the", limit)
 
     size_bytes = 0 if place.status is None or place.is_device else place.status.st_size
-    write_image(place, size_bytes, reader.access(), consent, mode, _WORDS, fill)
+    write_image(place, size_bytes, reader.access(), consent, mode, RESTORE, fill)
     return done
 
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
@@ -33,6 +34,9 @@ class Words:
     @property
     def way_out(self) -> str:
         return f"{self.verb} again"
+
+
+RESTORE: Final = Words("restore", "restored", "the backup")
 
 
 def write_image(
