@@ -14,11 +14,14 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.errors import BackupDamagedError, SnapfsError, UsageError
 from snapfs.imager import zstd
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 STANDARD_INPUT: Final = Path("-")
 NAME: Final = "The standard input"
@@ -104,7 +107,8 @@ class _Input(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, view: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer)
         if self._left:
             count = min(len(view), len(self._left))
             view[:count], self._left = self._left[:count], self._left[count:]
