@@ -29,7 +29,7 @@ from snapfs.commands.whole_image import Words, saying_that_it_is_half_done
 from snapfs.destination.access import Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.in_place import note_who_can_read, open_in_place
-from snapfs.destination.pair import identity, is_same
+from snapfs.destination.pair import is_same
 from snapfs.destination.place import look_at
 from snapfs.destination.result import finish
 from snapfs.destination.unfinished import claim
@@ -42,7 +42,7 @@ from snapfs.imager.manifest import Manifest, read_manifest, write_manifest
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Report
 from snapfs.imager.reader import open_backup
-from snapfs.imager.results import Places, Results, ask_for_rescue_map, look_at_places
+from snapfs.imager.results import Places, Results, ask_for_rescue_map, look_at_places, naming
 from snapfs.imager.source import Source
 from snapfs.imager.target import FileTarget
 from snapfs.imager.unread import Ranges
@@ -50,6 +50,7 @@ from snapfs.imager.update import Update, UpdateTarget, compared, known, unknown
 from snapfs.options import BackupOptions, format_size
 from snapfs.stamps import utc_now
 from snapfs.system.block_ioctl import size_bytes_of
+from snapfs.system.device_identity import device_identity
 from snapfs.whole import read_at_most
 
 # In the facts of a manifest: who holds the checkpoint, and the map of used blocks that the backup was made by.
@@ -208,6 +209,10 @@ def _looked_at(places: Places, fd: int, options: BackupOptions, consent: Consent
         # Who knows what it is.
         consent.ask_for(dest)
         why = f"the size of {dest.named} is another than when it was made"
+    elif dest.is_device and manifest.facts.get("device") not in (None, device_identity(status.st_rdev)):
+        # It may hold an older backup, and begin like this one. All of it is compared.
+        consent.ask_for(dest)
+        why = f"{dest.named} is another disk than that of {manifest_place.named}"
     elif half is not None and half.ranges is None:
         why = f"the note of what was written to {dest.named} is damaged"
     elif not (_is_same_disk if dest.is_device else _is_same_file)(fd, manifest, half):
@@ -229,7 +234,7 @@ def _is_same_file(fd: int, manifest: Manifest, half: HalfWay | None) -> bool:
 
 
 def _is_same_disk(fd: int, manifest: Manifest, half: HalfWay | None) -> bool:
-    """By the first extent that nobody has written to since: perhaps it is another disk than that of the manifest."""
+    """By the first extent that nobody has written to since: not every disk says which one it is."""
     written = half.ranges if half is not None and half.ranges is not None else Ranges()
     for one in manifest.extents:
         place = (one.extent.offset, one.extent.length)
@@ -329,8 +334,7 @@ def _name(old: Old, manifest: Manifest, access: Access, checkpoints: ChainCheckp
             os.fchmod(old.fd, mode)
         # Its times too: the manifest has them.
         os.fsync(old.fd)
-        if not dest.is_device:
-            manifest = replace(manifest, facts={**manifest.facts, "file": identity(os.fstat(old.fd))})
+        manifest = naming(manifest, old.fd)
     checkpoints.hold()
     unfinished = claim(place, Consent(force=True, quiet=True), owner=os.fstat(old.fd).st_uid)
     try:

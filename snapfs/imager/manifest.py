@@ -13,6 +13,8 @@ JSON, one object:
     regions            partitions and filesystems as the map of used blocks found them
     file               {"inode", "size_bytes", "mtime_ns"} of the backup when it was made: after a crash they tell
                        which of two manifests is its own
+    device             of a backup that is on a block device: which disk that is, by what it says of itself (see
+                       `device_identity`); null when nothing tells
     update             {"holder", "used"} of a backup that was made with --update: the id by which the checkpoint of
                        its cut is held, and BLAKE3 of the map of used blocks that it was made by
     extents            [{"offset", "length", "blake3"}] in ascending order; blake3 null: zeros, nothing to read

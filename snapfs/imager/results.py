@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from snapfs.errors import InterruptedByUserError, SnapfsError
 from snapfs.imager.half_way import note_path
 from snapfs.imager.manifest import Manifest, manifest_path, write_manifest
 from snapfs.imager.rescue_map import is_rescue_map, rescue_map, rescue_map_path
+from snapfs.system.device_identity import device_identity
 
 RESUME = "go on with --resume"
 
@@ -78,6 +80,14 @@ def ask_for_rescue_map(place: Place, consent: Consent) -> None:
         consent.covers(place)
     else:
         consent.ask_for(place)
+
+
+def naming(manifest: Manifest, fd: int) -> Manifest:
+    """The manifest, saying of which file, or of which disk, it is."""
+    status = os.fstat(fd)
+    if stat.S_ISBLK(status.st_mode):
+        return replace(manifest, facts={**manifest.facts, "device": device_identity(status.st_rdev)})
+    return replace(manifest, facts={**manifest.facts, "file": identity(status)})
 
 
 class Results:
@@ -135,9 +145,8 @@ class Results:
         """Everything is written: give the names, of the manifest too."""
         if self.manifest is None:
             return
-        status = None if self.dest is None else os.fstat(self.dest.fd)
-        if status is not None:
-            manifest = replace(manifest, facts={**manifest.facts, "file": identity(status)})
+        if self.fd is not None:
+            manifest = naming(manifest, self.fd)
         with write_errors(str(self.manifest.place.named), RESUME):
             write_manifest(self.manifest.file, manifest)
         if self.dest is None:

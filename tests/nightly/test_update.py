@@ -372,6 +372,30 @@ def test_a_block_device(sparse_image: Nights) -> None:
     assert disk.read_bytes()[CELL:SIZE] == nights.image.read_bytes()[CELL:]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes loop devices")
+def test_disks_that_take_turns_under_one_name_are_compared(sparse_image: Nights) -> None:
+    """Each has missed what the other was brought up to date with, and begins like that."""
+    nights = sparse_image
+    manifest, name = nights.path / "manifest", nights.path / "name"
+    disks = [nights.path / "disk0", nights.path / "disk1"]
+    for disk in disks:
+        disk.write_bytes(bytes(SIZE))
+    words = ("backup", "--cut", nights.live, name, "--manifest", manifest, "--update")
+    with nights.mounted(), loop_device(disks[0]) as first, loop_device(disks[1]) as second:
+        for night, device in enumerate((first, second, first)):
+            name.unlink(missing_ok=True)
+            name.symlink_to(device)
+            overwrite(nights.live_file, (17 + night) * MIB, CELL)
+            if night:
+                snapfs(*words).refuses(2, "would be overwritten")
+            made = json.loads(snapfs(*words, "--force", "--json").ok().out)
+            assert not night or "is another disk than" in made["why"]
+            snapfs("verify", name, "--manifest", manifest).ok()
+        overwrite(nights.live_file, 30 * MIB, CELL)
+        assert json.loads(snapfs(*words, "--json").ok().out)["why"] == ""
+    assert disks[0].read_bytes() == nights.image.read_bytes()
+
+
 def note_text(manifest: Path) -> str:
     """As of an update that had begun with the second extent."""
     ranges = Ranges([(256 * CELL, CELL)])
