@@ -68,8 +68,9 @@ class Supervisor:
         self._ready: set[str] = set()
         self._gone: set[str] = set()
         self._restarts = {name: Restarts() for name in (SNAPSHOT, COMPACTOR)}
-        # When to start the servers that are missing.
+        # When to start the servers that are missing, and what is wrong as long as they are.
         self._due_s: dict[str, float] = {}
+        self._troubles: dict[str, str] = {}
         self._ending = self._crashed = self._reported = self._is_running = False
 
     def run(self) -> int:
@@ -190,7 +191,11 @@ class Supervisor:
                     self._note_server(name, None)
 
     def _note_server(self, name: str, trouble: str | None) -> None:
-        tell_status(trouble or self._instance.summary)
+        if trouble is None:
+            self._troubles.pop(name, None)
+        else:
+            self._troubles[name] = trouble
+        tell_status("; ".join(self._troubles.values()) or self._instance.summary)
         with contextlib.suppress(SnapfsError):
             request(self._instance.store.path, NoteServer(name, trouble), _TELL_TIMEOUT_S)
 

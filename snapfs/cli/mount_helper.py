@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -81,8 +81,8 @@ def umount_main() -> None:
 
 
 def _end(command: click.Command) -> None:
-    run: Callable[[], object] = lambda: command.main(standalone_mode=False)  # noqa: E731
-    sys.exit(_ENDS.get(exit_code_of(run), MountExit.FAILED))
+    code = exit_code_of(lambda: command.main(standalone_mode=False))
+    sys.exit(_ENDS.get(code, MountExit.FAILED))
 
 
 @click.command(

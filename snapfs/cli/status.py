@@ -10,7 +10,7 @@ import click
 
 from snapfs.cli.output import note, output_options, put, put_lines
 from snapfs.cli.status_text import all_lines
-from snapfs.cli.types import PATH, SECONDS, snapshot_option
+from snapfs.cli.types import PATH, SECONDS, snapshot_option, with_value
 from snapfs.errors import ExitCode, UsageError
 from snapfs.shown import shown
 
@@ -23,11 +23,7 @@ class _StatusCommand(click.Command):
     """--watch may be alone: what comes after it is its time only if it is a number."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        until = args.index("--") if "--" in args else len(args)
-        for at, word in enumerate(args[:until]):
-            if word == _WATCH and not _is_number("".join(args[at + 1 : at + 2])):
-                args = [*args[:at], f"{_WATCH}={_EVERY_S:g}", *args[at + 1 :]]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, list(with_value(args, _WATCH, f"{_EVERY_S:g}", _is_number)))
 
 
 def _use(status: dict[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -16,7 +16,6 @@ from snapfs.options import Compress, parse_size
 # What timers are asked for in milliseconds has to fit into 32 bits, and nobody waits longer than a day.
 MIN_S: Final = 0.001
 MAX_S: Final = 86400
-_COMPRESS: Final = "--compress"
 
 
 class NamedPath(click.Path):
@@ -97,18 +96,19 @@ def compress_option(command: Any) -> Any:
 
 
 class CommandWithCompress(click.Command):
-    """One whose --compress need have no value: click would take whatever comes behind it for that."""
+    """One whose --compress need have no value."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, list(_with_values(args)))
+        kinds = get_args(Compress)
+        return super().parse_args(ctx, list(with_value(args, "--compress", kinds[0], kinds.__contains__)))
 
 
-def _with_values(args: list[str]) -> Iterator[str]:
-    kinds = get_args(Compress)
+def with_value(args: list[str], option: str, value: str, is_value: Callable[[str], bool]) -> Iterator[str]:
+    """The command line with `value` for each `option` that has none: click would take whatever comes behind it."""
     end = args.index("--") if "--" in args else len(args)
     for place, word in enumerate(args):
-        has_none = word == _COMPRESS and place < end and not (place + 1 < end and args[place + 1] in kinds)
-        yield f"{word}={kinds[0]}" if has_none else word
+        has_none = word == option and place < end and not any(map(is_value, args[place + 1 : place + 2]))
+        yield f"{word}={value}" if has_none else word
 
 
 def at_option(command: Any) -> Any:

@@ -64,7 +64,7 @@ class EventQueue:
     def _start(self, facts: Facts) -> None:
         log = log_fd()
         # What a hook says is of those who read the log.
-        self._running = subprocess.Popen(
+        running = subprocess.Popen(
             [*program("snapfs.events.runner"), str(self._directory), f"{HOOK_TIMEOUT_S:g}", str(log)],
             env=hook_environment(facts),
             stdin=subprocess.DEVNULL,
@@ -74,7 +74,14 @@ class EventQueue:
             pass_fds=(log,),
             start_new_session=True,
         )
-        self._pidfd = os.pidfd_open(self._running.pid)
+        try:
+            self._pidfd = os.pidfd_open(running.pid)
+        except OSError:
+            # Of its end nobody would hear, and all events after it would wait for that.
+            running.kill()
+            running.wait()
+            raise
+        self._running = running
         self._selector.register(self._pidfd, selectors.EVENT_READ, self._on_end)
 
     def _on_end(self) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,18 @@ def manager(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager
     manager.close()
 
 
-def in_front(instance: Mounted, log: Path) -> subprocess.Popen[bytes]:
+@contextmanager
+def in_front(instance: Mounted, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """As the unit has it."""
     words = [HELPER, "--foreground", "-o", f"snap={instance.snap},", "--", instance.image, instance.live]
     with log.open("wb") as stderr:
-        return subprocess.Popen(words, stderr=stderr)
+        service = subprocess.Popen(words, stderr=stderr)
+    try:
+        yield service
+    finally:
+        # Who fails within this would else wait for its end for ever.
+        service.kill()
+        service.wait(30)
 
 
 def test_a_service_is_ready_when_both_views_answer_and_says_how_it_is(ground: Ground, manager: Manager) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import selectors
@@ -129,3 +130,22 @@ def test_the_supervisor_outlives_an_event_that_no_environment_can_hold(tmp_path:
         events.add({"SNAPFS_EVENT": "damaged", "SNAPFS_MESSAGE": "a\0b\ud800"})
         selector.select()[0][0].data()
     assert said.read_bytes() == b"a?b?"
+
+
+def test_one_of_whose_end_nobody_would_hear_keeps_no_later_event_from_being_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def no_pidfd(pid: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    said = hook_that_says(tmp_path, 'printf %s "$SNAPFS_EVENT"')
+    with selectors.DefaultSelector() as selector:
+        events = EventQueue(tmp_path, selector, dict)
+        with monkeypatch.context() as patch:
+            patch.setattr(queue.os, "pidfd_open", no_pidfd)
+            events.add({"SNAPFS_EVENT": "lost"})
+        assert "the hooks cannot be told of lost: Too many open files" in caplog.text
+        caplog.clear()
+        events.add({"SNAPFS_EVENT": "damaged"})
+        selector.select(10)[0][0].data()
+    assert said.read_text() == "damaged"
