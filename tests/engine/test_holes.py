@@ -79,6 +79,28 @@ def test_a_hole_that_comes_later_is_none(rig: Rig) -> None:
     assert holes_of(rig.reader) == [extent(2, 4), extent(10, 30)]
 
 
+@pytest.mark.parametrize("after_a_cut", [False, True])
+def test_a_hole_that_comes_as_it_is_looked_for_is_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, after_a_cut: bool
+) -> None:
+    """The image has it when it is asked, and all the same there was data at the cut: that is known only then."""
+    rig.engine.name_cut(rig.cut.generation, "first")
+    reader, real, came = rig.reader, rig.image.holes, []
+
+    def holes(offset: int, stop: int) -> Iterator[tuple[int, int]]:
+        if not came:
+            came.append(offset)
+            if after_a_cut:
+                rig.make_cut()
+            rig.engine.zero(0, 2 * BLOCK_BYTES, give_back=True)
+        return real(offset, stop)
+
+    monkeypatch.setattr(rig.image, "holes", holes)
+    assert holes_of(reader) == [extent(10, 30)]
+    assert came
+    assert reader.read(0, IMAGE_BYTES) == rig.old
+
+
 def test_free_blocks_are_holes_once_the_map_is_known(rig: Rig) -> None:
     rig.settle_free([(5, 12), (38, BLOCKS)])
     assert holes_of(rig.reader) == [extent(5, 30), extent(38, BLOCKS)]
