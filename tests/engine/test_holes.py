@@ -16,6 +16,7 @@ from stops import watching
 
 from cow.disk import filesystems
 from cow.disk.layout import CutCounter
+from cow.errors import SnapshotEnded
 from cow.holes import clipped, next_data, next_hole
 from cow.seeking import SeekingReader
 
@@ -160,6 +161,29 @@ def test_what_the_image_lost_is_no_hole(rig: Rig) -> None:
     rig.image.look()
     os.truncate(rig.image_path, IMAGE_BYTES)
     assert holes_of(rig.reader) == [extent(10, 15)]
+
+
+@pytest.mark.parametrize("before_the_cut", [True, False])
+def test_what_the_image_lost_is_no_hole_of_an_older_snapshot(rig: Rig, before_the_cut: bool) -> None:
+    rig.engine.name_cut(rig.cut.generation, "first")
+    first = rig.reader
+    if not before_the_cut:
+        rig.make_cut()
+    os.truncate(rig.image_path, 15 * BLOCK_BYTES)
+    rig.image.look()
+    os.truncate(rig.image_path, IMAGE_BYTES)
+    if before_the_cut:
+        rig.make_cut()
+    # The server of the snapshots has an image of its own, which did not look meanwhile.
+    rig.image.shortest_bytes = IMAGE_BYTES
+    assert holes_of(first) == [extent(10, 15)]
+
+
+def test_of_a_snapshot_that_is_over_nothing_is_told(rig: Rig) -> None:
+    over = rig.reader
+    rig.make_cut()
+    with pytest.raises(SnapshotEnded):
+        over.seek(0, IMAGE_BYTES, for_hole=False)
 
 
 def test_what_a_fuse_server_calls_a_hole_is_not_believed(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
