@@ -15,6 +15,9 @@ from snapfs.usedmap.result import partition_name
 if TYPE_CHECKING:
     from snapfs.commands.browse import Browsed, NotShown, ShownFiles
 
+# The last of the words, behind a NAME that may be left out.
+_DIRECTORY = click.Argument(["directory"], metavar="DIR", type=PATH)
+
 
 @click.command("browse", short_help="Show the files of a snapshot or of a backup in DIR, read-only.")
 @click.argument("path", metavar="LIVE|SNAP|IMAGE|BACKUPS", type=PATH, required=False)
@@ -51,15 +54,16 @@ def browse_command(
     from snapfs.commands.browse import browse
     from snapfs.commands.browse_backup import backups_named, browse_backup
 
-    *name, directory = words
+    *name, last = words
+    directory: Path = _DIRECTORY.type_cast_value(click.get_current_context(), last)
     if backups := backups_named(path):
         if name:
             raise UsageError(f"{path} has backups; say which one with --at {name[0]}.")
-        browsed = browse_backup(*backups, at, Path(directory), note)
+        browsed = browse_backup(*backups, at, directory, note)
     elif at is not None:
         raise UsageError(f"{path} is no directory of backups; leave out --at.")
     else:
-        browsed = browse(path, name[0] if name else None, Path(directory))
+        browsed = browse(path, name[0] if name else None, directory)
     show(_object(browsed), *map(_line, browsed.shown), as_json=as_json, quiet=quiet)
     for sentence in _notes(browsed, quiet):
         note(sentence)

@@ -1,7 +1,8 @@
 """Swap files in the root directory of an ext4. Rules: see `swap_files`.
 
-1. A regular file of one of the usual names, with no other name, whose blocks stand in extents, and whose first page
-   is that of swap space (`swap`); that page stays, so that the file is swap space again when it is restored.
+1. A regular file of one of the usual names, with no other name, whose blocks stand in extents, without holes, and
+   whose first page is that of swap space (`swap`); that page stays, so that the file is swap space again when it is
+   restored.
 2. The map has proven that what files claim is used, not that two of them do not claim the same. So all inodes but
    this one are looked at again, with its blocks called free: whoever claims one of them is found. Nor may they be
    fixed metadata, or blocks of its own tree.
@@ -83,11 +84,17 @@ def _pages(volume: _Volume, inode: np.void, extents: list[_Extent]) -> list[tupl
     if end_bytes > size_bytes:
         raise MapError("has a swap file that is larger than its file")
     first, end = -(-page_bytes // block_bytes), end_bytes // block_bytes
-    found = []
+    found, at = [], first
     for extent in extents:
-        start, stop = max(extent.logical, first), min(extent.logical + extent.blocks, end)
+        start, stop = max(extent.logical, at), min(extent.logical + extent.blocks, end)
         if start < stop:
+            if start != at:
+                break
             found.append((extent.start + start - extent.logical, extent.start + stop - extent.logical))
+            at = stop
+    if at != end:
+        # No system swaps to such a file, so it is something else to somebody.
+        raise MapError("has a swap file with a hole")
     return found
 
 

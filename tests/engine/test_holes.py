@@ -16,6 +16,7 @@ from stops import watching
 
 from cow.disk import filesystems
 from cow.disk.layout import CutCounter
+from cow.errors import SnapshotEnded
 from cow.holes import clipped, next_data, next_hole
 from cow.seeking import SeekingReader
 
@@ -79,6 +80,28 @@ def test_a_hole_that_comes_later_is_none(rig: Rig) -> None:
     assert holes_of(rig.reader) == [extent(2, 4), extent(10, 30)]
 
 
+@pytest.mark.parametrize("after_a_cut", [False, True])
+def test_a_hole_that_comes_as_it_is_looked_for_is_none(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, after_a_cut: bool
+) -> None:
+    """The image has it when it is asked, and all the same there was data at the cut: that is known only then."""
+    rig.engine.name_cut(rig.cut.generation, "first")
+    reader, real, came = rig.reader, rig.image.holes, []
+
+    def holes(offset: int, stop: int) -> Iterator[tuple[int, int]]:
+        if not came:
+            came.append(offset)
+            if after_a_cut:
+                rig.make_cut()
+            rig.engine.zero(0, 2 * BLOCK_BYTES, give_back=True)
+        return real(offset, stop)
+
+    monkeypatch.setattr(rig.image, "holes", holes)
+    assert holes_of(reader) == [extent(10, 30)]
+    assert came
+    assert reader.read(0, IMAGE_BYTES) == rig.old
+
+
 def test_free_blocks_are_holes_once_the_map_is_known(rig: Rig) -> None:
     rig.settle_free([(5, 12), (38, BLOCKS)])
     assert holes_of(rig.reader) == [extent(5, 30), extent(38, BLOCKS)]
@@ -138,6 +161,29 @@ def test_what_the_image_lost_is_no_hole(rig: Rig) -> None:
     rig.image.look()
     os.truncate(rig.image_path, IMAGE_BYTES)
     assert holes_of(rig.reader) == [extent(10, 15)]
+
+
+@pytest.mark.parametrize("before_the_cut", [True, False])
+def test_what_the_image_lost_is_no_hole_of_an_older_snapshot(rig: Rig, before_the_cut: bool) -> None:
+    rig.engine.name_cut(rig.cut.generation, "first")
+    first = rig.reader
+    if not before_the_cut:
+        rig.make_cut()
+    os.truncate(rig.image_path, 15 * BLOCK_BYTES)
+    rig.image.look()
+    os.truncate(rig.image_path, IMAGE_BYTES)
+    if before_the_cut:
+        rig.make_cut()
+    # The server of the snapshots has an image of its own, which did not look meanwhile.
+    rig.image.shortest_bytes = IMAGE_BYTES
+    assert holes_of(first) == [extent(10, 15)]
+
+
+def test_of_a_snapshot_that_is_over_nothing_is_told(rig: Rig) -> None:
+    over = rig.reader
+    rig.make_cut()
+    with pytest.raises(SnapshotEnded):
+        over.seek(0, IMAGE_BYTES, for_hole=False)
 
 
 def test_what_a_fuse_server_calls_a_hole_is_not_believed(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:

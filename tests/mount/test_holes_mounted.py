@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from chunk_rig import MIB, cut, folder
-from mounted import Ground, Mounted, run, wait_until
+from mounted import Ground, Mounted, run, snapfs, wait_until
 
 IMAGE_BYTES = 24 * MIB
 
@@ -130,5 +130,5 @@ def test_where_pyfuse3_is_not_ours_to_help_all_is_as_before(ground: Ground) -> N
     instance.program = (sys.executable, "-c", "import pyfuse3; from snapfs.startup import main; main()")
     instance.mount()
     assert instance.status()["no_holes"] == "pyfuse3 was loaded before"
-    assert "holes        not shown: pyfuse3 was loaded before" in run(".venv/bin/snapfs", "status", instance.live)
+    assert "holes        not shown: pyfuse3 was loaded before" in snapfs("status", instance.live).stdout
     assert extents(instance.live_file) == [(0, MIB)]

@@ -38,6 +38,7 @@ def _loaded() -> subprocess.Popen[str]:
 def snapfs(*words: str | Path, die_before: int | None = None, **keywords: Any) -> Done:
     """The command, of a process that has loaded it; `die_before` is the step of dying_backup.py."""
     if keywords or words[0] not in LOADED:
+        assert die_before is None, "it would not be killed"
         return imager_rig.snapfs(*words, **keywords)
     asked = {
         "words": [str(word) for word in words],

@@ -9,6 +9,7 @@ import random
 import re
 import signal
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,47 @@ def test_killed_at_every_step_the_next_one_makes_it_right(sparse_image: Nights) 
     first, end = states.index("half"), len(states) - states[::-1].index("half")
     assert set(states[:first]) == set(states[end:]) == {"whole"}
     assert set(states[first:end]) == {"half"}
+
+
+@pytest.mark.usefixtures("alone")
+def test_each_step_is_on_the_disk_before_the_next(sparse_image: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power loss, too, it is as it was, or new, or known to be half brought up to date."""
+    nights = sparse_image
+    update_here(nights)
+    write_cells(nights.image, {1: os.urandom(CELL)})
+    order = []
+
+    def note(module: Any, name: str, what: Callable[..., str | os.PathLike[str]]) -> None:
+        step = getattr(module, name)
+
+        def noted(*words: Any, **keywords: Any) -> Any:
+            order.append(f"{name} {Path(what(*words)).name}")
+            return step(*words, **keywords)
+
+        monkeypatch.setattr(module, name, noted)
+
+    def of_fd(fd: int, *_: object) -> str:
+        return os.readlink(f"/proc/self/fd/{fd}")
+
+    note(os, "fsync", of_fd)
+    note(target, "write_whole", of_fd)
+    note(os, "rename", lambda old, new: new)
+    note(os, "unlink", lambda path: path)
+    update_here(nights)
+    directory = nights.path.name
+    assert [step for step, _ in groupby(order)] == [
+        "fsync backup.img.update.partial",
+        "rename backup.img.update",
+        f"fsync {directory}",
+        "write_whole backup.img",
+        "fsync backup.img",
+        "fsync backup.img.json.partial",
+        f"fsync {directory}",
+        "rename backup.img.json",
+        f"fsync {directory}",
+        "unlink backup.img.update",
+        f"fsync {directory}",
+    ]
 
 
 def test_killed_twice_what_both_wrote_is_made_right(sparse_image: Nights) -> None:

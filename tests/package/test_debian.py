@@ -66,6 +66,11 @@ def named(machine: Machine) -> set[str]:
     return {path for path in found if not path.startswith(theirs)}
 
 
+def taken_at(machine: Machine) -> str:
+    """Of the snapshot that is shown; that there is none is a failure."""
+    return machine.run("snapfs status --json /mnt/live | tr , '\\n' | grep --max-count 1 taken_at")
+
+
 def test_lintian_finds_nothing(package: Path) -> None:
     done = subprocess.run(
         ["lintian", "--allow-root", package], capture_output=True, text=True, timeout=300, check=False
@@ -106,11 +111,11 @@ def test_the_service_has_started_when_both_views_answer(machine: Machine) -> Non
 
 def test_one_that_was_killed_is_carried_on(machine: Machine) -> None:
     machine.run("printf new | dd of=/mnt/live/disk.img conv=notrunc,fsync")
-    before = machine.run("snapfs status --json /mnt/live | tr , '\\n' | grep taken_at | head -n 1")
+    before = taken_at(machine)
     machine.run("systemctl kill --signal KILL snapfs@disk.service")
     wait_until(lambda: machine.try_run("cmp -n 3 /mnt/snap/disk.img /dev/zero").returncode == 0)
     assert machine.run("head -c 3 /mnt/live/disk.img") == "new"
-    assert machine.run("snapfs status --json /mnt/live | tr , '\\n' | grep taken_at | head -n 1") == before
+    assert taken_at(machine) == before
 
 
 def test_the_unit_makes_a_backup_and_the_timer_waits_for_the_next(machine: Machine) -> None:

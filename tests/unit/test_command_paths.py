@@ -26,10 +26,15 @@ def test_an_empty_path_names_nothing(command: click.Command, parameter: click.Pa
         parameter.type.convert("", parameter, click.Context(command))
 
 
-def test_a_backup_to_a_variable_that_is_not_set_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "words",
+    [("backup", "image", ""), ("browse", "image", ""), ("browse", "image", "name", "")],
+    ids=["backup", "browse", "browse-name"],
+)
+def test_a_variable_that_is_not_set_is_not_the_working_directory(
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = exit_code_of(lambda: cli.main(["backup", "image", ""], standalone_mode=False))
+    code = exit_code_of(lambda: cli.main([*words], standalone_mode=False))
     assert code == ExitCode.USAGE
     assert "it is empty; see" in capsys.readouterr().err

@@ -149,13 +149,18 @@ def _too_short(point: Path) -> None:
     os.truncate(point / "swapfile", MIB)
 
 
+def _hole(point: Path) -> None:
+    """No system swaps to such a file."""
+    run("fallocate", "--punch-hole", "--offset", str(MIB), "--length", str(MIB), point / "swapfile")
+
+
 def _link(point: Path) -> None:
     (point / "swapfile").rename(point / "precious")
     (point / "swapfile").symlink_to("precious")
 
 
 @pytest.mark.parametrize(
-    "change", [_no_header, _hibernated, _second_name, _elsewhere, _other_name, _too_short, _link]
+    "change", [_no_header, _hibernated, _second_name, _elsewhere, _other_name, _too_short, _hole, _link]
 )
 def test_what_is_no_swap_file_stays(ext4: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
     with mounted(ext4, tmp_path / "point") as point:
