@@ -31,11 +31,7 @@ from bench.processes import MemoryPeak
 from bench.report import print_report
 from bench.results import Peak, Results
 from bench.rows import (
-    BACKUP_ROWS,
-    CHAIN_ROWS,
-    HOLE_ROWS,
     MOUNT_ROWS,
-    NIGHT_ROWS,
     PEER_NAMES,
     ROWS_BY_NAME,
     SECTIONS,
@@ -43,9 +39,13 @@ from bench.rows import (
     Row,
     chosen_rows,
 )
+from bench.section import Section
 from bench.work import FULL, GROUPS, PEAK_ROW, QUICK, Group, Session, Sizes
 
 PEERS: tuple[type[Peer], ...] = (Snapfs, Qemu, Xfs, Btrfs, Pyfuse3, Libfuse, Raw)
+MAKERS: dict[str, type[Section]] = {
+    "backup": BackupBench, "chain": ChainBench, "nights": NightsBench, "holes": HolesBench,
+}  # fmt: skip
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -181,14 +181,9 @@ def main(
         stack.callback(ignore_signals)
         if concerns(MOUNT_ROWS, wanted):
             run_mounts(scratch, sizes, wanted, names, results, console)
-        if concerns(BACKUP_ROWS, wanted):
-            BackupBench(scratch / "backup", sizes, wanted, names, results, console).run()
-        if concerns(CHAIN_ROWS, wanted):
-            ChainBench(scratch / "chain", sizes, wanted, names, results, console).run()
-        if concerns(NIGHT_ROWS, wanted):
-            NightsBench(scratch / "nights", sizes, wanted, names, results, console).run()
-        if concerns(HOLE_ROWS, wanted):
-            HolesBench(scratch / "holes", sizes, wanted, names, results, console).run()
+        for name, make in MAKERS.items():
+            if concerns(make.rows, wanted):
+                make(scratch / name, sizes, wanted, names, results, console).run()
     print_report(results, console)
     out.mkdir(parents=True, exist_ok=True)
     stem = f"{now:%Y-%m-%d-%H%M%S}{'-quick' if quick else ''}"

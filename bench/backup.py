@@ -9,43 +9,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from bench.image import Master, data_extents, make_tree_master, run
 from bench.imagers import IMAGERS, Imager, snapfs_command, verify_raw
-from bench.peers.base import PeerError
 from bench.peers.snapfs import Snapfs
 from bench.release import AFTER_ROW, PEAK_ROW, backup_while_rewriting
-from bench.results import Results
 from bench.rows import BACKUP_ROWS, SNAPFS, UNRELEASED
-from bench.work import Sizes
+from bench.section import Section
 
 SIZE_ROW = "backup-size"
 HUGE_BYTES = 1 << 40
 
 
-class BackupBench:
-    """The rows `wanted` for the peers `names` (all when empty), all files in `folder`."""
+class BackupBench(Section):
+    """Backups of an unmounted image by each imager, and of a snapshot in use."""
 
-    def __init__(
-        self, folder: Path, sizes: Sizes, wanted: Container[str], names: Container[str], results: Results,
-        console: Console,
-    ) -> None:  # fmt: skip
-        self.folder = folder
-        self.sizes = sizes
-        self.wanted = {row.name for row in BACKUP_ROWS if row.name in wanted}
-        self.names = names
-        self.results = results
-        self.console = console
-        self.mounted: Snapfs | None = None
-        folder.mkdir()
-        self.master = make_tree_master(folder / "tree", sizes.image_bytes, sizes.data_bytes)
+    rows = BACKUP_ROWS
+    master: Master
+    mounted: Snapfs | None = None
 
     def run(self) -> None:
+        self.master = make_tree_master(self.folder / "tree", self.sizes.image_bytes, self.sizes.data_bytes)
         for round_no in range(self.results.rounds):
             for row in (row for row in IMAGERS if row in self.wanted):
                 imagers = [imager for imager in IMAGERS[row] if self.is_asked(imager.name)]
@@ -63,17 +49,6 @@ class BackupBench:
             for round_no in range(self.results.rounds):
                 for name in (SNAPFS, UNRELEASED):
                     self.attempt(round_no, name, PEAK_ROW, partial(self.rewrite, name))
-
-    def is_asked(self, name: str) -> bool:
-        return not self.names or name in self.names
-
-    def attempt(self, round_no: int, name: str, row: str, work: Callable[[], None]) -> None:
-        where = f"round {round_no + 1}, {name}: {row}"
-        self.console.print(f"[dim]{where}[/dim]", highlight=False)
-        try:
-            work()
-        except (OSError, RuntimeError, ValueError, PeerError) as error:
-            self.results.voided.append(f"{where}: {error}")
 
     def copy(self, row: str, imager: Imager) -> None:
         seconds = self.copy_seconds(imager, self.master)

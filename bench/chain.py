@@ -9,20 +9,16 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Container
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from bench import processes
-from bench.image import BLOCK_BYTES, MIB, Range, make_master
+from bench.image import BLOCK_BYTES, MIB, Master, Range, make_master
 from bench.measure import drop_caches, read_seconds, wrong_bytes
-from bench.peers.base import PeerError
 from bench.peers.chains import CHAINS, Chain, HugeSnapfs, SnapfsChain
-from bench.results import Results
 from bench.rows import CHAIN_ROWS, NEWEST, ONE, SNAPFS
-from bench.work import Session, Sizes
+from bench.section import Section
+from bench.work import Session
 
 HUGE_BYTES = 1 << 40
 # Before each cut: single blocks anywhere, and one piece of 1 MiB.
@@ -32,24 +28,16 @@ MANY_ROWS = ("chain-seq-100", "chain-rand-100", "chain-read-oldest", "chain-cut-
 READ_ROW, CUT_ROW, DELETE_ROW, MEMORY_ROW = "chain-read-oldest", "chain-cut-ms", "chain-delete-ms", "chain-memory"
 
 
-class ChainBench:
-    """The rows `wanted` for the peers `names` (all when empty), all files in `folder`."""
+class ChainBench(Section):
+    """Many snapshots of one image, by each peer."""
 
-    def __init__(
-        self, folder: Path, sizes: Sizes, wanted: Container[str], names: Container[str], results: Results,
-        console: Console,
-    ) -> None:  # fmt: skip
-        self.folder = folder
-        self.sizes = sizes
-        self.wanted = {row.name for row in CHAIN_ROWS if row.name in wanted}
-        self.results = results
-        self.console = console
-        folder.mkdir()
-        self.master = make_master(folder, sizes.image_bytes, sizes.data_bytes, sizes.free_bytes)
-        self.peers = [make(folder / make.name, self.master) for make in CHAINS if not names or make.name in names]
-        self.has_snapfs = any(peer.name == SNAPFS for peer in self.peers)
+    rows = CHAIN_ROWS
+    master: Master
+    peers: list[Chain]
 
     def run(self) -> None:
+        self.master = make_master(self.folder, self.sizes.image_bytes, self.sizes.data_bytes, self.sizes.free_bytes)
+        self.peers = [make(self.folder / make.name, self.master) for make in CHAINS if self.is_asked(make.name)]
         try:
             for round_no in range(self.results.rounds):
                 turn = round_no % max(len(self.peers), 1)
@@ -58,7 +46,7 @@ class ChainBench:
         finally:
             for peer in self.peers:
                 peer.close()
-        if self.has_snapfs and MEMORY_ROW in self.wanted:
+        if self.is_asked(SNAPFS) and MEMORY_ROW in self.wanted:
             self.attempt(0, SNAPFS, MEMORY_ROW, self.measure_memory)
 
     def run_peer(self, round_no: int, peer: Chain) -> None:
@@ -67,14 +55,6 @@ class ChainBench:
         for count, rows in ((self.sizes.few_snapshots, FEW_ROWS), (self.sizes.many_snapshots, MANY_ROWS)):
             if self.wanted.intersection(rows):
                 self.attempt(round_no, peer.name, f"with {count}", partial(self.measure, peer, count, rows))
-
-    def attempt(self, round_no: int, name: str, what: str, work: Callable[[], None]) -> None:
-        where = f"round {round_no + 1}, {name}: {what}"
-        self.console.print(f"[dim]{where}[/dim]", highlight=False)
-        try:
-            work()
-        except (OSError, RuntimeError, ValueError, PeerError) as error:
-            self.results.voided.append(f"{where}: {error}")
 
     def measure(self, peer: Chain, count: int, rows: tuple[str, ...]) -> None:
         """The rows with so many snapshots; those with one are what the others are compared with."""
@@ -98,8 +78,8 @@ class ChainBench:
             peer.stop()
         if wrong:
             raise RuntimeError(f"{wrong:,} bytes of the oldest snapshot are wrong, so the figures are void")
-        self.keep(session, ONE if count == 1 else peer.name)
-        self.keep(newest, NEWEST)
+        self.keep_session(session, ONE if count == 1 else peer.name)
+        self.keep_session(newest, NEWEST)
 
     def write(self, peer: Chain, session: Session, rows: tuple[str, ...]) -> None:
         """First touches of two fresh snapshots."""
@@ -112,7 +92,7 @@ class ChainBench:
                 work(chosen)
                 settle(peer)
 
-    def keep(self, session: Session, column: str) -> None:
+    def keep_session(self, session: Session, column: str) -> None:
         for row, value in session.values.items():
             self.results.values[row][column].append(value)
         for row, value in session.cpu_seconds_per_gib.items():

@@ -10,21 +10,18 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from bench.backup import forget
 from bench.image import MIB, Master, make_master, run
 from bench.imagers import qemu_command
-from bench.peers.base import PeerError, disk_bytes
+from bench.peers.base import disk_bytes
 from bench.peers.snapfs import Snapfs
-from bench.results import Results
 from bench.rows import HOLE_ROWS, RAW, SNAPFS
-from bench.work import Sizes
+from bench.section import Section
 
 Words = tuple[str, ...]
 SIZE_SUFFIX = "-size"
@@ -80,20 +77,10 @@ COPIERS = (
 )
 
 
-class HolesBench:
-    """The rows `wanted` for the peers `names` (all when empty), all files in `folder`."""
+class HolesBench(Section):
+    """Copies of a snapshot, and of a file with real holes, by each program that copies."""
 
-    def __init__(
-        self, folder: Path, sizes: Sizes, wanted: Container[str], names: Container[str], results: Results,
-        console: Console,
-    ) -> None:  # fmt: skip
-        self.folder = folder
-        self.sizes = sizes
-        self.wanted = {row.name for row in HOLE_ROWS if row.name in wanted}
-        self.names = names
-        self.results = results
-        self.console = console
-        folder.mkdir()
+    rows = HOLE_ROWS
 
     def run(self) -> None:
         peer = Snapfs(self.folder / SNAPFS, self.make_master())
@@ -123,20 +110,16 @@ class HolesBench:
         )
 
     def run_round(self, round_no: int, copier: Copier, sources: dict[str, Path]) -> None:
-        asked = [name for name in sources if not self.names or name in self.names]
+        asked = [name for name in sources if self.is_asked(name)]
         for name in asked if round_no % 2 else reversed(asked):
-            where = f"round {round_no + 1}, {name}: {copier.row}"
-            self.console.print(f"[dim]{where}[/dim]", highlight=False)
-            try:
-                seconds, taken_bytes = self.measure(copier, sources[name], partial(self.refuse_wrong, sources[RAW]))
-            except (OSError, RuntimeError, ValueError, PeerError) as error:
-                self.results.voided.append(f"{where}: {error}")
-                continue
-            for row, value in ((copier.row, seconds), (copier.row + SIZE_SUFFIX, taken_bytes / MIB)):
-                if row in self.wanted:
-                    self.results.values[row][name].append(value)
+            self.attempt(round_no, name, copier.row, partial(self.measure, copier, name, sources))
 
-    def measure(self, copier: Copier, source: Path, check: Callable[[Words], None]) -> tuple[float, int]:
+    def measure(self, copier: Copier, name: str, sources: dict[str, Path]) -> None:
+        seconds, taken_bytes = self.copy(copier, sources[name], partial(self.refuse_wrong, sources[RAW]))
+        self.keep(copier.row, name, seconds)
+        self.keep(copier.row + SIZE_SUFFIX, name, taken_bytes / MIB)
+
+    def copy(self, copier: Copier, source: Path, check: Callable[[Words], None]) -> tuple[float, int]:
         dest = self.folder / "dest"
         try:
             if copier.prepare is not None:

@@ -10,39 +10,23 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Callable, Container
 from functools import partial
-from pathlib import Path
-
-from rich.console import Console
 
 from bench.backup import HUGE_BYTES, forget
 from bench.image import BLOCK_BYTES, MIB, SAME_METADATA, Master, make_master, run
 from bench.measure import wrong_bytes
-from bench.peers.base import PeerError
 from bench.peers.nightly import NIGHTLIES, Nightly, SnapfsNightly
-from bench.results import Results
 from bench.rows import NIGHT_ROWS, ROWS_BY_NAME, SNAPFS
-from bench.work import Sizes
+from bench.section import Section
 
 USUAL_ROW, HUGE_ROW, SHARE_ROW, CPU_ROW = "increment", "increment-1t", "increment-share", "increment-cpu"
 SINGLE_BLOCKS = 256
 
 
-class NightsBench:
-    """The rows `wanted` for the programs `names` (all when empty), all files in `folder`."""
+class NightsBench(Section):
+    """The second backup of an image, by each program."""
 
-    def __init__(
-        self, folder: Path, sizes: Sizes, wanted: Container[str], names: Container[str], results: Results,
-        console: Console,
-    ) -> None:  # fmt: skip
-        self.folder = folder
-        self.sizes = sizes
-        self.wanted = {row.name for row in NIGHT_ROWS if row.name in wanted}
-        self.names = names
-        self.results = results
-        self.console = console
-        folder.mkdir()
+    rows = NIGHT_ROWS
 
     def run(self) -> None:
         for row, image_bytes in ((USUAL_ROW, self.sizes.image_bytes), (HUGE_ROW, HUGE_BYTES)):
@@ -62,24 +46,11 @@ class NightsBench:
         metadata = SAME_METADATA if image_bytes == HUGE_BYTES else ()
         return make_master(folder, image_bytes, data_bytes, self.sizes.free_bytes, metadata)
 
-    def is_asked(self, name: str) -> bool:
-        return not self.names or name in self.names
-
     def run_round(self, round_no: int, row: str, master: Master) -> None:
         asked = [make for make in NIGHTLIES if make.name in ROWS_BY_NAME[row].peers and self.is_asked(make.name)]
         turn = round_no % max(len(asked), 1)
         for make in [*asked[turn:], *asked[:turn]]:
             self.attempt(round_no, make.name, row, partial(self.measure, row, make, master))
-
-    def attempt(self, round_no: int, name: str, row: str, work: Callable[[], None]) -> None:
-        where = f"round {round_no + 1}, {name}: {row}"
-        self.console.print(f"[dim]{where}[/dim]", highlight=False)
-        try:
-            work()
-        except (OSError, RuntimeError, ValueError, PeerError) as error:
-            self.results.voided.append(f"{where}: {error}")
-        finally:
-            run("rm", "-rf", str(self.folder / name))
 
     def measure(self, row: str, make: type[Nightly], master: Master) -> None:
         program = make(self.folder / make.name, master)
@@ -91,7 +62,8 @@ class NightsBench:
             refuse_wrong(program, 1)
         finally:
             program.stop()
-        self.results.values[row][program.name].append(seconds)
+            run("rm", "-rf", str(program.folder))
+        self.keep(row, program.name, seconds)
 
     def measure_share(self, master: Master) -> None:
         """A tenth is asked where 1 of 16 GiB has changed, and little work of a night in which nothing has."""
@@ -107,9 +79,9 @@ class NightsBench:
             refuse_wrong(program, 2)
         finally:
             program.stop()
+            run("rm", "-rf", str(program.folder))
         for row, value in ((SHARE_ROW, share), (CPU_ROW, cpu)):
-            if row in self.wanted:
-                self.results.values[row][SNAPFS].append(value)
+            self.keep(row, SNAPFS, value)
 
     def night_seconds(self, program: Nightly, night: int) -> float:
         forget(program.read_from())
