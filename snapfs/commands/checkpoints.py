@@ -13,12 +13,12 @@ from bitarray import bitarray
 
 from snapfs.backups.changes import Changed, Void
 from snapfs.client import request
-from snapfs.commands.cuts import open_cuts, place_of
 from snapfs.commands.diff import read_changes
 from snapfs.destination.consent import Note
 from snapfs.errors import SnapfsError, SnapshotLostError, UsageError
 from snapfs.imager.snapshot_source import SnapshotSource
 from snapfs.imager.source import Source
+from snapfs.noted import open_cuts, place_of
 from snapfs.protocol import HoldCheckpoint, LetGoCheckpoints, deadline_in
 from snapfs.system.discovery import find_store
 

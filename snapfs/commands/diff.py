@@ -1,23 +1,16 @@
-"""`snapfs diff`: which blocks were written to the live view since a snapshot was taken, or between two.
-
-Each cut notes what was written until the next one, also a cut that is over and hidden. So what was written between
-two is what was noted by all cuts from the older one up to the newer one.
-"""
+"""`snapfs diff`: which blocks were written to the live view since a snapshot was taken, or between two."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bitarray import bitarray
-
-from cow import Cut, changed_in, why_void
 from snapfs.chosen import id_of, read_chosen, read_status_with
-from snapfs.commands.cuts import open_cuts, place_of
-from snapfs.errors import SnapshotLostError, UsageError
+from snapfs.errors import UsageError
+from snapfs.noted import noted_between
 from snapfs.system.discovery import find_store
 from snapfs.usedmap.domain import set_extents
 from snapfs.usedmap.result import ImageMap
@@ -59,16 +52,10 @@ def read_changes(path: Path, since: str | None = None, until: str | None = None)
     status = read_chosen(store, None) if since is None else read_status_with(store, None)
     first = chosen(status, since, path)
     last = None if until is None else chosen(status, until, path)
-    reader = open_cuts(store)
-    try:
-        begin = place_of(reader, first.id)
-        end = len(reader.cuts) if last is None else place_of(reader, last.id)
-        if end < begin:
-            raise UsageError(f"{until} is older than {since}; name the older one first.")
-        changed, geometry = _noted(reader.cuts[begin:end], reader.geometry.block_count, path), reader.geometry
-    finally:
-        reader.close()
-    return Changes(first, last, ImageMap(geometry.block_bytes, geometry.image_bytes, changed, []))
+    blocks = noted_between(store, first.id, None if last is None else last.id, path)
+    if blocks is None:
+        raise UsageError(f"{until} is older than {since}; name the older one first.")
+    return Changes(first, last, blocks)
 
 
 def chosen(status: dict[str, Any], name: str | None, path: Path) -> Snapshot:
@@ -81,19 +68,6 @@ def chosen(status: dict[str, Any], name: str | None, path: Path) -> Snapshot:
         found_id = id_of(status["snapshots"], name, path)
         found = next(one for one in status["snapshots"] if one["id"] == found_id)
     return Snapshot(found["id"], found["taken_at"])
-
-
-def _noted(cuts: Sequence[Cut], block_count: int, path: Path) -> bitarray:
-    changed = changed_in(cuts, block_count)
-    # Last: from then on it is not noted any more.
-    reason = why_void(cuts)
-    if reason is not None:
-        raise SnapshotLostError(
-            f"Nobody knows what was written to {path} since the snapshot, because that was lost meanwhile "
-            f"({reason.name.lower()}); take a new one.",
-            path=path,
-        )
-    return changed
 
 
 def changes_json(changes: Changes, version: int) -> Iterator[str]:

@@ -17,13 +17,13 @@ from bitarray.util import ones
 
 from snapfs.chosen import read_chosen
 from snapfs.client import request
-from snapfs.commands.cuts import open_cuts, place_of
 from snapfs.commands.status import read_status
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.consent import Consent
 from snapfs.destination.place import check_apart, look_at
 from snapfs.destination.result import new_result
 from snapfs.errors import NotMountedError, SnapfsError
+from snapfs.noted import open_cuts, place_of
 from snapfs.options import DEFAULT_BLOCK_BYTES, check_block_bytes
 from snapfs.protocol import GetMap, MapGiven
 from snapfs.system.block_ioctl import size_bytes_of

@@ -17,9 +17,9 @@ from typing import Any
 from cow import Store, count_preserved, served_before
 from snapfs.chosen import id_of
 from snapfs.client import request
-from snapfs.commands.cuts import open_cuts
 from snapfs.commands.status import read_status
 from snapfs.errors import SnapfsError
+from snapfs.noted import open_cuts
 from snapfs.protocol import DeleteSnapshot, LetGoCheckpoints, deadline_in
 from snapfs.retention import Keep, kept
 from snapfs.stamps import id_text, local_time

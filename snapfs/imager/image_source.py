@@ -10,6 +10,7 @@ from typing import Any
 
 from bitarray import bitarray
 
+from cow import Files, Image
 from snapfs.destination.access import Access
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, clear_free, plan, used_blocks_in, used_bytes
@@ -68,7 +69,7 @@ class ImageSource:
         return {"image": image, "skip_swap": self._skip_swap}
 
     def holes(self) -> bitarray | None:
-        return None if stat.S_ISBLK(self._status.st_mode) else hole_cells(self._fd, self.size_bytes)
+        return hole_cells(Image(self._fd, self.size_bytes, Files()))
 
     def extents(self) -> list[Extent]:
         return plan(self.used, self.block_bytes, self.size_bytes, self.holes())

@@ -14,14 +14,16 @@ from typing import Any, Final
 from bitarray import bitarray
 from bitarray.util import ones
 
+from cow import Files, Image
 from snapfs.chosen import file_of, listed_now, read_chosen
 from snapfs.client import request
 from snapfs.destination.access import Access
 from snapfs.errors import NotMountedError, SnapfsError, SnapshotLostError
-from snapfs.imager.extents import Extent, clear_free, plan, used_bytes
+from snapfs.imager.extents import Extent, clear_free, plan, used_bytes, used_cells
 from snapfs.imager.medium import PAGE_BYTES
 from snapfs.imager.sparse import hole_cells
 from snapfs.imager.unread import UnreadableError
+from snapfs.noted import noted_between
 from snapfs.protocol import GetMap, GetStatus, MapGiven, Release, deadline_in
 from snapfs.system.mounts import DEAD_VIEW_ERRORS
 from snapfs.system.shown_files import ShownFile
@@ -113,17 +115,28 @@ class SnapshotSource:
         return plan(self.used, self.block_bytes, self.size_bytes, self.holes())
 
     def holes(self) -> bitarray | None:
-        """Cells of the image that are holes now: nobody has written there since the cut, for only snapfs writes to
-        the image, and it makes no holes. So they were zeros at the cut, and need not be read. What another user's
-        server calls its image root does not open."""
-        if owner_of_store(self._store) != os.geteuid():
+        """Cells of the image that are holes now, and in which nobody has written or discarded anything since the
+        cut. So they were zeros at the cut, and need not be read. What another user's server calls its image root does
+        not open."""
+        if owner_of_store(self._store) != os.geteuid() or (found := self._holes_of_image()) is None:
             return None
+        # In this order: what is discarded is noted before the image has the hole.
+        try:
+            written = noted_between(self._store, self._snapshot["id"], None, self.path)
+        except SnapfsError:
+            return None
+        assert written is not None, "now is no older than a snapshot"
+        return found & ~used_cells(written.used, self.block_bytes, self.size_bytes)
+
+    def _holes_of_image(self) -> bitarray | None:
         try:
             fd = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return None
         try:
-            return hole_cells(fd, self.size_bytes) if _is_open_in(self._pid, fd) else None
+            if not _is_open_in(self._pid, fd):
+                return None
+            return hole_cells(Image(fd, self.size_bytes, Files()))
         finally:
             os.close(fd)
 

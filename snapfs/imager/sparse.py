@@ -11,6 +11,7 @@ import numpy as np
 from bitarray import bitarray
 from bitarray.util import zeros
 
+from cow import Image
 from snapfs.imager.extents import CELL_BYTES, cell_count
 from snapfs.whole import write_whole
 
@@ -42,24 +43,13 @@ def data_runs(view: memoryview) -> Iterator[tuple[int, int]]:
             start = None
 
 
-def hole_cells(fd: int, size_bytes: int) -> bitarray:
-    """One bit per cell of a file: whether all of it lies in a hole; none where the filesystem cannot tell."""
-    cells = zeros(cell_count(size_bytes), "little")
-    offset = 0
-    while offset < size_bytes:
-        try:
-            data = os.lseek(fd, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                return zeros(len(cells), "little")
-            data = size_bytes
-        first = -(-offset // CELL_BYTES)
-        last = len(cells) if data >= size_bytes else data // CELL_BYTES
+def hole_cells(image: Image) -> bitarray:
+    """One bit per cell of an image: whether all of it lies in a hole; none where nobody can tell."""
+    cells = zeros(cell_count(image.size_bytes), "little")
+    for start, end in image.holes(0, image.size_bytes):
+        first, last = -(-start // CELL_BYTES), len(cells) if end == image.size_bytes else end // CELL_BYTES
         if first < last:
             cells[first:last] = 1
-        if data >= size_bytes:
-            break
-        offset = os.lseek(fd, data, os.SEEK_HOLE)
     return cells
 
 

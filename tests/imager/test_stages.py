@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from cow import Files, Image
 from snapfs.imager.extents import CELL_BYTES, EXTENT_BYTES, Extent
 from snapfs.imager.pace import Pace
 from snapfs.imager.sparse import data_runs, hole_cells, make_zeros
@@ -124,10 +125,10 @@ def test_holes_of_a_file_are_found(tmp_path: Path) -> None:
         file.write(b"x")
     fd = os.open(path, os.O_RDWR)
     try:
-        cells = hole_cells(fd, 10 * CELL_BYTES + 5)
-        assert cells.to01() == "11101111111"
+        image = Image(fd, 10 * CELL_BYTES + 5, Files())
+        assert hole_cells(image).to01() == "11101111111"
         os.pwrite(fd, b"y" * 5, 10 * CELL_BYTES)
         make_zeros(fd, 3 * CELL_BYTES, CELL_BYTES)
-        assert hole_cells(fd, 10 * CELL_BYTES + 5).to01() == "11111111110"
+        assert hole_cells(image).to01() == "11111111110"
     finally:
         os.close(fd)

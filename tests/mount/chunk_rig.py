@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from mounted import Mounted, snapfs
+from mounted import Mounted
 
 MIB = 1 << 20
 
@@ -48,8 +48,3 @@ def write(instance: Mounted, offset: int, data: bytes) -> None:
     with instance.live_file.open("r+b", buffering=0) as file:
         os.pwrite(file.fileno(), data, offset)
         os.fsync(file.fileno())
-
-
-def cut(instance: Mounted, *options: str) -> None:
-    done = snapfs("snapshot", instance.live, *options)
-    assert done.returncode == 0, done.stderr

@@ -172,6 +172,12 @@ class Mounted:
         """What the live server says, without the time that a command takes."""
         return status_of(self.live)
 
+    def cut(self, *options: str) -> None:
+        """A new cut, with its map known: one that is replaced before that never has one."""
+        done = snapfs("snapshot", self.live, *options)
+        assert done.returncode == 0, done.stderr
+        wait_until(lambda: self.status()["snapshot"]["map"] != "computing")
+
     def umount(self, path: Path | None = None) -> None:
         """`snapfs umount`; must succeed and end every process."""
         done = snapfs("umount", path or self.live)

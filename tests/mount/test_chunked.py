@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from chunk_rig import MIB, changed, cut, folder, joined, seen, write
+from chunk_rig import MIB, changed, folder, joined, seen, write
 from mounted import Ground, Mounted, run, snapfs, wait_until
 
 IMAGE_BYTES = 10 * MIB + 5000
@@ -41,20 +41,20 @@ def test_a_chunk_is_another_file_only_when_something_in_it_was_written(whole: Mo
     first = seen(folder(whole))
     write(whole, 5 * MIB - 10, b"x" * 20)
     write(whole, IMAGE_BYTES - 1, b"x")
-    cut(whole)
+    whole.cut()
     second = seen(folder(whole))
     assert changed(first, second) == ["04M", f"10M-{IMAGE_BYTES}.end"]
     assert all(second[name].modified_ns > first[name].modified_ns for name in changed(first, second))
-    cut(whole)
+    whole.cut()
     assert changed(second, seen(folder(whole))) == []
     assert joined(folder(whole)) == whole.live_file.read_bytes()
 
 
 def test_a_snapshot_with_a_name_has_a_folder_of_its_own(whole: Mounted) -> None:
-    cut(whole, "--name", "mon")
+    whole.cut("--name", "mon")
     content, mon = whole.live_file.read_bytes(), seen(folder(whole, "mon"))
     write(whole, 0, b"x")
-    cut(whole)
+    whole.cut()
     assert sorted(os.listdir(whole.snap / ".chunks")) == ["mon", "newest"]
     assert seen(folder(whole, "mon")) == mon
     assert joined(folder(whole, "mon")) == content
@@ -62,12 +62,12 @@ def test_a_snapshot_with_a_name_has_a_folder_of_its_own(whole: Mounted) -> None:
 
 
 def test_the_next_snapshot_of_the_same_name_has_the_same_files(whole: Mounted) -> None:
-    cut(whole, "--name", "nightly")
+    whole.cut("--name", "nightly")
     first = seen(folder(whole, "nightly"))
     write(whole, 0, b"x")
     assert snapfs("delete", whole.live, "nightly").returncode == 0
     # Of nothing at all nobody would know what has changed since.
-    cut(whole, "--name", "nightly")
+    whole.cut("--name", "nightly")
     second = seen(folder(whole, "nightly"))
     assert [chunk.inode for chunk in first.values()] == [chunk.inode for chunk in second.values()]
     assert joined(folder(whole, "nightly")) == whole.live_file.read_bytes()
@@ -75,7 +75,7 @@ def test_the_next_snapshot_of_the_same_name_has_the_same_files(whole: Mounted) -
 
 @pytest.mark.parametrize("ends", ["delete", "snapshot"])
 def test_what_is_open_of_a_folder_that_shows_it_no_more_is_stale(whole: Mounted, ends: str) -> None:
-    cut(whole, "--name", "mon")
+    whole.cut("--name", "mon")
     name = "mon" if ends == "delete" else "newest"
     with (folder(whole, name) / "02M").open("rb", buffering=0) as chunk:
         assert chunk.read(10)
@@ -83,7 +83,7 @@ def test_what_is_open_of_a_folder_that_shows_it_no_more_is_stale(whole: Mounted,
             assert snapfs("delete", whole.live, "mon").returncode == 0
         else:
             write(whole, 2 * MIB, b"x")
-            cut(whole)
+            whole.cut()
             assert (folder(whole) / "02M").read_bytes()[:1] == b"x"
         with pytest.raises(OSError, match="Stale") as failed:
             os.pread(chunk.fileno(), 4096, MIB)
@@ -97,14 +97,14 @@ def test_what_was_read_of_a_chunk_is_not_shown_for_a_later_one(whole: Mounted) -
         with path.open("rb") as held:
             held.read()
             write(whole, 2 * MIB + 4096 * number, bytes([number]) * 4096)
-            cut(whole)
+            whole.cut()
             assert path.read_bytes() == whole.live_file.read_bytes()[2 * MIB : 4 * MIB]
 
 
 @pytest.mark.parametrize("ends", ["umount", "kill"])
 def test_times_outlive_the_servers(whole: Mounted, ends: str) -> None:
     write(whole, 0, b"x")
-    cut(whole)
+    whole.cut()
     first = seen(folder(whole))
     write(whole, 6 * MIB, b"x")
     if ends == "kill":
@@ -113,13 +113,13 @@ def test_times_outlive_the_servers(whole: Mounted, ends: str) -> None:
         whole.umount()
     whole.mount()
     assert seen(folder(whole)) == first
-    cut(whole)
+    whole.cut()
     assert changed(first, seen(folder(whole))) == ["06M"]
 
 
 def test_chunks_of_another_size_have_the_same_times(whole: Mounted) -> None:
     write(whole, 6 * MIB, b"x")
-    cut(whole)
+    whole.cut()
     first = seen(folder(whole))
     whole.umount()
     whole.mount("--chunk-size", "4M")
@@ -161,11 +161,11 @@ def test_a_file_that_comes_or_goes_changes_its_chunks(ground: Ground, used: Moun
     mounted = ground.mount(loop)
     (mounted / "kept").write_bytes(os.urandom(3 * MIB))
     (mounted / "gone").write_bytes(os.urandom(5 * MIB))
-    cut(used)
+    used.cut()
     first, content = seen(folder(used)), used.snap_file.read_bytes()
     (mounted / "gone").unlink()
     run("sync", "-f", mounted)
-    cut(used)
+    used.cut()
     second, later = seen(folder(used)), used.snap_file.read_bytes()
     run("umount", mounted)
     ground.drop_loop(loop)
@@ -184,7 +184,7 @@ def test_a_map_that_fails_leaves_every_byte_in_its_chunk(ground: Ground) -> None
     assert joined(folder(instance)) == instance.snap_file.read_bytes()
     first = seen(folder(instance))
     write(instance, MIB, b"x")
-    cut(instance)
+    instance.cut()
     assert changed(first, seen(folder(instance))) == ["1M"]
 
 
@@ -197,7 +197,7 @@ def test_rsync_copies_what_has_changed_and_join_makes_an_image_of_it(ground: Gro
 
     assert len(sync()) == 6
     write(whole, 8 * MIB, b"x")
-    cut(whole)
+    whole.cut()
     assert sync() == ["08M"]
     assert sync() == []
     done = snapfs("join", copy, ground.path / "restored")
@@ -222,7 +222,7 @@ def test_without_a_snapshot_there_is_no_folder(ground: Ground) -> None:
     instance = ground.mounted(ground.image(MIB), "--no-snapshot")
     assert os.listdir(instance.snap / ".chunks") == []
     assert not folder(instance).exists()
-    cut(instance)
+    instance.cut()
     wait_until(lambda: list(seen(folder(instance))) == [f"0M-{MIB}.end"])
 
 

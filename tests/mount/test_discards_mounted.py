@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from chunk_rig import MIB, cut
-from mounted import Ground, Mounted, run, wait_until
+from chunk_rig import MIB
+from mounted import SNAPFS, Ground, Mounted, run
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, COLLAPSE_RANGE = 0x01, 0x02, 0x10, 0x08
 IMAGE_BYTES = 24 * MIB
@@ -46,8 +46,7 @@ def test_fstrim_of_a_filesystem_on_the_live_view_gives_the_space_back(ground: Gr
     instance = ground.mounted(image, "--store", ground.path / "store")
     files = ground.mount(ground.loop(instance.live_file))
     (files / "file").write_bytes(os.urandom(8 * MIB))
-    cut(instance, "--name", "with-file")
-    wait_until(lambda: instance.status()["snapshot"]["map"] == "ready")
+    instance.cut("--name", "with-file")
     before, taken = content(instance.snap_file), allocated(image)
     (files / "file").unlink()
     # Until then the journal may bring it back.
@@ -56,8 +55,12 @@ def test_fstrim_of_a_filesystem_on_the_live_view_gives_the_space_back(ground: Gr
     assert allocated(image) <= taken - 8 * MIB
     assert content(instance.snap_file) == before
     run("umount", files)
-    cut(instance)
+    instance.cut()
     assert content(instance.snap / ".snapshots/with-file" / image.name) == before
+    # Nor is that a hole of it, though it is one of the image.
+    copy = ground.path / "copy.img"
+    run(SNAPFS, "backup", instance.live, copy, "--snapshot", "with-file")
+    assert copy.read_bytes() == before
 
 
 @pytest.fixture
@@ -74,6 +77,13 @@ def test_a_hole_is_punched_into_the_image_and_not_into_the_snapshot(plain: Mount
     assert content(plain.snap_file) == before
     assert taken - 10 * MIB <= allocated(plain.image) <= taken - 10 * MIB + 8192
     assert allocated(plain.live_file) == allocated(plain.image)
+
+
+def test_a_backup_has_what_was_discarded_since_the_cut(plain: Mounted, tmp_path: Path) -> None:
+    before, copy = content(plain.snap_file), tmp_path / "copy.img"
+    fallocate(plain.live_file, PUNCH_HOLE | KEEP_SIZE, 2 * MIB + 100, 10 * MIB)
+    run(SNAPFS, "backup", plain.live, copy)
+    assert copy.read_bytes() == before
 
 
 def test_what_the_kernel_holds_of_it_goes_too(plain: Mounted) -> None:

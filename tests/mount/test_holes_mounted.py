@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chunk_rig import MIB, cut, folder
+from chunk_rig import MIB, folder
 from mounted import Ground, Mounted, run, snapfs, wait_until
 
 IMAGE_BYTES = 24 * MIB
@@ -77,9 +77,8 @@ def test_copies_of_a_snapshot_are_as_large_as_what_is_used(ground: Ground, full:
 
 
 def test_snapshots_with_names_and_chunks_have_their_holes(full: Mounted) -> None:
-    cut(full, "--name", "mon")
-    wait_until(lambda: full.status()["snapshot"]["map"] == "ready")
-    cut(full)
+    full.cut("--name", "mon")
+    full.cut()
     mon = full.snap / ".snapshots/mon" / full.image.name
     assert allocated(mon) < IMAGE_BYTES // 2
     found = extents(mon)
@@ -99,7 +98,7 @@ def test_where_nothing_is_there_is_nothing_to_be_found(full: Mounted) -> None:
         for whence in (os.SEEK_DATA, os.SEEK_HOLE):
             with pytest.raises(OSError, match=os.strerror(errno.ENXIO)):
                 os.lseek(file.fileno(), IMAGE_BYTES, whence)
-        cut(full)
+        full.cut()
         with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
             os.lseek(file.fileno(), 0, os.SEEK_HOLE)
 
@@ -121,7 +120,7 @@ def test_what_the_kernel_has_not_written_yet_is_no_hole_of_the_live_view(ground:
         os.pwrite(file.fileno(), b"x", 9 * MIB)
         assert extents(instance.live_file) == [(5 * MIB, 5 * MIB + 4096), (9 * MIB, 9 * MIB + 4096)]
         assert extents(instance.snap_file) == []
-    cut(instance)
+    instance.cut()
     assert extents(instance.snap_file) == [(5 * MIB, 5 * MIB + 4096), (9 * MIB, 9 * MIB + 4096)]
 
 
