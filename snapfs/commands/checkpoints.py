@@ -93,6 +93,8 @@ def _used_at(store: Path, cut_id: str, holder: str | None) -> bitarray | None:
         place = place_of(reader, cut_id)
         if holder is not None and holder not in reader.header.cuts[place].holders:
             return None
-        return ~reader.cuts[place].free.copy()
+        used = reader.cuts[place].free.copy()
+        used.invert()
+        return used
     finally:
         reader.close()
