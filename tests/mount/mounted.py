@@ -160,9 +160,15 @@ class Mounted:
         return self._foreground
 
     def _adopt(self, log: Path | None = None) -> None:
-        self._let_go()
-        self.processes = find_processes(self.status()["pid"])
-        assert set(self.processes) == set(SERVERS), self.processes
+        pid = self.status()["pid"]
+
+        def are_all_there() -> bool:
+            self._let_go()
+            self.processes = find_processes(pid)
+            return set(self.processes) == set(SERVERS)
+
+        # The views may answer before the compactor has come as far as to have its name.
+        wait_until(are_all_there, what=f"the processes of {self.image}")
         self._logs.append(os.open(log or self.store / "log", os.O_RDONLY | os.O_CLOEXEC))
         self._watchdog = threading.Timer(WATCHDOG_S, self._end_all)
         self._watchdog.daemon = True
