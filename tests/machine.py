@@ -54,9 +54,32 @@ def attach_loop(backing: str | Path, *options: str) -> Path:
 
 
 def detach_loop(device: Path) -> None:
-    """Nothing happens when it is attached no more."""
+    """Nothing happens when it is attached no more. When this returns its file is let go of: the kernel does that only
+    when nobody has the device open, and whoever looks through all devices of the machine has for a moment."""
+    file = file_of_loop(device)
+    begin_detaching(device)
+    wait_until(lambda: file is None or file_of_loop(device) != file, what=f"the end of {device}")
+
+
+def begin_detaching(device: Path) -> None:
+    """It is detached now, or when nobody has it open any more."""
     _forget_partitions(device)
     subprocess.run(["losetup", "-d", device], check=False, capture_output=True, timeout=TIMEOUT_S)
+
+
+def file_of_loop(device: Path) -> str | None:
+    """What a loop device is attached to."""
+    try:
+        return os.fsdecode(Path("/sys/block", device.name, "loop/backing_file").read_bytes()[:-1])
+    except OSError:
+        return None
+
+
+def loops_on(file: str | Path) -> list[Path]:
+    """The loop devices that are attached to it."""
+    backing = os.path.realpath(file)
+    devices = (Path("/dev", entry) for entry in os.listdir("/sys/block") if entry.startswith("loop"))
+    return [device for device in devices if file_of_loop(device) == backing]
 
 
 def _forget_partitions(device: Path) -> None:
@@ -82,6 +105,9 @@ def mounted(source: str | Path, target: Path, *options: str) -> Iterator[Path]:
         yield target
     finally:
         unmount(target, MNT_DETACH)
+        if "loop" in ",".join(options).split(","):
+            # As in detach_loop.
+            wait_until(lambda: not loops_on(source), what=f"the end of the loop device on {source}")
 
 
 def unmount(point: Path, flags: int = 0) -> int:

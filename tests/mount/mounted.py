@@ -27,7 +27,9 @@ from tests.machine import (
     MNT_DETACH,
     SNAPFS,
     attach_loop,
+    begin_detaching,
     detach_loop,
+    file_of_loop,
     mount_points_below,
     run,
     status_of,
@@ -317,7 +319,7 @@ class Ground:
 
     def drop_loop(self, device: Path) -> None:
         self._loops.remove(device)
-        run("losetup", "-d", device)
+        detach_loop(device)
 
     def mount(self, source: Path, *options: str, name: str = "fs") -> Path:
         """Mount a filesystem on a new directory."""
@@ -332,9 +334,19 @@ class Ground:
         for point in reversed(mount_points_below(self.path)):
             if str(point) not in views:
                 unmount(point, MNT_DETACH)
-        for device in self._loops:
-            detach_loop(device)
-        wrong = [sentence for instance in reversed(self._instances) for sentence in instance.close()]
+        for device in reversed(self._loops):
+            begin_detaching(device)
+        # One that is attached to a view keeps it in use; an instance may be the one that keeps another.
+        below = tuple(f"{view}/" for view in views)
+        wrong = []
+        try:
+            wait_until(
+                lambda: not any((file_of_loop(device) or "").startswith(below) for device in self._loops),
+                what="the end of the loop devices on views",
+            )
+        except AssertionError as error:
+            wrong.append(str(error))
+        wrong += [sentence for instance in reversed(self._instances) for sentence in instance.close()]
         for point in reversed(mount_points_below(self.path)):
             wrong.append(f"{point} was still mounted")
             unmount(point, MNT_DETACH)
