@@ -45,7 +45,8 @@ def restart(store: Path) -> None:
 @contextmanager
 def unused_loop_device() -> Iterator[Path]:
     """One that nobody is given who asks for any: between two disks it would be another test's."""
-    number = 1000 + os.getpid()
+    # The kernel has about a million of them, and more processes than that.
+    number = 1000 + os.getpid() % 500_000
     control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(control, LOOP_CTL_ADD, number)
