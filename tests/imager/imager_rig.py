@@ -98,6 +98,15 @@ class Running:
         wait_until(lambda: self.done_bytes >= count or self._process.poll() is not None)
         assert self._process.poll() is None, self.lines
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """It comes no further within this, however long that takes."""
+        self.send(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.send(signal.SIGCONT)
+
     def interrupt(self) -> None:
         self.send(signal.SIGINT)
 

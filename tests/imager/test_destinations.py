@@ -117,7 +117,8 @@ def test_the_second_of_two_at_once_is_told_who_the_first_is(small: Bench, comman
         snapfs("backup", small.image, source).ok()
     with running(command, source, dest, "--rate", "1M") as first:
         first.await_bytes(1)
-        snapfs(command, other, dest, "--force").refuses(1, "dest.partial is in use: process ", "(snapfs)")
+        with first.stopped():
+            snapfs(command, other, dest, "--force").refuses(1, "dest.partial is in use: process ", "(snapfs)")
         first.interrupt()
         assert first.wait().code == 130
     assert not dest.exists()
@@ -191,7 +192,8 @@ def test_a_backup_of_a_snapshot_is_as_private_as_the_image_and_never_less(small:
     slowly = ("--rate", "4M", "--mode", "644")
     with small.mounted(), running("backup", small.live, small.path / "backup", *slowly) as process:
         process.await_bytes(1)
-        left = {path: mode_of(path) for path in small.path.glob("backup*")}
+        with process.stopped():
+            left = {path: mode_of(path) for path in small.path.glob("backup*")}
         assert set(left.values()) == {0o600}, left
         process.wait().ok()
         assert mode_of(small.path / "backup") == 0o644
@@ -297,7 +299,7 @@ def test_names_of_one_second_differ_and_sort(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_backup_in_a_directory_is_resumed_there(small: Bench) -> None:
-    small.image.write_bytes(os.urandom(20 * MIB))
+    small.image.write_bytes(os.urandom(40 * MIB))
     backups = small.path / "backups"
     backups.mkdir()
     with small.mounted():

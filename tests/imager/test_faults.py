@@ -139,7 +139,8 @@ def test_a_newer_cut_ends_the_backup(bench: Bench) -> None:
     with bench.mounted():
         with running("backup", bench.live, bench.path / "backup", *SLOWLY) as process:
             process.await_bytes(8 * MIB)
-            snapfs("snapshot", bench.live, "--no-freeze").ok()
+            with process.stopped():
+                snapfs("snapshot", bench.live, "--no-freeze").ok()
             process.wait().refuses(1, "newer cut")
         assert "backup" not in names_in(bench.path)
         snapfs("backup", bench.live, bench.path / "backup", "--resume").refuses(1, "")
@@ -150,8 +151,9 @@ def test_an_overflow_ends_the_backup(bench: Bench) -> None:
     with bench.mounted("--buffer-limit", "2M"):
         with running("backup", bench.live, bench.path / "backup", *SLOWLY) as process:
             process.await_bytes(8 * MIB)
-            overwrite(bench.live_file, 0, 64 * MIB)
-            wait_until(lambda: bench.status()["snapshot"]["state"] == "overflowed")
+            with process.stopped():
+                overwrite(bench.live_file, 0, 64 * MIB)
+                wait_until(lambda: bench.status()["snapshot"]["state"] == "overflowed")
             process.wait().refuses(3, "overflowed")
         assert "backup" not in names_in(bench.path)
         snapfs("backup", bench.live, bench.path / "backup").refuses(3, "overflowed")
@@ -194,7 +196,8 @@ def test_a_pipe_that_is_closed_is_said(bench: Bench) -> None:
 def test_a_second_backup_to_the_same_place_is_refused(bench: Bench) -> None:
     with running("backup", bench.image, bench.path / "backup", *SLOWLY) as process:
         process.await_bytes(1)
-        snapfs("backup", bench.image, bench.path / "backup").refuses(1, "is in use")
+        with process.stopped():
+            snapfs("backup", bench.image, bench.path / "backup").refuses(1, "is in use")
         process.interrupt()
         process.wait()
 

@@ -46,7 +46,8 @@ def test_a_killed_qemu_nbd_is_said_and_resumed(bench: Bench) -> None:
     with bench.mounted():
         with running("backup", bench.live, backup, *SLOWLY, *QCOW2) as process:
             process.await_bytes(8 * MIB)
-            process.kill_child("qemu-nbd")
+            with process.stopped():
+                process.kill_child("qemu-nbd")
             process.wait().refuses(1, "qemu-nbd", "ended half-way", "back up again")
         assert not {"backup", "backup.partial"} & names_in(bench.path)
         assert bench.status()["snapshot"]["state"] == "active"
@@ -72,9 +73,10 @@ def test_a_server_killed_while_blocks_are_released(bench: Bench, original: Origi
     try:
         with running("backup", bench.live, backup, "--release", *SLOWLY) as process:
             process.await_bytes(18 * MIB)
-            overwrite(bench.live_file, 0, 16 * MIB)
-            for name in ("supervisor", "live", "snapshot", "compactor"):
-                processes[name].send(signal.SIGKILL)
+            with process.stopped():
+                overwrite(bench.live_file, 0, 16 * MIB)
+                for name in ("supervisor", "live", "snapshot", "compactor"):
+                    processes[name].send(signal.SIGKILL)
             process.wait().refuses(1, "killed", "--resume")
         for name in processes:
             processes[name].await_end()
@@ -106,8 +108,9 @@ def test_an_overflowed_snapshot_cannot_be_resumed(bench: Bench) -> None:
     with bench.mounted("--buffer-limit", "2M"):
         with running("backup", bench.live, backup, "--release", *SLOWLY) as process:
             process.await_bytes(18 * MIB)
-            overwrite(bench.live_file, 0, 64 * MIB)
-            wait_until(lambda: bench.status()["snapshot"]["state"] == "overflowed")
+            with process.stopped():
+                overwrite(bench.live_file, 0, 64 * MIB)
+                wait_until(lambda: bench.status()["snapshot"]["state"] == "overflowed")
             process.wait().refuses(3, "overflowed")
         snapfs("backup", bench.live, backup, "--release", "--resume").refuses(3, "overflowed", "new cut")
         assert "backup" not in names_in(bench.path)

@@ -173,8 +173,9 @@ def test_one_with_a_name_is_read_on_whatever_cut_comes(bench: Bench) -> None:
         snapfs("snapshot", bench.live, "--name", "mon").ok()
         with running("backup", bench.live, bench.path / "backup", "--rate", "8M") as process:
             process.await_bytes(MIB)
-            overwrite(bench.live_file, 0, 30 * MIB)
-            snapfs("snapshot", bench.live).ok()
+            with process.stopped():
+                overwrite(bench.live_file, 0, 30 * MIB)
+                snapfs("snapshot", bench.live).ok()
             process.wait().ok()
         run("cmp", bench.path / "backup", bench.snap / ".snapshots" / "mon" / bench.image.name)
 
@@ -186,7 +187,8 @@ def test_one_that_is_deleted_meanwhile_is_said_to_be(bench: Bench) -> None:
         words = ("backup", bench.live, bench.path / "backup", "--snapshot", "mon", "--rate", "8M")
         with running(*words) as process:
             process.await_bytes(MIB)
-            snapfs("delete", bench.live, "mon").ok()
+            with process.stopped():
+                snapfs("delete", bench.live, "mon").ok()
             process.wait().refuses(1, "The snapshot mon of ")
         assert not (bench.path / "backup").exists()
 

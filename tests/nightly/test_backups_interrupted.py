@@ -157,7 +157,8 @@ def test_a_second_backup_is_refused_while_one_is_made(nights: Nights) -> None:
     nights.image.write_bytes(os.urandom(20 * MIB))
     with running("backup", nights.image, nights.backups, "--rate", "8M") as process:
         process.await_bytes(2 * MIB)
-        snapfs("backup", nights.image, nights.backups).refuses(1, "is in use", "snapfs")
+        with process.stopped():
+            snapfs("backup", nights.image, nights.backups).refuses(1, "is in use", "snapfs")
         process.wait().ok()
     assert len(nights.listed()) == 1
 
