@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 
 import pytest
 from mounted import Ground, snapfs
@@ -19,7 +20,12 @@ def test_a_store_removed_under_its_views_leaves_them_whole_and_unmountable(groun
     with view.live_file.open("r+b", buffering=0) as file:
         file.write(NEW[:8192])
         os.fsync(file.fileno())
-        shutil.rmtree(view.store)
+        # Nobody may make a file in it meanwhile.
+        view.processes["compactor"].send(signal.SIGSTOP)
+        try:
+            shutil.rmtree(view.store)
+        finally:
+            view.processes["compactor"].send(signal.SIGCONT)
         file.write(NEW[8192:])
         os.fsync(file.fileno())
     with view.snap_file.open("rb", buffering=0) as file:
