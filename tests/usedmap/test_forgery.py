@@ -48,8 +48,8 @@ def test_lies_are_survived(name: str, without_checksums: None, tmp_path: Path) -
         fill(directory)
         scatter(directory, 300, 5000)
     reader: Reader = READERS[kind]
-    start = time.monotonic()
+    start = time.process_time()
     for free_map in survive_damage(reader, image, range(400)):
         assert len(free_map.free) * free_map.unit_bytes + free_map.data_offset <= size
-        assert time.monotonic() - start < SLOWEST_MAP_S
-        start = time.monotonic()
+        assert time.process_time() - start < SLOWEST_MAP_S
+        start = time.process_time()
