@@ -269,10 +269,10 @@ def test_held_writes_go_on_when_the_time_is_over(pair: tuple[Mounted, Mounted]) 
     one, _ = pair
     with connected(one.store) as server:
         generation = server.ask(PrepareCut(deadline_s=deadline_in(5))).generation
-        server.ask(HoldWrites(generation=generation, deadline_s=deadline_in(0.3)))
-        started = time.monotonic()
+        until = deadline_in(2)
+        server.ask(HoldWrites(generation=generation, deadline_s=until))
         one.live_file.write_bytes(b"late")
-        assert time.monotonic() - started > 0.2
+        assert time.monotonic() >= until
         with pytest.raises(SnapfsError, match="took too long"):
             server.ask(TakeCut(generation=generation, deadline_s=deadline_in(5)))
 
