@@ -110,7 +110,7 @@ def test_no_cut_is_taken_between_another_one_and_its_facts(ground: CutGround, in
     first = ground.stopping_cut(instance.live, at="cut-facts")
     taken = present(instance)["id"]
     patched = (
-        "import snapfs.commands.cut_instance as s; s._PREPARE_TIMEOUT_S = 0.3; import snapfs.cli; snapfs.cli.main()"
+        "import snapfs.commands.cut_instance as s; s._PREPARE_TIMEOUT_S = 2; import snapfs.cli; snapfs.cli.main()"
     )
     second = subprocess.run(
         [sys.executable, "-c", patched, "snapshot", instance.live, "--no-freeze"],

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable
 
 import pytest
 from engine_rig import Rig, pattern
+from test_overflow import wait_until
 
 from cow.disk.layout import Counter, Durability, State
 from cow.errors import SnapshotLost
+from cow.live import room
 from cow.live.overflow import EventKind, OverflowPolicy
 from cow.snapshot import SnapshotReader
 
@@ -134,7 +135,8 @@ def test_what_the_oldest_alone_needed_is_owed_no_more(rig: Rig) -> None:
     assert rig.cut.settled.all_set(0, 32)
 
 
-def test_until_the_room_has_come_back_the_next_does_not_give_way(rig: Rig) -> None:
+def test_until_the_room_has_come_back_the_next_does_not_give_way(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_GIVE_BACK_S", 1000.0)
     rig.control[Counter.SHOWN_HEADERS] = 0
     rig.write(0, random_bytes(BLOCKS, 1))
     kept(rig, "a", 2)
@@ -143,9 +145,7 @@ def test_until_the_room_has_come_back_the_next_does_not_give_way(rig: Rig) -> No
     rig.engine.room.set_limit(8 * BLOCK_BYTES)
     writer = threading.Thread(target=rig.engine.write, args=(0, random_bytes(16, 3)))
     writer.start()
-    until = time.monotonic() + 4
-    while (State.OVERFLOWED not in states(rig) or not rig.engine.room.pressing) and time.monotonic() < until:
-        time.sleep(0.001)
+    wait_until(lambda: State.OVERFLOWED in states(rig) and bool(rig.engine.room.pressing))
     assert states(rig) == [State.OVERFLOWED, State.ACTIVE]
     rig.compactor.step()
     rig.control[Counter.SHOWN_HEADERS] = 1 << 60
