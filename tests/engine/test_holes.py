@@ -289,3 +289,12 @@ def test_lseek_finds_its_way_between_holes() -> None:
     assert next_hole(some((4, 8)), 2, 20) == 4
     assert next_hole(some(), 2, 20) == 20
     assert list(clipped([(0, 4), (6, 9)], 2, 7)) == [(2, 4), (6, 7)]
+
+
+def test_what_is_past_the_end_of_a_file_that_was_cut_short_is_no_hole(rig: Rig) -> None:
+    """Also before anybody has noticed: it may have been data."""
+    start, end = extent(HOLE.start, HOLE.stop)
+    middle = (start + end) // 2
+    os.truncate(rig.image_fd, middle)
+    assert list(rig.image.holes(0, IMAGE_BYTES)) == [(start, middle)]
+    assert rig.image.hole_end(end, IMAGE_BYTES) == end
