@@ -14,7 +14,7 @@ from cow.disk.filesystems import tells_holes
 from cow.holes import Range
 
 # No sector of any device is larger.
-SECTORS_BYTES: Final = 4096
+_SECTOR_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Image:
             change(self.fd, offset, length)
             return
         # A device takes whole sectors.
-        low, high = -(-offset // SECTORS_BYTES) * SECTORS_BYTES, (offset + length) // SECTORS_BYTES * SECTORS_BYTES
+        low, high = -(-offset // _SECTOR_BYTES) * _SECTOR_BYTES, (offset + length) // _SECTOR_BYTES * _SECTOR_BYTES
         if low < high:
             change(self.fd, low, high - low)
         else:

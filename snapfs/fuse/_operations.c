@@ -163,27 +163,11 @@ static PyObject *reply_offset(PyObject *module, PyObject *args)
     return PyLong_FromLong(fuse_reply_lseek((fuse_req_t)(uintptr_t)req, offset));
 }
 
-/* May wait for answers of this very process, so that it needs a thread of its own. */
-static PyObject *drop_range(PyObject *module, PyObject *args)
-{
-    unsigned long long ino;
-    long long offset, length;
-    int code;
-    (void)module;
-    if (!PyArg_ParseTuple(args, "KLL", &ino, &offset, &length))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    code = session ? fuse_lowlevel_notify_inval_inode(session, ino, offset, length) : -ENODEV;
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(-code);
-}
-
 static PyMethodDef methods[] = {
     {"handle", handle, METH_VARARGS, "Whom lseek and fallocate are handed to, before the session is made."},
     {"why_not", why_not_filled, METH_NOARGS, "None when the session has them; else the reason."},
     {"reply_error", reply_error, METH_VARARGS, "Answer a request with an errno, 0 for success."},
     {"reply_offset", reply_offset, METH_VARARGS, "Answer an lseek."},
-    {"drop_range", drop_range, METH_VARARGS, "Have the kernel write back and drop its pages; 0 or an errno."},
     {NULL, NULL, 0, NULL},
 };
 

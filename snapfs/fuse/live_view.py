@@ -9,9 +9,8 @@ from collections.abc import Callable
 import pyfuse3
 
 from cow import Image, LiveEngine
-from snapfs.fuse import more_operations
 from snapfs.fuse.access import wants_write
-from snapfs.fuse.view import IMAGE_INODE, View
+from snapfs.fuse.view import View
 from snapfs.serving.errnos import errno_of
 from snapfs.serving.live import LiveImage
 from snapfs.serving.permissions import Permission, Permissions
@@ -77,10 +76,6 @@ class LiveView(LiveImage, View):
         self.open_for_writing += writes
         # Only this view changes the image, so the kernel's pages of it stay right when it is closed.
         return pyfuse3.FileInfo(fh=_WRITING if writes else _READING, keep_cache=True)
-
-    def hand_over(self, offset: int, length: int) -> None:
-        # Pages that somebody has mapped are kept back whatever the cache is.
-        more_operations.drop_range(IMAGE_INODE, offset, length)
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         self.open_for_writing -= fh == _WRITING

@@ -134,14 +134,3 @@ async def answering() -> AsyncIterator[None]:
             yield
         finally:
             _requests.nursery = None
-
-
-def drop_range(inode: int, offset: int, length: int) -> None:
-    """Have the kernel hand on what it holds of that range of a file, and forget it. May wait for answers of this
-    process: in a thread. OSError: what it holds could not be written."""
-    if _compiled is None:
-        return
-    code = _compiled.drop_range(inode, offset, length)
-    # The kernel knows no such file, or the view is gone: then it holds nothing.
-    if code not in (0, errno.ENOENT, errno.ENOTCONN, errno.ENODEV):
-        raise OSError(code, os.strerror(code))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Iterator
 from typing import cast
 
 import trio
@@ -110,6 +109,10 @@ class LiveImage(Served):
 
     async def lseek(self, fh: int, off: int, whence: int) -> int:
         for_hole = self.check_seek(off, whence, self.image_bytes)
+        if self.open_for_writing:
+            # The front may keep back what he has written. To have it handed on, a thread would wait for answers of
+            # this very process, and could not even be killed when there are none any more.
+            return self.image_bytes if for_hole else off
         try:
             return self.found(await trio.to_thread.run_sync(self._seek, off, for_hole, limiter=self._seekers))
         except (CowError, OSError) as error:
@@ -142,18 +145,8 @@ class LiveImage(Served):
 
     def _seek(self, offset: int, for_hole: bool) -> int | None:
         stop = self.image_bytes
-        if for_hole:
-            return next_hole(self._holes(offset, stop), offset, stop)
-        return next_data(self._holes(offset, stop), offset, stop)
-
-    def _holes(self, offset: int, stop: int) -> Iterator[tuple[int, int]]:
-        """Those of the image that nobody is about to write into."""
-        for start, end in self._engine.holes(offset, stop):
-            self.hand_over(start, end - start)
-            yield from self._engine.holes(start, end)
-
-    def hand_over(self, offset: int, length: int) -> None:
-        """Return when whoever keeps writes of this range back, in the front, has handed them on. In a thread."""
+        holes = self._engine.holes(offset, stop)
+        return next_hole(holes, offset, stop) if for_hole else next_data(holes, offset, stop)
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         try:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from stops import watching
 
 from cow.disk import filesystems
-from cow.disk.layout import CutCounter
+from cow.disk.image import Image
+from cow.disk.layout import CutCounter, pack_missing
 from cow.errors import SnapshotEnded
 from cow.holes import clipped, next_data, next_hole
 from cow.seeking import SeekingReader
@@ -179,6 +180,25 @@ def test_what_the_image_lost_is_no_hole_of_an_older_snapshot(rig: Rig, before_th
     assert holes_of(first) == [extent(10, 15)]
 
 
+def test_a_loss_that_a_later_snapshot_notes_meanwhile_is_no_hole_of_an_older_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.engine.name_cut(rig.cut.generation, "first")
+    first = rig.reader
+    rig.make_cut("second")
+    second = rig.cut
+    rig.make_cut()
+    assert holes_of(first) == [extent(10, 30)]
+    holes = Image.holes
+
+    def note_short(image: Image, offset: int, stop: int) -> Iterator[tuple[int, int]]:
+        second.numbers[CutCounter.MISSING_BYTES] = pack_missing(IMAGE_BYTES - 15 * BLOCK_BYTES)
+        return holes(image, offset, stop)
+
+    monkeypatch.setattr(Image, "holes", note_short)
+    assert holes_of(first) == []
+
+
 def test_of_a_snapshot_that_is_over_nothing_is_told(rig: Rig) -> None:
     over = rig.reader
     rig.make_cut()
@@ -289,3 +309,12 @@ def test_lseek_finds_its_way_between_holes() -> None:
     assert next_hole(some((4, 8)), 2, 20) == 4
     assert next_hole(some(), 2, 20) == 20
     assert list(clipped([(0, 4), (6, 9)], 2, 7)) == [(2, 4), (6, 7)]
+
+
+def test_what_is_past_the_end_of_a_file_that_was_cut_short_is_no_hole(rig: Rig) -> None:
+    """Also before anybody has noticed: it may have been data."""
+    start, end = extent(HOLE.start, HOLE.stop)
+    middle = (start + end) // 2
+    os.truncate(rig.image_fd, middle)
+    assert list(rig.image.holes(0, IMAGE_BYTES)) == [(start, middle)]
+    assert rig.image.hole_end(end, IMAGE_BYTES) == end

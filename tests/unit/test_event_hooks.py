@@ -6,7 +6,7 @@ import errno
 import fcntl
 import os
 import selectors
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -149,3 +149,25 @@ def test_one_of_whose_end_nobody_would_hear_keeps_no_later_event_from_being_told
         events.add({"SNAPFS_EVENT": "damaged"})
         selector.select(10)[0][0].data()
     assert said.read_text() == "damaged"
+
+
+def test_at_the_end_no_event_is_begun_once_the_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    hook_that_says(tmp_path, "sleep 1000")
+    begun: list[str] = []
+    start = EventQueue._start
+
+    def noted(events: EventQueue, facts: Mapping[str, str]) -> None:
+        begun.append(facts["SNAPFS_EVENT"])
+        start(events, facts)
+
+    monkeypatch.setattr(EventQueue, "_start", noted)
+    monkeypatch.setattr(queue, "_LAST_S", 0.0)
+    with selectors.DefaultSelector() as selector:
+        events = EventQueue(tmp_path, selector, dict)
+        for event in ("lost", "damaged", "overflowed"):
+            events.add({"SNAPFS_EVENT": event})
+        events.finish()
+    assert begun == ["lost"]
+    assert "not told of 2 more events" in caplog.text

@@ -23,6 +23,7 @@ from snapfs.serving.permissions import Permissions
 from snapfs.serving.served import MAX_REQUEST_BYTES, RequestError
 
 IMAGE_BYTES = 10_000
+HOLES = [(0, 4096), (8192, IMAGE_BYTES)]
 
 
 class FakeEngine:
@@ -56,6 +57,9 @@ class FakeEngine:
 
     def try_sync(self) -> bool:
         return self._begin()
+
+    def holes(self, offset: int, stop: int) -> Iterator[tuple[int, int]]:
+        yield from ((start, end) for start, end in HOLES if start >= offset)
 
 
 @pytest.fixture
@@ -110,6 +114,17 @@ def test_only_an_error_of_the_disk_is_logged(image_fd: int, caplog: pytest.LogCa
         with pytest.raises(RequestError):
             trio.run(live(FakeEngine(error=OSError(code, os.strerror(code))), image_fd).read, 1, 0, 512)
     assert [one.levelno for one in caplog.records] == [logging.ERROR]
+
+
+@pytest.mark.parametrize(("is_written", "hole", "data"), [(False, 0, 4096), (True, IMAGE_BYTES, 0)])
+def test_as_long_as_somebody_may_write_all_of_the_live_view_is_data(
+    image_fd: int, is_written: bool, hole: int, data: int
+) -> None:
+    """The front may keep back what he writes, and to wait for that would be to wait for answers of ours."""
+    served = live(FakeEngine(), image_fd)
+    served.open_for_writing = int(is_written)
+    assert trio.run(served.lseek, 1, 0, os.SEEK_HOLE) == hole
+    assert trio.run(served.lseek, 1, 0, os.SEEK_DATA) == data
 
 
 class FakeReader:
