@@ -116,8 +116,9 @@ class SnapshotImage(Served):
         # Those that somebody has opened.
         self._shown: dict[int, _Shown] = {}
         self._read_lately: OrderedDict[_Shown, None] = OrderedDict()
-        # By generation.
+        # By generation; the second of those that are not the newest, until there is another list of cuts.
         self._used_bytes: dict[int, int] = {}
+        self._counts: dict[int, tuple[int, int]] = {}
 
     def show(self, store: Store) -> None:
         """Show the cuts that the header of `store` lists from now on, and let go of the others."""
@@ -126,6 +127,7 @@ class SnapshotImage(Served):
             before.cut.let_go()
         listed = {one.generation for one in store.header.shown}
         self._used_bytes = {one: used_bytes for one, used_bytes in self._used_bytes.items() if one in listed}
+        self._counts.clear()
         for generation in self._shown.keys() - listed:
             shown = self._shown.pop(generation)
             self._read_lately.pop(shown, None)
@@ -196,24 +198,42 @@ class SnapshotImage(Served):
         newest = self.newest
         if newest is None or facts.is_hidden:
             return self.image_bytes
-        shown = self._shown.get(facts.generation)
         try:
-            cut = self._cut_of(facts.generation) if shown is None else shown.store.cut.hold()
+            free_blocks, _ = self._counts_of(facts.generation)
+            used_bytes = self.image_bytes - free_blocks * self.block_bytes
+            if not self._permissions.is_device:
+                used_bytes = min(used_bytes, self._kept_bytes(facts.generation, used_bytes))
         except (CowError, OSError):
             return self.image_bytes
-        try:
-            free_blocks, preserved_blocks = (
-                cut.numbers[number] for number in (CutCounter.FREE_BLOCKS, CutCounter.PRESERVED_BLOCKS)
-            )
-        finally:
-            cut.let_go()
-        used_bytes = self.image_bytes - free_blocks * self.block_bytes
-        if not self._permissions.is_device:
-            # What the image has, and what it had before; what is read of later cuts is not counted.
-            used_bytes = min(used_bytes, self._image.used_bytes + preserved_blocks * self.block_bytes)
         if facts.generation != newest.generation:
             self._used_bytes[facts.generation] = used_bytes
         return used_bytes
+
+    def _kept_bytes(self, generation: int, most_bytes: int) -> int:
+        """What the image has, and what the cut and those after it preserved, which a discard may have taken out of
+        the image since. What was written over counts twice; so no further than to `most_bytes`."""
+        kept_bytes = self._image.used_bytes
+        for one in self.header.cuts:
+            if kept_bytes >= most_bytes:
+                break
+            if one.generation >= generation:
+                kept_bytes += self._counts_of(one.generation)[1] * self.block_bytes
+        return kept_bytes
+
+    def _counts_of(self, generation: int) -> tuple[int, int]:
+        """How many blocks of a cut are free, and how many it has preserved. OSError, CowError: nobody knows."""
+        counts = self._counts.get(generation)
+        if counts is not None:
+            return counts
+        shown = self._shown.get(generation)
+        cut = self._cut_of(generation) if shown is None else shown.store.cut.hold()
+        try:
+            counts = cut.numbers[CutCounter.FREE_BLOCKS], cut.numbers[CutCounter.PRESERVED_BLOCKS]
+        finally:
+            cut.let_go()
+        if generation != self._present.cut.generation:
+            self._counts[generation] = counts
+        return counts
 
     def _cut_of(self, generation: int) -> Cut:
         store = self._present

@@ -1,5 +1,6 @@
-"""A chain under way: writers, cuts, deletions of any, merges and releases in this process, a compactor in its own,
-and a process for each snapshot that reads it all the time (`snapshot_process`), beside one that reads all of them.
+"""A chain under way: writes and discards, cuts, deletions of any, merges and releases in this process, a compactor in
+its own, and a process for each snapshot that reads it all the time (`snapshot_process`), beside one that reads all of
+them.
 """
 
 from __future__ import annotations
@@ -60,6 +61,11 @@ class HesitantFiles(QuickFiles):
         self._hesitate()
         super().punch(fd, offset, length)
 
+    def end_of(self, fd: int) -> int:
+        """Between a look for holes and what is made of it."""
+        self._hesitate()
+        return super().end_of(fd)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -83,7 +89,9 @@ class _Writer:
         offset, data = self._author.next()
         self._last = self._author.told, offset, data
         engine = self._rig.engine
-        if self._dice.random() < 0.5 or not engine.try_write(offset, data):
+        if not any(data):
+            engine.zero(offset, len(data), give_back=self._dice.random() < 0.8)
+        elif self._dice.random() < 0.5 or not engine.try_write(offset, data):
             engine.write(offset, data)
 
     def count(self) -> int:

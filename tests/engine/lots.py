@@ -49,11 +49,12 @@ class Author:
         self.told = 0
 
     def next(self) -> tuple[int, bytes]:
-        """Offset and bytes."""
+        """Offset and bytes; zeros are a discard."""
         self.told += 1
         first, count = self._dice.choice(self._lots)
         skip = self._dice.choice([0, 0, self._dice.randrange(count)])
-        return (first + skip) * SECTOR_BYTES, _sectors(first + skip, count - skip, self.told)
+        data = _sectors(first + skip, count - skip, self.told)
+        return (first + skip) * SECTOR_BYTES, bytes(len(data)) if self._dice.random() < 0.25 else data
 
 
 class Retelling:

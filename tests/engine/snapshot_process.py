@@ -1,5 +1,6 @@
-"""Processes that read snapshots all the time, and know what is right: of what is kept the bytes, of what is free
-zeros, of what is released and of what is over the right error; while any of that begins, before or after.
+"""Processes that read snapshots all the time, or look for their holes, and know what is right: of what is kept the
+bytes, of what is free zeros, of what is released and of what is over the right error; while any of that begins,
+before or after.
 
 They are forked before anything begins, and told over a pipe what is done to a snapshot: before it is done, so that a
 read that sees it is right, and afterwards, so that one that does not is wrong.
@@ -22,7 +23,7 @@ from lots import SECTOR_BYTES, Retelling
 
 from cow.disk.header import read_header
 from cow.errors import BlockReleased, SnapshotEnded
-from cow.snapshot import SnapshotReader
+from cow.seeking import SeekingReader
 
 _READS_OF_WHAT_ENDED = 3
 
@@ -81,7 +82,7 @@ class _Reading:
         self.marks = {Fate.FREE: bytearray(blocks), Fate.RELEASED: bytearray(blocks), Fate.ENDED: bytearray(1)}
         for marks in self.marks.values():
             marks[:] = bytes(len(marks))
-        self._reader: SnapshotReader | None = None
+        self._reader: SeekingReader | None = None
         self.reads = 0
 
     def note(self, told: Told) -> None:
@@ -93,7 +94,7 @@ class _Reading:
     def is_over(self) -> bool:
         return self.marks[Fate.ENDED][0] == 2
 
-    def _open(self) -> SnapshotReader:
+    def _open(self) -> SeekingReader:
         """SnapshotEnded: there is none."""
         store = self._rig.store
         assert store is not None
@@ -107,7 +108,7 @@ class _Reading:
             except FileNotFoundError:
                 raise SnapshotEnded("its files are gone") from None
             self._cut = cut
-            self._reader = SnapshotReader(replace(store, cut=cut), self._rig.image)
+            self._reader = SeekingReader(replace(store, cut=cut), self._rig.image)
         return self._reader
 
     def close(self) -> None:
@@ -121,8 +122,8 @@ class _Reading:
         if self._reader is not None:
             dice.choice([self._reader.rest, self._reader.forget, self._reader.trim, self.close])()
 
-    def read(self, offset: int, length: int, *, quickly: bool) -> None:
-        """_Wrong: not what it has to be."""
+    def read(self, offset: int, length: int, *, quickly: bool, seeks: bool = False) -> None:
+        """With `seeks` only what is said to be a hole there. _Wrong: not what it has to be."""
         first, end = self._rig.geometry.span(offset, length)
         before = {fate: bytes(marks) for fate, marks in self.marks.items()}
         view = memoryview(bytearray(length))
@@ -130,7 +131,9 @@ class _Reading:
         where = f"{length} bytes at {offset} (blocks {first} to {end - 1}) of cut {self.generation}"
         try:
             reader = self._open()
-            if not (quickly and reader.try_read(view, offset)):
+            if seeks:
+                view = view[: _hole_bytes(reader, offset, length, quickly=quickly)]
+            elif not (quickly and reader.try_read(view, offset)):
                 reader.read_into(view, offset)
         except SnapshotEnded as error:
             self._hear()
@@ -146,9 +149,10 @@ class _Reading:
         else:
             if before[Fate.ENDED][0] == 2:
                 raise _Wrong(f"{where}: it was over, and could be read")
-            if 2 in before[Fate.RELEASED][first:end]:
+            if not seeks and 2 in before[Fate.RELEASED][first:end]:
                 raise _Wrong(f"{where}: released, and could be read")
-            self._compare(view, offset, before[Fate.FREE], where)
+            if view:
+                self._compare(view, offset, before[Fate.FREE], where)
 
     def _compare(self, view: memoryview, offset: int, free_before: bytes, where: str) -> None:
         first, end = self._rig.geometry.span(offset, len(view))
@@ -174,6 +178,16 @@ class _Reading:
         """What the other process has told of it."""
         ended, released, free = (self.marks[fate] for fate in (Fate.ENDED, Fate.RELEASED, Fate.FREE))
         return f"ended {ended[0]}, released {list(released[first:end])}, free {list(free[first:end])}"
+
+
+def _hole_bytes(reader: SeekingReader, offset: int, length: int, *, quickly: bool) -> int:
+    """How much is no data, from there on."""
+    is_found, found = False, None
+    if quickly:
+        is_found, found = reader.try_seek(offset, offset + length, for_hole=False)
+    if not is_found:
+        found = reader.seek(offset, offset + length, for_hole=False)
+    return length if found is None else found - offset
 
 
 class _Process:
@@ -203,7 +217,7 @@ class _Process:
             reading.change(self._dice)
         offset = self._dice.randrange(image_bytes)
         length = min(self._dice.choice([1, 700, 5000, 70_000, image_bytes]), image_bytes - offset)
-        reading.read(offset, length, quickly=self._dice.random() < 0.5)
+        reading.read(offset, length, quickly=self._dice.random() < 0.5, seeks=self._dice.random() < 0.25)
         if reading.is_over:
             for _ in range(_READS_OF_WHAT_ENDED):
                 reading.read(self._dice.randrange(image_bytes), 1, quickly=self._dice.random() < 0.5)

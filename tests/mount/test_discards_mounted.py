@@ -86,6 +86,14 @@ def test_a_backup_has_what_was_discarded_since_the_cut(plain: Mounted, tmp_path:
     assert copy.read_bytes() == before
 
 
+def test_an_older_snapshot_is_as_large_as_before(plain: Mounted) -> None:
+    """The image had its blocks, and a later snapshot has them now."""
+    plain.cut("--name", "older")
+    plain.cut()
+    fallocate(plain.live_file, PUNCH_HOLE | KEEP_SIZE, 0, IMAGE_BYTES)
+    assert allocated(plain.snap / ".snapshots/older" / plain.image.name) == IMAGE_BYTES
+
+
 def test_what_the_kernel_holds_of_it_goes_too(plain: Mounted) -> None:
     with plain.live_file.open("r+b", buffering=0) as file:
         os.pwrite(file.fileno(), b"x" * MIB, MIB)

@@ -7,8 +7,9 @@ list of the backups is lost; the side buffer overflows; on a disk with partition
 machine loses its power, by day or in the midst of a backup or a prune: image, store and backups lie on a disk of
 which nothing stays but what was synced (`machine_disk`).
 
-Each night's snapshot is kept as a file elsewhere, compared with the backup cell by cell while it is there, and at
-the end every night is restored and compared byte by byte, and read by QEMU's tools and the checker of the
+While a backup is made, files are deleted, and their space is discarded: that makes holes of the image, not of the
+snapshot. Each night's snapshot is kept as a file elsewhere, compared with the backup cell by cell while it is there,
+and at the end every night is restored and compared byte by byte, and read by QEMU's tools and the checker of the
 filesystem; its files are those of that evening.
 
     scripts/torture nights --filesystem xfs --nights 30 --seed S
@@ -29,6 +30,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -176,12 +178,25 @@ class Campaign:
                 if kind in _DEFRAGMENT and self._draw.random() < 0.2:
                     subprocess.run([*_DEFRAGMENT[kind], point], capture_output=True, check=False, timeout=60)
                 if self._draw.random() < 0.2:
-                    # Not everything below passes it on.
-                    subprocess.run(["fstrim", point], capture_output=True, check=False, timeout=60)
+                    trim(point)
                 self._files[kind] = files_in(point)
             if kind == "ntfs":
                 # Its driver leaves that to whoever takes the disk away.
                 run("sync", path)
+
+    def _thin_out(self) -> None:
+        """Some files go, and what they had is discarded."""
+        for part, kind in self._parts.items():
+            with self._mounted(self._views.live_file, part, kind) as point:
+                files = sorted(path for path in point.iterdir() if path.is_file())
+                for path in self._draw.sample(files, len(files) // 3):
+                    path.unlink()
+                # Until then a log may bring them back.
+                run("sync", "-f", point)
+                trim(point)
+                self._files[kind] = files_in(point)
+            if kind == "ntfs":
+                run("sync", self._views.live_file)
 
     def _act(self, point: Path) -> Path:
         """Something is done to a file, which is returned."""
@@ -348,8 +363,7 @@ class Campaign:
     def _back_up(self, night: int) -> None:
         name, live = f"night{night}", self._views.live
         taken = self._snapshot(name)
-        told = ok("backup", live, self._backups, "--snapshot", name, "--json")
-        made = json.loads(told)
+        made = json.loads(self._backed_up("backup", live, self._backups, "--snapshot", name, "--json"))
         kind = "full" if made["kind"] == "full" else "compared" if made["why"] else "read"
         self.counts[kind] += 1
         self._nights[Path(made["backup"]).stem] = taken
@@ -357,6 +371,17 @@ class Campaign:
         ok("verify", self._backups, "--against", live)
         ok("delete", live, name)
         self._say(f"    {name}: {kind}, {made['read_bytes']} bytes read; {made['why']}")
+
+    def _backed_up(self, *words: str | Path) -> str:
+        """What a backup says; before it, or meanwhile, files of the live view may go."""
+        when = self._draw.choice(("never", "before", "meanwhile"))
+        if when == "before":
+            self._thin_out()
+        with ThreadPoolExecutor(1) as pool:
+            told = pool.submit(ok, *words)
+            if when == "meanwhile":
+                self._thin_out()
+            return told.result()
 
     def _snapshot(self, name: str) -> Night:
         """One is taken, and a copy of it."""
@@ -409,6 +434,11 @@ def ok(*words: str | Path) -> str:
     done = snapfs(*words)
     assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.stderr}"
     return done.stdout
+
+
+def trim(point: Path) -> None:
+    """Not every driver can, and not everything below passes it on."""
+    subprocess.run(["fstrim", point], capture_output=True, check=False, timeout=60)
 
 
 def files_in(point: Path) -> dict[str, str]:
