@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from chunk_rig import MIB, cut, folder, joined, write
+from chunk_rig import MIB, folder, joined, write
 from mounted import Ground, Mounted, run, snapfs
 
 IMAGE_BYTES = 40 * MIB
@@ -72,7 +72,7 @@ def change(nights: Nights) -> None:
     """Two of the chunks, and take the next snapshot."""
     for at in (5 * MIB, 21 * MIB):
         write(nights.instance, at, os.urandom(8192))
-    cut(nights.instance)
+    nights.instance.cut()
 
 
 def test_restic(nights: Nights) -> None:
@@ -84,7 +84,7 @@ def test_restic(nights: Nights) -> None:
         return summary["files_new"], summary["files_changed"], summary["files_unmodified"]
 
     assert backup() == (CHUNK_COUNT, 0, 0)
-    cut(nights.instance)
+    nights.instance.cut()
     assert backup() == (0, 0, CHUNK_COUNT)
     change(nights)
     assert backup() == (0, 2, CHUNK_COUNT - 2)
@@ -107,11 +107,11 @@ def test_borg(nights: Nights) -> None:
         return {Path(line[2:]).name for line in lines if line[:2] in ("A ", "M ", "E ")}
 
     assert len(create("first")) == CHUNK_COUNT
-    cut(nights.instance)
+    nights.instance.cut()
     assert create("second") <= {"00M"}
     change(nights)
     assert {"04M", "20M"} <= create("third") <= {"00M", "04M", "20M"}
-    cut(nights.instance)
+    nights.instance.cut()
     assert create("fourth") <= {"04M"}
     back = nights.ground.path / "back"
     back.mkdir()
@@ -125,7 +125,7 @@ def test_rclone(nights: Nights) -> None:
         return nights.said_by(*words).count('"msg":"Copied')
 
     assert sync() == CHUNK_COUNT
-    cut(nights.instance)
+    nights.instance.cut()
     assert sync() == 0
     change(nights)
     assert sync() == 2

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chunk_rig import MIB, cut, folder, joined, write
+from chunk_rig import MIB, folder, joined, write
 from mounted import Ground, Mounted, run, snapfs
 from s3_server import s3_server
 
@@ -59,7 +59,7 @@ def test_rclone_in_an_object_store(ground: Ground, instance: Mounted, url: str) 
     for number in range(3):
         if number:
             write(instance, number * 5 * MIB, os.urandom(8192))
-            cut(instance)
+            instance.cut()
         log = ground.path / f"log{number}"
         rclone("sync", folder(instance), remote, "--use-json-log", "-v", "--stats", "0", "--log-file", log)
         copied.append(log.read_text().count('"msg":"Copied'))

@@ -11,7 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from chunk_rig import MIB, cut, write
+from chunk_rig import MIB, write
 from mounted import SNAPFS, Ground, Mounted, run, snapfs
 
 import snapfs as package
@@ -118,10 +118,10 @@ def test_with_cut_all_of_it_is_released(instance: Mounted, repository: str) -> N
 
 
 def test_one_with_a_name_goes_on_over_the_next_cut(ground: Ground, instance: Mounted, repository: str) -> None:
-    cut(instance, "--name", "nightly")
+    instance.cut("--name", "nightly")
     content = instance.live_file.read_bytes()
     write(instance, 0, os.urandom(8192))
-    cut(instance)
+    instance.cut()
     made = backed_up(instance, repository, "--snapshot", "nightly")
     assert restored(ground, made["backup"]) == content
 

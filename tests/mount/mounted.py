@@ -336,22 +336,26 @@ class Ground:
                 unmount(point, MNT_DETACH)
         for device in reversed(self._loops):
             begin_detaching(device)
-        # One that is attached to a view keeps it in use; an instance may be the one that keeps another.
-        below = tuple(f"{view}/" for view in views)
-        wrong = []
-        try:
-            wait_until(
-                lambda: not any((file_of_loop(device) or "").startswith(below) for device in self._loops),
-                what="the end of the loop devices on views",
-            )
-        except AssertionError as error:
-            wrong.append(str(error))
-        wrong += [sentence for instance in reversed(self._instances) for sentence in instance.close()]
+        # The later ones first: one whose image or log lies on a view of another keeps that in use.
+        wrong = [sentence for instance in reversed(self._instances) for sentence in self._close(instance)]
         for point in reversed(mount_points_below(self.path)):
             wrong.append(f"{point} was still mounted")
             unmount(point, MNT_DETACH)
         shutil.rmtree(self.path)
         return wrong
+
+    def _close(self, instance: Mounted) -> list[str]:
+        # A loop device keeps the view that it is attached to in use.
+        below = (f"{instance.live}/", f"{instance.snap}/")
+        wrong = []
+        try:
+            wait_until(
+                lambda: not any((file_of_loop(device) or "").startswith(below) for device in self._loops),
+                what=f"the end of the loop devices on {instance.live}",
+            )
+        except AssertionError as error:
+            wrong.append(str(error))
+        return wrong + instance.close()
 
 
 @contextmanager
