@@ -52,7 +52,8 @@ def free_by_dump_tree(path: Path, free_map: FreeMap) -> bitarray:
     chunks = chunks_by_dump_tree(path)
     node_bytes = int(re.search(r"^nodesize\s+(\d+)", run(*DUMP, "dump-super", path), re.MULTILINE)[1])  # type: ignore[index]
     text = run(*DUMP, "dump-tree", "-t", "extent", path)
-    for start, kind, size in re.findall(r"key \((\d+) (EXTENT_ITEM|METADATA_ITEM) (\d+)\)", text):
+    # Of items alone: a block of a tree has its first key noted as well, as it was when the block was made.
+    for start, kind, size in re.findall(r"\titem \d+ key \((\d+) (EXTENT_ITEM|METADATA_ITEM) (\d+)\)", text):
         length = int(size) if kind == "EXTENT_ITEM" else node_bytes
         for place in places(chunks, int(start)):
             used[place // unit : (place + length) // unit] = 1
