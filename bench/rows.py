@@ -160,9 +160,9 @@ NIGHT_ROWS = (
         "increment-1t",
         "s",
         "the same of a sparse image of 1 TiB",
-        versus(borg=1, partclone=1),
+        versus(partclone=1),
         True,
-        (SNAPFS, QEMU, BORG, PARTCLONE),
+        (SNAPFS, QEMU, PARTCLONE),
     ),
     Row(
         "increment-share",
