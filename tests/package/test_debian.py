@@ -113,8 +113,8 @@ def test_one_that_was_killed_is_carried_on(machine: Machine) -> None:
     machine.run("printf new | dd of=/mnt/live/disk.img conv=notrunc,fsync")
     before = taken_at(machine)
     machine.run("systemctl kill --signal KILL snapfs@disk.service")
+    wait_until(lambda: machine.try_run("head -c 3 /mnt/live/disk.img").stdout == "new")
     wait_until(lambda: machine.try_run("cmp -n 3 /mnt/snap/disk.img /dev/zero").returncode == 0)
-    assert machine.run("head -c 3 /mnt/live/disk.img") == "new"
     assert taken_at(machine) == before
 
 

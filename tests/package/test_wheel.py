@@ -13,7 +13,6 @@ import pytest
 
 from tests.machine import run
 
-pytestmark = pytest.mark.package
 ROOT = Path(__file__).parents[2]
 
 
