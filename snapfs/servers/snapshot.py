@@ -62,14 +62,17 @@ class SnapshotServer:
         mount_view(instance, SNAPSHOT, view, (*instance.options.fuse_options, "ro"))
         self._note_shown(view, headers)
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._serve_view)
-                nursery.start_soon(self._tell_live_server)
-                nursery.start_soon(self._follow_cuts, view)
-                nursery.start_soon(self._follow_releases, view)
-                await until_stopped()
-                _LOG.debug("told to end")
-                nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as serving:
+                serving.start_soon(self._serve_view)
+                async with trio.open_nursery() as following:
+                    following.start_soon(self._tell_live_server)
+                    following.start_soon(self._follow_cuts, view)
+                    following.start_soon(self._follow_releases, view)
+                    await until_stopped()
+                    _LOG.debug("told to end")
+                    following.cancel_scope.cancel()
+                # Last: their threads may wait for the kernel, and that for an answer of ours.
+                serving.cancel_scope.cancel()
         finally:
             session.close()
         return 0
