@@ -77,12 +77,13 @@ def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
     store_path = prepare_store(options.image, options.store)
     if store_path != default_store(options.image):
         check_whole(options.image)
-    with Signals.handled() as signals, _opened(options, store_path, signals) as (instance, opened, notes):
-        mounted = _describe(instance, opened, notes)
-        if options.foreground:
-            return _run_in_front(instance, lambda: announce(mounted))
-        _run_behind(instance, signals)
-    return _announced(mounted, lambda: announce(mounted))
+    with Signals.handled() as signals:
+        with _opened(options, store_path, signals) as (instance, opened, notes):
+            mounted = _describe(instance, opened, notes)
+            if options.foreground:
+                return _run_in_front(instance, lambda: announce(mounted))
+            _run_behind(instance, signals)
+        return _announced(mounted, lambda: announce(mounted))
 
 
 def _announced(mounted: Mounted, announce: Callable[[], None]) -> int:
@@ -252,9 +253,12 @@ def _run_behind(instance: Instance, signals: Signals) -> None:
             signals.check()
             # A line, not all there is: the servers have the pipe as well.
             answer = pipe.readline()
+            if answer == READY:
+                signals.hold()
     except BaseException:
         # Else one that had reported already, and waits for nobody any more, would go on.
         os.kill(pid, signal.SIGTERM)
+        answer = b""
         raise
     finally:
         if answer != READY:

@@ -46,6 +46,10 @@ class Signals:
         finally:
             self._is_deferred = outer
 
+    def hold(self) -> None:
+        """From now on they raise nothing: what was begun is done, and stays."""
+        self._is_deferred = True
+
     def check(self) -> None:
         """KeyboardInterrupt when a signal has come."""
         if self._received:

@@ -83,6 +83,26 @@ def test_an_interrupted_mount_leaves_nothing(ground: Ground, number: signal.Sign
     assert processes_about(ground.path) == []
 
 
+def mounted_late(instance: Mounted, moment: str) -> int:
+    words = [sys.executable, Path(__file__).with_name("late_signal.py"), moment, "mount"]
+    done = subprocess.run([*words, instance.image, instance.live, instance.snap, *instance.options], check=False)
+    return done.returncode
+
+
+def test_told_to_end_before_the_views_count_as_there_it_leaves_nothing(ground: Ground) -> None:
+    instance = ground.instance(ground.image(content(MIB)))
+    assert mounted_late(instance, "before") == 130
+    assert mount_points_below(ground.path) == []
+    assert sorted(os.listdir(ground.path)) == ["disk.img", "views"]
+    assert processes_about(ground.path) == []
+
+
+def test_told_to_end_after_that_it_is_a_mount_and_says_so(ground: Ground) -> None:
+    instance = ground.instance(ground.image(content(MIB)))
+    assert mounted_late(instance, "after") == 0
+    instance._adopt()
+
+
 @pytest.mark.parametrize("stage", ["store", "live"])
 def test_a_killed_mount_is_undone_or_taken_up_by_nobody(ground: Ground, stage: str) -> None:
     """Its snapshot was never seen, so it is none: what was changed since then hinders nobody."""
