@@ -11,6 +11,7 @@ import argparse
 import errno
 import json
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     configure_log(options.log_fd, "snapfs-mapper")
     dump_stacks_on_signal()
     os.nice(_NICENESS)
+    try:
+        _make(options)
+    except OSError as error:
+        # Whoever started it logs the last line.
+        sys.exit(error.strerror or str(error))
+
+
+def _make(options: argparse.Namespace) -> None:
     # The user may unmount the view meanwhile.
     fd = open_beside(_point(options.device) / options.name)
     size_bytes = os.fstat(fd).st_size
