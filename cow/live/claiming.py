@@ -19,8 +19,10 @@ from cow.disk.layout import Counter, CutCounter, Durability
 from cow.disk.store import Store
 from cow.errors import EngineClosed
 from cow.live.durable import DurablePreserver
+from cow.live.ending import Ending
 from cow.live.losses import mark_lost
 from cow.live.preserve import Claim, Preserver, StoreRefused, Ticket, WaitForCompactor
+from cow.live.pressing import Pressing
 from cow.live.room import Room
 from cow.live.size import BufferSize
 from cow.live.staged import StagedPreserver
@@ -95,12 +97,15 @@ class Claiming:
         changed: threading.Condition,
         gate: Gate,
         room: Room,
+        pressing: Pressing,
+        ending: Ending,
         size: BufferSize,
         wake_compactor: Callable[[], None],
     ) -> None:
         self._store, self._image, self._staging, self._control = store, image, store.staging, store.control
         self._lock, self._changed, self._gate = lock, changed, gate
-        self._room, self._size, self._wake_compactor = room, size, wake_compactor
+        self._room, self._pressing, self._ending = room, pressing, ending
+        self._size, self._wake_compactor = size, wake_compactor
         self._is_power = store.header.durability is Durability.POWER
         self._writes_numbers = store.control.file.is_written
         self._closed = self._ring_rests = False
@@ -113,7 +118,7 @@ class Claiming:
     def try_preserve(self, first: int, end: int) -> bool:
         """Preserve what is owed of these blocks if that needs no wait; else nothing is done."""
         # Who waits for room comes first: else a large write might never find enough of it.
-        if self._is_power or self._room.pressing or end - first > self.max_blocks:
+        if self._is_power or self._pressing.threads or end - first > self.max_blocks:
             return False
         try:
             if not self._preserver.allocate(first, end, may_wait=False):
@@ -132,7 +137,7 @@ class Claiming:
         """
         try:
             while True:
-                news = self._room.news
+                news = self._pressing.news
                 try:
                     if self._is_done(first, end):
                         return
@@ -141,7 +146,7 @@ class Claiming:
                 except WaitForCompactor:
                     self._room.await_compactor(news)
         finally:
-            self._room.stop_pressing()
+            self._pressing.stop()
 
     def empty_ring(self) -> bool:
         """Give the ring's space back if no slot is in use; False while one is. OSError: its filesystem takes none."""
@@ -198,7 +203,7 @@ class Claiming:
 
         StoreRefused, WaitForCompactor: there is no room.
         """
-        if self._ring_rests or self._room.is_ending or self.claims.touch(first, end):
+        if self._ring_rests or self._ending.is_under_way or self.claims.touch(first, end):
             return None
         ticket = Ticket(first, end, self._cut.settled.clear_runs(first, end))
         if ticket.runs and not self._preserver.begin(ticket):
@@ -281,7 +286,7 @@ class Claiming:
                 numbers[_SETTLED_BLOCKS] += ticket.settled
                 if self._is_power:
                     # What was promised raw takes less now.
-                    self._room.news += 1
+                    self._pressing.news += 1
             if ticket.unchanged:
                 numbers[_CHANGED_BLOCKS] += ticket.unchanged
             if ticket.lost:

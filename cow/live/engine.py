@@ -21,25 +21,24 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from cow.disk.cut import Cut
 from cow.disk.files import Data
-from cow.disk.header import CutHeader, flush_header
+from cow.disk.header import CutHeader
 from cow.disk.image import Image
-from cow.disk.layout import CutCounter, Durability, State, pack_missing, unpack_missing
+from cow.disk.layout import CutCounter, Durability, pack_missing, unpack_missing
 from cow.disk.seal import write_seal
-from cow.disk.served import served_before
 from cow.disk.store import Store
-from cow.errors import SnapshotEnded
-from cow.faults import missing_pages
 from cow.holes import Range, between
 from cow.live.chain import Chain
 from cow.live.claiming import Claiming
+from cow.live.cuts import LiveCuts
+from cow.live.ending import Ending
 from cow.live.heartbeat import Heartbeat
-from cow.live.merging import is_to_be_given_up
 from cow.live.overflow import Event, OverflowPolicy
 from cow.live.pace import Pace
+from cow.live.pressing import Pressing
 from cow.live.relief import Reliefs
 from cow.live.room import Room
 from cow.live.size import BufferSize
@@ -70,32 +69,41 @@ class LiveEngine:
         self._cut, self._numbers = store.cut, store.cut.numbers
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        releases = store.releases
-        self._chain = Chain(store, releases)
         self._gate, self.size = Gate(self._changed), BufferSize(store)
         self._pace, self._heartbeat = Pace(), Heartbeat(store.control, image, on_writing, self._beat)
-        self._on_beat, self._missed_pages = on_beat, missing_pages[0]
-        # Whether a beat found the store cut short: the write that it is for, or the thread that takes it over, looks.
-        self._is_suspect = False
+        self._on_beat = on_beat
         self._syncer = Syncer(image)
         image.shortest_bytes = image.size_bytes - unpack_missing(store.cut.numbers[CutCounter.MISSING_BYTES])
         image.on_short = self._note_short
         self._is_power = store.header.durability is Durability.POWER
-        self.room = Room(
+        releases = store.releases
+        chain = Chain(store, releases)
+        self.pressing = Pressing(store, self._changed, self._gate, wake_compactor)
+        self.ending = Ending(
             store,
-            policy,
-            self.size,
             self._changed,
             self._gate,
+            self.pressing,
             self._discard,
             wake_compactor,
             on_event,
-            self._chain.tell_of_change,
+            chain.tell_of_change,
         )
+        self.room = Room(store, policy, self.size, self._changed, self.pressing, self.ending, on_event)
         self._claiming = Claiming(
-            store, image, self._lock, self._changed, self._gate, self.room, self.size, wake_compactor
+            store,
+            image,
+            self._lock,
+            self._changed,
+            self._gate,
+            self.room,
+            self.pressing,
+            self.ending,
+            self.size,
+            wake_compactor,
         )
-        self._reliefs = Reliefs(store, self._lock, releases, self._claiming.claims)
+        reliefs = Reliefs(store, self._lock, releases, self._claiming.claims)
+        self.cuts = LiveCuts(store, self._lock, chain, reliefs, self.ending, self.size, wake_compactor)
 
     # --- reading ---------------------------------------------------------------------------------------------
 
@@ -140,7 +148,7 @@ class LiveEngine:
             if self._owes(first, end) and not self._claiming.try_preserve(first, end):
                 return False
             self._heartbeat.beat(now_ns)
-            if missing_pages[0] != self._missed_pages or self._is_suspect:
+            if self.ending.is_suspect:
                 return False
             self._write_image(offset, data)
             self._pace.note(now_ns)
@@ -208,8 +216,8 @@ class LiveEngine:
     def _begin_to_change(self) -> None:
         """After all that a write has looked at and stored, and before anything of the image changes."""
         self._heartbeat.beat(time.monotonic_ns())
-        if missing_pages[0] != self._missed_pages or self._is_suspect:
-            self.look_at_store()
+        if self.ending.is_suspect:
+            self.ending.look_at_store()
 
     def _owes(self, first: int, end: int) -> bool:
         """Whether a write to these blocks has anything to note before the image may change."""
@@ -221,16 +229,8 @@ class LiveEngine:
         self._image.write(data, offset)
 
     def _beat(self) -> None:
-        if not self.room.is_cut_short and not self._store.is_whole:
-            self._is_suspect = True
+        self.ending.glance_at_store()
         self._on_beat()
-
-    def look_at_store(self) -> None:
-        """End the snapshot if files of the store were cut short: nothing in it can be proven right then."""
-        # What is found meanwhile is looked at again.
-        missed_pages, self._is_suspect = missing_pages[0], False
-        self.room.look_at_store()
-        self._missed_pages = missed_pages
 
     def note_quiet(self) -> bool:
         """Record the image's modification time if no write came lately; False while writes go on."""
@@ -285,11 +285,11 @@ class LiveEngine:
             check_wanted()
             # Whatever may fail comes before the one step that cannot be taken back.
             preserver = self._claiming.new_preserver(cut)
-            gone = self._chain.enter(cut, facts)
+            gone = self.cuts.enter(cut, facts)
             with self._lock:
                 self._cut, self._numbers = cut, cut.numbers
                 ended = self._claiming.begin_cut(cut, preserver)
-                self._reliefs.begin_cut(cut, self._claiming.claims)
+                self.cuts.begin_cut(cut, self._claiming.claims)
                 self._image.forget()
                 self.room.begin_cut()
         with contextlib.suppress(OSError):
@@ -297,101 +297,7 @@ class LiveEngine:
         self._wake_compactor()
         return gone
 
-    def forget_cut(self, generation: int) -> list[Cut]:
-        """A snapshot is over: its readers fail from here on. What nobody needs any more is returned, for the caller
-        to let go. When it was the last, nothing is owed until the next cut. OSError: nothing changed. SnapshotEnded:
-        it is over already."""
-        gone = self._chain.forget(generation, self.room.end_unneeded)
-        self._after_change()
-        return gone
-
-    def hold_checkpoint(self, snapshot_id: bytes, holder: str) -> None:
-        """See `Chain.hold`."""
-        self._chain.hold(snapshot_id, holder)
-        self._after_change()
-
-    def let_go_checkpoints(self, holder: str, kept: Container[bytes]) -> list[Cut]:
-        """See `Chain.let_go`; what nobody needs any more is the caller's to let go."""
-        gone = self._chain.let_go(holder, kept, self.room.end_unneeded)
-        self._after_change()
-        return gone
-
-    def name_cut(self, generation: int, name: str) -> None:
-        """See `Chain.name`."""
-        self._chain.name(generation, name)
-        self._flush_header()
-
-    def merge_cut(self) -> Cut | None:
-        """See `Chain.merge`; for the caller to let go."""
-        self._give_up()
-        merged = self._chain.merge()
-        if merged is not None:
-            with self._lock:
-                self.size.forget_older()
-            self._after_change()
-        return merged
-
-    def _after_change(self) -> None:
-        self._flush_header()
-        self._wake_compactor()
-        self.settle_again()
-
-    def _flush_header(self) -> None:
-        """It was renamed in quickly, for a cut that may be waiting; a power loss would leave it empty, and of a store
-        without a header nobody knows that its snapshots are lost."""
-        if not self._is_power:
-            # Then it comes to the disk with all the rest.
-            with contextlib.suppress(OSError):
-                flush_header(self._store.path, self._store.files)
-
-    def settle_again(self) -> None:
-        """Snapshots are over, perhaps all of them: what only they needed is released, and owed no more."""
-        self._give_up()
-        if self._numbers.is_kept and served_before(self._store.header, self._store.older).is_all:
-            # What is not settled for want of room is owed, which is right.
-            with contextlib.suppress(OSError, SnapshotEnded):
-                self._reliefs.newest.settle_again()
-
-    def _give_up(self) -> None:
-        """Checkpoints, and what else is hidden for longer, hold nothing for readers."""
-        store = self._store
-        for cut in store.cuts:
-            if is_to_be_given_up(store.header, cut):
-                # What is not released for want of room waits for the next time.
-                with contextlib.suppress(OSError, SnapshotEnded):
-                    self._reliefs.of(cut).give_up()
-
-    def settle_free(self, free_runs: Iterable[tuple[int, int]], cut: Cut) -> int:
-        """The map of `cut` is known: see `Relief.settle_free`. Of one that is over nothing is done."""
-        relief = self._reliefs.newest
-        return relief.settle_free(free_runs) if relief.cut is cut else 0
-
-    def release(self, first: int, end: int, cut: Cut | None = None) -> int:
-        """The imager has these blocks of `cut`, without it the present one: see `Relief.release`."""
-        try:
-            return self._reliefs.of(cut or self._reliefs.newest.cut).release(first, end)
-        finally:
-            self._wake_compactor()
-
     # --- the rest ----------------------------------------------------------------------------------------
-
-    def note_damage(self, generation: int) -> None:
-        """A reader of this cut found something in the store that is not what was written; nothing when it is over."""
-        self.room.look_at_store()
-        cuts = self._store.hold_cuts()
-        try:
-            cut = next((cut for cut in cuts if cut.generation == generation), None)
-            if cut is None:
-                return
-            numbers = cut.numbers
-            with self._lock:
-                numbers.put(CutCounter.DAMAGED_READS, numbers[CutCounter.DAMAGED_READS] + 1)
-                if numbers.state is State.ACTIVE:
-                    numbers.put(CutCounter.STATE, State.DAMAGED)
-            numbers.keep()
-        finally:
-            for one in cuts:
-                one.let_go()
 
     def sync(self) -> None:
         """Make all live writes durable, as fsync of the image does; waits for the disk."""

@@ -27,7 +27,7 @@ class Checkpoints:
         try:
             if facts is None:
                 raise SnapshotEnded("it is over")
-            await trio.to_thread.run_sync(self._engine.hold_checkpoint, facts.snapshot_id, request.holder)
+            await trio.to_thread.run_sync(self._engine.cuts.hold_checkpoint, facts.snapshot_id, request.holder)
         except SnapshotEnded as error:
             raise SnapfsError(
                 f"The snapshot {request.id} has ended, so it can be no checkpoint; take another one."
@@ -41,7 +41,7 @@ class Checkpoints:
         store = self._instance.store
         kept = {one.snapshot_id for one in store.header.cuts if id_text(one.snapshot_id) in request.keep}
         try:
-            gone = await trio.to_thread.run_sync(self._engine.let_go_checkpoints, request.holder, kept)
+            gone = await trio.to_thread.run_sync(self._engine.cuts.let_go_checkpoints, request.holder, kept)
         except OSError as error:
             raise self._refusal(error) from error
         self._instance.new_cut.ring()

@@ -271,9 +271,9 @@ class Cuts:
                 await self._forget(half)
 
     async def _forget(self, facts: CutHeader) -> None:
-        """SnapshotEnded, OSError: see `LiveEngine.forget_cut`."""
+        """SnapshotEnded, OSError: see `LiveCuts.forget`."""
         store = self._instance.store
-        gone = await trio.to_thread.run_sync(self._engine.forget_cut, facts.generation)
+        gone = await trio.to_thread.run_sync(self._engine.cuts.forget, facts.generation)
         if facts.generation == store.cut.generation:
             self._maps.forget()
         self._instance.new_cut.ring()
@@ -289,7 +289,7 @@ class Cuts:
         if facts.name:
             raise SnapfsError(f"The snapshot {request.id} is called {facts.name} already, so nothing was done.")
         try:
-            await trio.to_thread.run_sync(self._engine.name_cut, facts.generation, request.name)
+            await trio.to_thread.run_sync(self._engine.cuts.name, facts.generation, request.name)
         except SnapshotEnded as error:
             raise SnapfsError(f"The snapshot {request.id} has ended, so nothing was done.") from error
         except OSError as error:
@@ -306,10 +306,10 @@ class Cuts:
         while True:
             await self._may_merge.wait()
             self._may_merge = trio.Event()
-            await trio.to_thread.run_sync(self._engine.settle_again)
+            await trio.to_thread.run_sync(self._engine.cuts.settle_again)
             while self._is_any_going():
                 try:
-                    gone = await trio.to_thread.run_sync(self._engine.merge_cut)
+                    gone = await trio.to_thread.run_sync(self._engine.cuts.merge)
                 except OSError as error:
                     _LOG.warning("a snapshot that is over keeps its space: %s", error.strerror)
                     await trio.sleep(_MERGE_AGAIN_S)

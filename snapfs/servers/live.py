@@ -323,7 +323,7 @@ class LiveServer:
             case TellDamage():
                 self._trouble.note_damage(request)
                 self._events.on_damage(request.generation, request.what)
-                self.engine.note_damage(request.generation)
+                self.engine.ending.note_damage(request.generation)
             case BeginMap():
                 self._maps.resume()
             case StopMap():
@@ -334,7 +334,7 @@ class LiveServer:
     def _status(self) -> StatusGiven:
         image_state = self._image_watch.look()
         if not self._instance.store.is_whole:
-            self.engine.look_at_store()
+            self.engine.ending.look_at_store()
         snapshot = self._snapshot(newest_shown(self._instance.store))
         revert = self._reverts.status()
         stopped = None if revert is None or revert["is_running"] else self._reverts.sentence()

@@ -175,7 +175,7 @@ class Maps:
     def _take_over(self, cut: Cut) -> None:
         free_runs = FreeRuns(cut.path, cut.free.block_count)
         with contextlib.suppress(SnapshotEnded):
-            self._engine.settle_free(free_runs, cut)
+            self._engine.cuts.settle_free(free_runs, cut)
         free_runs.remove()
 
     async def _run_mapper(self, path: Path) -> str:

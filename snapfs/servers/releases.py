@@ -36,7 +36,7 @@ class Releases:
             cut = self._cut_of(request)
             request.check_time()
             try:
-                count = await trio.to_thread.run_sync(self._engine.release, first, end, cut)
+                count = await trio.to_thread.run_sync(self._engine.cuts.release, first, end, cut)
             except SnapshotEnded as error:
                 raise SnapfsError(f"The snapshot {request.id} has ended; nothing was released.") from error
         _LOG.debug("cut %d: released %d of the blocks %d to %d", cut.generation, count, first, end - 1)

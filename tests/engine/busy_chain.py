@@ -222,7 +222,7 @@ class BusyChain:
         assert rig.store is not None
         rig.compactor = Compactor(rig.store)
         rig.compactor.drain()
-        while (gone := rig.engine.merge_cut()) is not None:
+        while (gone := rig.engine.cuts.merge()) is not None:
             gone.let_go()
         assert rig.engine.size.staged_bytes() == 0
         assert rig.live() == retelling.after([writer.count() for writer in self._writers])
@@ -233,7 +233,7 @@ class BusyChain:
     # --- in threads and processes of their own ---------------------------------------------------------------
 
     def _merge(self) -> None:
-        gone = self.rig.engine.merge_cut()
+        gone = self.rig.engine.cuts.merge()
         if gone is None:
             time.sleep(0.002)
             return
@@ -354,7 +354,7 @@ class BusyChain:
         dice = self._dice
         snapshot = dice.choice([self._snapshots[0], self._snapshots[-1], dice.choice(self._snapshots)])
         with self._ending(snapshot):
-            gone = self.rig.engine.forget_cut(snapshot.cut.generation)
+            gone = self.rig.engine.cuts.forget(snapshot.cut.generation)
         for one in gone:
             one.let_go()
         self.counts["deleted"] += 1
@@ -370,7 +370,7 @@ class BusyChain:
             # Of the newest one that is just being preserved is left out.
             is_sure = snapshot.cut is not self.rig.store.cut
             with self._telling(snapshot, Fate.RELEASED, first, end, is_sure=is_sure):
-                self.rig.engine.release(first, end, snapshot.cut)
+                self.rig.engine.cuts.release(first, end, snapshot.cut)
             self.counts["released"] += 1
 
     def _free(self) -> None:
@@ -381,19 +381,19 @@ class BusyChain:
                 return  # it was not the newest any more when that one was deleted
             snapshot.has_map = True
             with self._telling(snapshot, Fate.FREE, first, end):
-                self.rig.engine.settle_free([(first, end)], snapshot.cut)
+                self.rig.engine.cuts.settle_free([(first, end)], snapshot.cut)
             self.counts["maps"] += 1
 
     def _name(self) -> None:
         if self._snapshots and not self._snapshots[-1].name:
             snapshot = self._snapshots[-1]
             snapshot.name = f"n{snapshot.cut.generation}"
-            self.rig.engine.name_cut(snapshot.cut.generation, snapshot.name)
+            self.rig.engine.cuts.name(snapshot.cut.generation, snapshot.name)
 
     def _rest(self) -> None:
         self.rig.engine.rest()
         self.rig.engine.trim()
-        self.rig.engine.settle_again()
+        self.rig.engine.cuts.settle_again()
 
 
 def _fork_compactors(rig: Rig, plan: Plan, bell: int, processes: Sequence[SnapshotProcess]) -> int:

@@ -182,9 +182,9 @@ class Rig:
         self.engine = LiveEngine(opened.store, self.image, self.policy, self.events.append, lambda: self.on_wake())
         self.reader = self.new_reader()
         self.compactor = Compactor(opened.store)
-        self.rules.watch(
-            self.engine, "try_write", "write", "begin_cut", "settle_free", "release", "rest", "note_damage"
-        )
+        self.rules.watch(self.engine, "try_write", "write", "begin_cut", "rest")
+        self.rules.watch(self.engine.cuts, "settle_free", "release")
+        self.rules.watch(self.engine.ending, "note_damage")
         self.rules.watch(self.compactor, "step", "squeeze", "give_back", "drain", "tidy")
         self.rules.look()
         return opened
@@ -216,7 +216,7 @@ class Rig:
 
     def settle_free(self, runs: list[tuple[int, int]]) -> int:
         """The map of the present cut is known."""
-        return self.engine.settle_free(runs, self.cut)
+        return self.engine.cuts.settle_free(runs, self.cut)
 
     def give_back(self) -> None:
         """What was released is given back, as by a compactor that has nothing else to do."""

@@ -35,7 +35,7 @@ def fill(rig: Rig) -> None:
     rig.compactor.drain()
     rig.write(6 * 4096, pattern(2 * 4096, 48))
     rig.compactor.drain()
-    rig.engine.release(3, 5)
+    rig.engine.cuts.release(3, 5)
     rig.give_back()
     rig.write(3 * 4096, pattern(4096, 44))
     rig.write(15 * 4096, pattern(3, 45))

@@ -198,7 +198,7 @@ def used_rig(make_rig: MakeRig) -> Rig:
     rig.settle_free([(30, 34)])
     rig.write(0, pattern(5 * BLOCK_BYTES, 2))
     rig.compactor.drain()
-    rig.engine.release(20, 22)
+    rig.engine.cuts.release(20, 22)
     rig.write(10 * BLOCK_BYTES, pattern(2 * BLOCK_BYTES, 3))
     rig.rules.are_kept = False
     return rig

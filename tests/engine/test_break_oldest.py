@@ -12,7 +12,7 @@ from test_overflow import wait_until
 
 from cow.disk.layout import Counter, Durability, State
 from cow.errors import SnapshotLost
-from cow.live import room
+from cow.live import ending
 from cow.live.overflow import EventKind, OverflowPolicy
 from cow.snapshot import SnapshotReader
 
@@ -131,12 +131,12 @@ def test_what_the_oldest_alone_needed_is_owed_no_more(rig: Rig) -> None:
     rig.engine.room.set_limit(30 * BLOCK_BYTES)
     rig.write(40 * BLOCK_BYTES, random_bytes(16, 3))
     assert states(rig) == [State.OVERFLOWED, State.ACTIVE]
-    rig.engine.settle_again()
+    rig.engine.cuts.settle_again()
     assert rig.cut.settled.all_set(0, 32)
 
 
 def test_until_the_room_has_come_back_the_next_does_not_give_way(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_GIVE_BACK_S", 1000.0)
+    monkeypatch.setattr(ending, "_GIVE_BACK_S", 1000.0)
     rig.control[Counter.SHOWN_HEADERS] = 0
     rig.write(0, random_bytes(BLOCKS, 1))
     kept(rig, "a", 2)
@@ -145,7 +145,7 @@ def test_until_the_room_has_come_back_the_next_does_not_give_way(rig: Rig, monke
     rig.engine.room.set_limit(8 * BLOCK_BYTES)
     writer = threading.Thread(target=rig.engine.write, args=(0, random_bytes(16, 3)))
     writer.start()
-    wait_until(lambda: State.OVERFLOWED in states(rig) and bool(rig.engine.room.pressing))
+    wait_until(lambda: State.OVERFLOWED in states(rig) and bool(rig.engine.pressing.threads))
     assert states(rig) == [State.OVERFLOWED, State.ACTIVE]
     rig.compactor.step()
     rig.control[Counter.SHOWN_HEADERS] = 1 << 60
@@ -161,7 +161,7 @@ def test_what_only_a_lost_one_needed_goes_with_its_deletion(rig: Rig) -> None:
     kept(rig, "b", 3)
     between = rig.cut.generation
     rig.make_cut("c")
-    for gone in rig.engine.forget_cut(between):
+    for gone in rig.engine.cuts.forget(between):
         gone.let_go()
     assert rig.store is not None
     assert [one.name for one in rig.store.header.cuts] == ["a", "c"]
@@ -175,7 +175,7 @@ def test_one_that_is_over_ends_with_the_only_one_that_needed_it(rig: Rig) -> Non
     rig.make_cut("c")
     content = rig.live()
     rig.compactor.drain()
-    for gone in rig.engine.forget_cut(between):
+    for gone in rig.engine.cuts.forget(between):
         gone.let_go()
     rig.engine.room.set_limit(LIMIT_BYTES)
     rig.write(30 * BLOCK_BYTES, random_bytes(4, 5))
@@ -192,6 +192,6 @@ def test_nothing_is_owed_when_all_that_are_shown_are_lost(rig: Rig) -> None:
     rig.compactor.drain()
     rig.engine.room.set_limit(LIMIT_BYTES)
     kept(rig, "b", 3)
-    for gone in rig.engine.forget_cut(rig.cut.generation):
+    for gone in rig.engine.cuts.forget(rig.cut.generation):
         gone.let_go()
     assert states(rig) == [State.OVERFLOWED, State.NONE]

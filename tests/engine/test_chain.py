@@ -48,7 +48,7 @@ class Chain:
         return next(one.generation for one in self.rig.store.header.cuts if one.name == name)
 
     def delete(self, name: str) -> None:
-        for gone in self.rig.engine.forget_cut(self.generation(name)):
+        for gone in self.rig.engine.cuts.forget(self.generation(name)):
             gone.let_go()
         del self.expected[name]
 
@@ -56,7 +56,7 @@ class Chain:
         """How many could be merged."""
         self.rig.compactor.drain()
         count = 0
-        while (gone := self.rig.engine.merge_cut()) is not None:
+        while (gone := self.rig.engine.cuts.merge()) is not None:
             gone.let_go()
             count += 1
         self.rig.rules.look()
@@ -163,7 +163,7 @@ def test_a_reader_goes_on_through_cuts_that_come_and_go(chain: Chain) -> None:
 def test_an_unnamed_one_that_gets_a_name_is_not_replaced(chain: Chain) -> None:
     chain.cut("")
     assert chain.rig.store is not None
-    chain.rig.engine.name_cut(chain.rig.cut.generation, "late")
+    chain.rig.engine.cuts.name(chain.rig.cut.generation, "late")
     chain.expected = {"late": chain.expected[""]}
     chain.write(0, 8, 2)
     chain.cut("next")
@@ -290,7 +290,7 @@ def test_what_is_released_is_kept_for_an_older_one(chain: Chain) -> None:
     chain.write(0, 8, 2)
     chain.cut("b")
     chain.write(0, 16, 3)
-    chain.rig.engine.release(0, BLOCKS)
+    chain.rig.engine.cuts.release(0, BLOCKS)
     del chain.expected["b"]
     chain.write(0, 32, 4)
     chain.rig.compactor.drain()
@@ -387,7 +387,7 @@ def test_a_released_copy_is_never_replaced_by_a_later_one(make_rig: MakeRig) -> 
         chain.cut(name)
         chain.write(0 if name in "bc" else 32, 8, len(chain.expected) + 1)
         if name == "b":
-            rig.engine.release(0, 8)
+            rig.engine.cuts.release(0, 8)
     (segment,) = (rig.store_path / "segments").glob(f"*-{chain.generation('b'):08d}")
     chain.delete("c")
     assert chain.merge() == 1
@@ -506,7 +506,7 @@ def test_what_an_image_lost_is_missing_also_after_a_merge(chain: Chain) -> None:
     chain.write(32, 16, 3)
     chain.rig.make_cut("d")
     chain.expected.clear()
-    for gone in chain.rig.engine.forget_cut(chain.generation("b")):
+    for gone in chain.rig.engine.cuts.forget(chain.generation("b")):
         gone.let_go()
     assert chain.merge() == 1
     assert sorted(read_blocks(chain, "a")) == list(range(32))

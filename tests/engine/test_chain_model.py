@@ -143,7 +143,7 @@ class ChainMachine(RuleBasedStateMachine):
 
     def _make_room(self) -> None:
         """The compactor, as far as a write waits for it."""
-        if self.rig.engine.room.pressing:
+        if self.rig.engine.pressing.threads:
             self.rig.compactor.drain()
             self.rig.compactor.tidy()
             self.rig.engine.room.look_again()
@@ -232,7 +232,7 @@ class ChainMachine(RuleBasedStateMachine):
     def hold(self, data: st.DataObject, holder: str) -> None:
         """Any that is there, or held already."""
         generation = data.draw(st.sampled_from(sorted({*self.snapshots, *self.checkpoints})))
-        self.rig.engine.hold_checkpoint(self._id_of(generation), holder)
+        self.rig.engine.cuts.hold_checkpoint(self._id_of(generation), holder)
         if generation not in self.checkpoints:
             self.checkpoints[generation] = Held(self.snapshots[generation].content)
             # It may have happened before.
@@ -247,7 +247,7 @@ class ChainMachine(RuleBasedStateMachine):
     def let_go(self, data: st.DataObject, holder: str) -> None:
         """All of a holder, but some."""
         kept = data.draw(st.sets(st.sampled_from(sorted(self.checkpoints)))) if self.checkpoints else set()
-        for gone in self.rig.engine.let_go_checkpoints(holder, [self._id_of(one) for one in kept]):
+        for gone in self.rig.engine.cuts.let_go_checkpoints(holder, [self._id_of(one) for one in kept]):
             gone.let_go()
         for generation in self.checkpoints.keys() - kept:
             self.checkpoints[generation].holders.discard(holder)
@@ -289,7 +289,7 @@ class ChainMachine(RuleBasedStateMachine):
             self._delete(generation)
 
     def _delete(self, generation: int) -> None:
-        for gone in self.rig.engine.forget_cut(generation):
+        for gone in self.rig.engine.cuts.forget(generation):
             gone.let_go()
         self._forget(generation)
 
@@ -306,7 +306,7 @@ class ChainMachine(RuleBasedStateMachine):
     def merge(self, drains: bool) -> None:
         if drains:
             self.rig.compactor.drain()
-        gone = self.rig.engine.merge_cut()
+        gone = self.rig.engine.cuts.merge()
         if gone is not None:
             gone.let_go()
 
@@ -342,7 +342,7 @@ class ChainMachine(RuleBasedStateMachine):
         assert self.rig.store is not None
         cut = next(cut for cut in self.rig.store.cuts if cut.generation == generation)
         if not self.snapshots[generation].is_over:
-            self.rig.engine.release(*run, cut)
+            self.rig.engine.cuts.release(*run, cut)
             self.snapshots[generation].released |= set(range(*run))
 
     @rule(blocks=st.sampled_from(LIMITS))
@@ -352,7 +352,7 @@ class ChainMachine(RuleBasedStateMachine):
 
     @rule()
     def settle_again(self) -> None:
-        self.rig.engine.settle_again()
+        self.rig.engine.cuts.settle_again()
 
     # What was cut off gives no bytes before the next cut, also when it is there again.
     @precondition(lambda self: self.snapshots and not (self.limit_bytes or self.shortest < len(OLD) or self.bad))

@@ -53,13 +53,13 @@ class Chain:
         return next(one.generation for one in self.rig.store.header.cuts if one.name == name)
 
     def delete(self, name: str) -> None:
-        for gone in self.rig.engine.forget_cut(self.generation(name)):
+        for gone in self.rig.engine.cuts.forget(self.generation(name)):
             gone.let_go()
         del self.expected[name]
 
     def merge(self) -> None:
         self.rig.compactor.drain()
-        while (gone := self.rig.engine.merge_cut()) is not None:
+        while (gone := self.rig.engine.cuts.merge()) is not None:
             gone.let_go()
 
     def reuse_every_slot(self) -> None:

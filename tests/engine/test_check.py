@@ -33,7 +33,7 @@ def used_rig(make_rig: MakeRig) -> Rig:
     rig.open()
     rig.settle_free([(30, 34)])
     rig.write(0, pattern(5 * 4096, 2))
-    rig.engine.release(20, 22)
+    rig.engine.cuts.release(20, 22)
     rig.compactor.drain()
     rig.write(10 * 4096, pattern(4096, 3))
     return rig
@@ -146,7 +146,7 @@ def test_an_overflowed_snapshot_is_named(make_rig: MakeRig) -> None:
 
 def test_a_store_whose_last_snapshot_was_deleted_is_whole(make_rig: MakeRig) -> None:
     rig = used_rig(make_rig)
-    assert rig.engine.forget_cut(rig.cut.generation) == []
+    assert rig.engine.cuts.forget(rig.cut.generation) == []
     rig.compactor.drain()
     rig.compactor.tidy()
     rig.seal()
@@ -249,7 +249,7 @@ def test_a_snapshot_that_is_deleted_meanwhile_is_no_damage(
 
     def late(path: Path, header: Header, generation: int) -> dict[str, tuple[Path, int]]:
         if rig.store is not None and len(rig.store.header.cuts) == len(header.cuts) == 2:
-            for gone in rig.engine.forget_cut(generation):
+            for gone in rig.engine.cuts.forget(generation):
                 gone.let_go()
         return sizes(path, header, generation)
 

@@ -41,15 +41,15 @@ class Held(Chain):
 
     def hold(self, name: str, holder: str = HOLDER) -> int:
         generation = self.generation(name)
-        self.rig.engine.hold_checkpoint(self.id_of(generation), holder)
+        self.rig.engine.cuts.hold_checkpoint(self.id_of(generation), holder)
         return generation
 
     def let_go(self, *kept: int, holder: str = HOLDER) -> None:
-        for gone in self.rig.engine.let_go_checkpoints(holder, [self.id_of(one) for one in kept]):
+        for gone in self.rig.engine.cuts.let_go_checkpoints(holder, [self.id_of(one) for one in kept]):
             gone.let_go()
 
     def delete_held(self, name: str) -> None:
-        for gone in self.rig.engine.forget_cut(self.generation(name)):
+        for gone in self.rig.engine.cuts.forget(self.generation(name)):
             gone.let_go()
 
     def changed(self, generation: int) -> list[int]:
@@ -265,7 +265,7 @@ def test_what_older_ones_need_of_it_stays(chain: Held) -> None:
 def test_behind_a_checkpoint_that_nobody_reads_through_a_release_gives_room_back(chain: Held) -> None:
     chain.hold("")
     chain.cut("b")
-    chain.rig.engine.release(0, 16)
+    chain.rig.engine.cuts.release(0, 16)
     chain.write(0, 20, 2)
     assert chain.rig.cut.index.count() == 4
 
@@ -287,7 +287,7 @@ def test_behind_a_checkpoint_a_release_leaves_what_older_ones_need(chain: Held) 
     chain.write(8, 4, 3)
     chain.cut("c")
     chain.delete("b")
-    chain.rig.engine.release(0, 16)
+    chain.rig.engine.cuts.release(0, 16)
     del chain.expected["c"]
     chain.write(0, 20, 4)
     assert chain.rig.cut.index.count() == 12
@@ -357,14 +357,14 @@ def test_what_is_gone_cannot_be_held(chain: Held) -> None:
     chain.cut("b")
     chain.delete("a")
     with pytest.raises(SnapshotEnded):
-        chain.rig.engine.hold_checkpoint(gone, HOLDER)
+        chain.rig.engine.cuts.hold_checkpoint(gone, HOLDER)
 
 
 def test_a_checkpoint_can_be_held_by_another(chain: Held) -> None:
     held = chain.hold("")
     snapshot_id = chain.id_of(held)
     chain.cut("b")
-    chain.rig.engine.hold_checkpoint(snapshot_id, OTHER)
+    chain.rig.engine.cuts.hold_checkpoint(snapshot_id, OTHER)
     assert [one.facts.holders for one in chain.checkpoints] == [(HOLDER, OTHER)]
 
 

@@ -276,19 +276,19 @@ def test_a_limit_may_go_while_a_write_looks_at_it(make_rig: MakeRig, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("policy", "step"),
+    ("policy", "owner", "step"),
     [
-        (OverflowPolicy.BREAK_WRITE, "give_way"),
-        (OverflowPolicy.BREAK_SNAPSHOT, "give_way"),
-        (OverflowPolicy.BREAK_SNAPSHOT, "_begin_end"),
+        (OverflowPolicy.BREAK_WRITE, "room", "give_way"),
+        (OverflowPolicy.BREAK_SNAPSHOT, "room", "give_way"),
+        (OverflowPolicy.BREAK_SNAPSHOT, "ending", "_begin_end"),
     ],
 )
 def test_nobody_gives_way_to_a_limit_that_was_raised(
-    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, policy: OverflowPolicy, step: str
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, policy: OverflowPolicy, owner: str, step: str
 ) -> None:
     rig = opened(make_rig, policy=policy)
     rig.engine.room.set_limit(1)
-    interrupt(monkeypatch, rig.engine.room, step, lambda: rig.engine.room.set_limit(0))
+    interrupt(monkeypatch, getattr(rig.engine, owner), step, lambda: rig.engine.room.set_limit(0))
     write(rig, 0)
     assert rig.control[Counter.LIMIT_BYTES] == 0
     assert holds_new(rig, 0)
@@ -315,10 +315,10 @@ def test_damage_that_is_found_at_the_end_brings_no_snapshot_back(
 
     def told(event: Event) -> None:
         rig.events.append(event)
-        beside.run(lambda: rig.engine.note_damage(rig.cut.generation))
+        beside.run(lambda: rig.engine.ending.note_damage(rig.cut.generation))
 
     monkeypatch.setattr(CutNumbers, "state", property(state))
-    monkeypatch.setattr(rig.engine.room, "_on_event", told)
+    monkeypatch.setattr(rig.engine.ending, "_on_event", told)
     rig.engine.room.set_limit(1)
     write(rig, 0)
     beside.join()
@@ -344,7 +344,7 @@ def test_a_look_at_the_store_takes_no_whole_cut_for_a_short_one(
         return found
 
     monkeypatch.setattr(MappedFile, "is_whole", property(is_whole))
-    rig.engine.look_at_store()
+    rig.engine.ending.look_at_store()
     assert rig.cut is not before
     assert rig.events == []
     assert rig.cut.is_intact
@@ -356,7 +356,7 @@ def test_damage_may_be_found_while_the_next_cut_is_made(make_rig: MakeRig, monke
     rig = opened(make_rig)
     before = rig.cut
     interrupt(monkeypatch, before.numbers, "keep", lambda: next_cut(rig))
-    rig.engine.note_damage(before.generation)
+    rig.engine.ending.note_damage(before.generation)
     assert rig.cut is not before
     assert rig.numbers[CutCounter.DAMAGED_READS] == 0
     assert rig.numbers.state is State.ACTIVE
@@ -369,7 +369,7 @@ def test_what_a_beat_found_is_not_forgotten_by_a_look_under_way(
     write(rig, 0)
     # No write from here on has a beat of its own.
     monkeypatch.setattr(cow.live.heartbeat, "_BEAT_NS", 1 << 62)
-    real = rig.engine.room.look_at_store
+    real = rig.engine.ending._is_cut_short
 
     def look_too_early() -> bool:
         is_short = real()
@@ -378,8 +378,8 @@ def test_what_a_beat_found_is_not_forgotten_by_a_look_under_way(
         return is_short
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rig.engine.room, "look_at_store", look_too_early)
-        rig.engine.look_at_store()
+        patch.setattr(rig.engine.ending, "_is_cut_short", look_too_early)
+        rig.engine.ending.look_at_store()
     assert not rig.engine.try_write(0, NEW)
     write(rig, 0)
     assert kinds(rig) == [EventKind.CUT_SHORT]
@@ -390,7 +390,7 @@ def test_a_beat_suspects_nothing_of_a_store_that_is_known_to_be_short(make_rig: 
     rig = opened(make_rig)
     write(rig, 0)
     os.truncate(rig.cut.path / "index", 0)
-    rig.engine.look_at_store()
+    rig.engine.ending.look_at_store()
     rig.engine._beat()
     assert rig.engine.try_write(0, NEW)
 
@@ -473,7 +473,7 @@ def test_a_lost_block_is_excused_once(make_rig: MakeRig, monkeypatch: pytest.Mon
         if first == 3:
             monkeypatch.setattr(Relief, "_count_lost", real)
             # It is free, which nobody knows yet.
-            beside.run(lambda: rig.engine.release(1, 2))
+            beside.run(lambda: rig.engine.cuts.release(1, 2))
         return real(relief, first, end, **more)
 
     monkeypatch.setattr(Relief, "_count_lost", count_lost)
@@ -521,7 +521,9 @@ def test_a_release_leaves_out_nothing_that_is_just_found_to_be_free(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, beside: Beside
 ) -> None:
     rig = opened(make_rig)
-    interrupt(monkeypatch, rig.cut.settled, "set_range", lambda: beside.run(lambda: rig.engine.release(0, COUNT)))
+    interrupt(
+        monkeypatch, rig.cut.settled, "set_range", lambda: beside.run(lambda: rig.engine.cuts.release(0, COUNT))
+    )
     rig.settle_free([(0, 10)])
     beside.join()
     assert rig.numbers[CutCounter.RELEASED_BLOCKS] == rig.cut.released.count() == COUNT
@@ -536,11 +538,11 @@ def test_what_claims_blocks_of_the_cut_before_claims_none_of_the_next(
 
     def relieve_the_next() -> None:
         rig.make_cut()
-        counts.append(rig.settle_free([(0, 10)]) if work == "settle_free" else rig.engine.release(0, 10))
+        counts.append(rig.settle_free([(0, 10)]) if work == "settle_free" else rig.engine.cuts.release(0, 10))
 
     interrupt(monkeypatch, rig.cut.released, "set_range", relieve_the_next)
     with pytest.raises(SnapshotEnded):
-        rig.engine.release(0, COUNT)
+        rig.engine.cuts.release(0, COUNT)
     assert counts == [10]
     assert rig.numbers[CutCounter.SETTLED_BLOCKS] == 10
     write(rig, 20)

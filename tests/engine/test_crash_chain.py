@@ -81,7 +81,7 @@ class Delete:
     def run(self, rig: Rig) -> None:
         assert rig.store is not None
         generation = next(one.generation for one in rig.store.header.cuts if one.name == self.name)
-        for gone in rig.engine.forget_cut(generation):
+        for gone in rig.engine.cuts.forget(generation):
             gone.let_go()
 
 
@@ -95,7 +95,7 @@ class Hold:
     def run(self, rig: Rig) -> None:
         assert rig.store is not None
         facts = next(one for one in rig.store.header.cuts if one.name == self.name)
-        rig.engine.hold_checkpoint(facts.snapshot_id, HOLDER)
+        rig.engine.cuts.hold_checkpoint(facts.snapshot_id, HOLDER)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class LetGo:
     def run(self, rig: Rig) -> None:
         assert rig.store is not None
         kept = [one.snapshot_id for one in rig.store.header.cuts if one.name in self.kept]
-        for gone in rig.engine.let_go_checkpoints(HOLDER, kept):
+        for gone in rig.engine.cuts.let_go_checkpoints(HOLDER, kept):
             gone.let_go()
 
 
@@ -121,7 +121,7 @@ class Merge:
 
     def run(self, rig: Rig) -> None:
         rig.compactor.drain()
-        while (gone := rig.engine.merge_cut()) is not None:
+        while (gone := rig.engine.cuts.merge()) is not None:
             gone.let_go()
 
 
@@ -139,7 +139,7 @@ class Overflow:
         rig.compactor.drain()
         rig.engine.room.set_limit(rig.engine.size.shown().stored_bytes + 1)
         self.write.run(rig)
-        rig.engine.settle_again()
+        rig.engine.cuts.settle_again()
         rig.engine.room.set_limit(0)
 
 
@@ -335,7 +335,7 @@ def do_steps(rig: Rig, steps: list[Step], recorder: Recorder) -> None:
 
 
 def make_room(rig: Rig) -> None:
-    if rig.engine.room.pressing:
+    if rig.engine.pressing.threads:
         rig.compactor.drain()
         rig.compactor.tidy()
         rig.engine.room.look_again()

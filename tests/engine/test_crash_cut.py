@@ -66,7 +66,7 @@ class Release:
         return replace(model, released=model.released | set(range(self.first, self.end)))
 
     def run(self, rig: Rig) -> None:
-        rig.engine.release(self.first, self.end)
+        rig.engine.cuts.release(self.first, self.end)
 
 
 @dataclass(frozen=True)

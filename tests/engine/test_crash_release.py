@@ -46,7 +46,7 @@ class Release:
         assert rig.store is not None
         generation = next(one.generation for one in rig.store.header.cuts if one.name == self.name)
         cut = next(cut for cut in rig.store.cuts if cut.generation == generation)
-        rig.engine.release(self.first, self.end, cut)
+        rig.engine.cuts.release(self.first, self.end, cut)
 
 
 @dataclass(frozen=True)

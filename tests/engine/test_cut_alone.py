@@ -102,9 +102,9 @@ def test_a_record_at_the_border_of_two_pieces_is_given_back_once(make_rig: MakeR
     rig.compactor.drain()
     rig.write(65_590 * small, pattern(small, 4))
     rig.compactor.drain()
-    rig.engine.release(0, 65_590)
+    rig.engine.cuts.release(0, 65_590)
     rig.give_back()
-    rig.engine.release(65_590, 65_600)
+    rig.engine.cuts.release(65_590, 65_600)
     rig.give_back()
     assert rig.numbers[CutCounter.RETURNED_BYTES] == rig.numbers[CutCounter.STORED_BYTES]
 
@@ -116,7 +116,7 @@ def test_what_is_given_back_may_be_of_a_cut_that_ends_meanwhile(
     rig.open()
     rig.write(0, NEW)
     rig.compactor.drain()
-    rig.engine.release(0, 64)
+    rig.engine.cuts.release(0, 64)
     left: list[Cut] = []
     real = GiveBack.give_back
 
@@ -167,7 +167,7 @@ def test_a_segment_of_nothing_but_released_records_goes_whatever_lies_between_th
     rig.write(8 * BLOCK_BYTES, NEW[: 8 * BLOCK_BYTES])
     rig.compactor.drain()
     assert rig.cut.segments.numbers() == [1, 2]
-    rig.engine.release(0, 8)
+    rig.engine.cuts.release(0, 8)
     rig.give_back()
     assert rig.cut.segments.numbers() == [2]
 
@@ -271,7 +271,7 @@ def test_damage_found_in_the_cut_before_is_none_of_the_new_one(make_rig: MakeRig
     rig.open()
     before = rig.cut.generation
     rig.make_cut()
-    rig.engine.note_damage(before)
+    rig.engine.ending.note_damage(before)
     assert (rig.numbers.state, rig.numbers[CutCounter.DAMAGED_READS]) == (State.ACTIVE, 0)
 
 
@@ -310,7 +310,7 @@ def test_a_lost_block_that_is_free_is_counted_off_once(make_rig: MakeRig) -> Non
     for block_no in (3, 5):
         rig.write(block_no * BLOCK_BYTES, NEW[:BLOCK_BYTES])
     rig.settle_free([(3, 4)])
-    rig.engine.release(3, 4)
+    rig.engine.cuts.release(3, 4)
     assert (rig.numbers.lost_blocks, rig.numbers.state) == (1, State.DAMAGED)
 
 
@@ -352,7 +352,7 @@ def test_what_the_disk_does_not_take_back_is_not_counted_as_returned(
 
     monkeypatch.setattr(rig.files, "pwrite", refused)
     for _ in range(2):
-        rig.engine.release(0, 64)
+        rig.engine.cuts.release(0, 64)
         rig.give_back()
     assert rig.numbers[CutCounter.RETURNED_BYTES] == 0
 

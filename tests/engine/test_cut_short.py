@@ -71,7 +71,7 @@ def test_writes_go_on(
         rig.engine.write(block_no * BLOCK_BYTES, NEW)
         check_snapshot(rig)
     assert all(rig.engine.read(block_no * BLOCK_BYTES, len(NEW)) == NEW for block_no in TOUCHED)
-    rig.engine.look_at_store()
+    rig.engine.ending.look_at_store()
     with pytest.raises(CowError):
         rig.reader.check()
     assert [event.kind for event in rig.events] == [EventKind.CUT_SHORT]
@@ -99,7 +99,7 @@ def test_the_end_of_the_snapshot_is_on_the_disk_before_the_image_is_written(make
 
 def test_a_released_block_does_not_read_as_the_image(make_rig: MakeRig) -> None:
     rig = opened(make_rig)
-    rig.engine.release(0, 16)
+    rig.engine.cuts.release(0, 16)
     rig.engine.write(0, NEW)
     with pytest.raises(BlockReleased):
         rig.reader.read(0, BLOCK_BYTES)
@@ -113,7 +113,7 @@ def test_a_file_that_was_cut_short_is_not_made_whole_again(make_rig: MakeRig, na
     rig = opened(make_rig)
     path = path_of(rig, name)
     os.truncate(path, 0)
-    for change in (lambda: rig.engine.release(0, COUNT), lambda: rig.settle_free([(36_000, 36_016)])):
+    for change in (lambda: rig.engine.cuts.release(0, COUNT), lambda: rig.settle_free([(36_000, 36_016)])):
         with contextlib.suppress(OSError):
             change()
     assert path.stat().st_size == 0
@@ -147,7 +147,7 @@ def test_after_a_kill_nothing_of_it_is_believed(make_rig: MakeRig, name: str) ->
     os.truncate(path_of(rig, name), 0)
     for block_no in TOUCHED:
         rig.engine.write(block_no * BLOCK_BYTES, NEW)
-    rig.engine.look_at_store()
+    rig.engine.ending.look_at_store()
     rig.abandon()
     rig.open()
     with pytest.raises(SnapshotLost):

@@ -412,10 +412,10 @@ class DatingMachine(RuleBasedStateMachine):
     def delete(self, data: st.DataObject, merges: bool) -> None:
         generation = data.draw(st.sampled_from(self.named))
         self.named.remove(generation)
-        for gone in self.rig.engine.forget_cut(generation):
+        for gone in self.rig.engine.cuts.forget(generation):
             gone.let_go()
         self.rig.compactor.drain()
-        if merges and (merged := self.rig.engine.merge_cut()) is not None:
+        if merges and (merged := self.rig.engine.cuts.merge()) is not None:
             merged.let_go()
 
     def teardown(self) -> None:

@@ -87,7 +87,7 @@ def test_a_cut_while_it_waits_is_preserved_for_too(make_rig: MakeRig, monkeypatc
         if not news:
             news.append(pattern(BLOCK_BYTES, 3))
             rig.engine._gate.under_way.pop()
-            rig.engine.name_cut(rig.cut.generation, "first")
+            rig.engine.cuts.name(rig.cut.generation, "first")
             rig.write(0, news[0])
             rig.make_cut()
             rig.engine._gate.under_way.append(0)

@@ -41,7 +41,7 @@ def release_within_store(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def append(records: Iterable[bytes]) -> object:
         monkeypatch.undo()
-        rig.engine.release(0, BLOCKS)
+        rig.engine.cuts.release(0, BLOCKS)
         return real(records)
 
     monkeypatch.setattr(rig.compactor._records._writer, "append", append)
@@ -60,7 +60,7 @@ def assert_all_given_back(rig: Rig) -> None:
 
 def test_what_was_stored_before_is_given_back(rig: Rig) -> None:
     rig.compactor.drain()
-    rig.engine.release(0, BLOCKS)
+    rig.engine.cuts.release(0, BLOCKS)
     assert_all_given_back(rig)
 
 
@@ -89,7 +89,7 @@ def test_a_record_released_before_it_is_squeezed_is_counted_once(rig: Rig, monke
     store_in_haste(rig, monkeypatch)
     monkeypatch.setattr("cow.compact.squeeze._BYTES_AT_ONCE", 64 << 10)
     rig.compactor.squeeze()
-    rig.engine.release(0, BLOCKS)
+    rig.engine.cuts.release(0, BLOCKS)
     while rig.compactor.squeeze():
         pass
     assert_all_given_back(rig)
@@ -97,7 +97,7 @@ def test_a_record_released_before_it_is_squeezed_is_counted_once(rig: Rig, monke
 
 def test_a_compactor_gives_back_what_was_released_before_it_began(rig: Rig) -> None:
     rig.compactor.drain()
-    rig.engine.release(0, BLOCKS)
+    rig.engine.cuts.release(0, BLOCKS)
     assert rig.store is not None
     rig.store.releases.take()  # by one who was killed
     rig.compactor.close()
@@ -109,14 +109,14 @@ def test_more_ranges_than_are_remembered_are_all_given_back(rig: Rig) -> None:
     rig.compactor.drain()
     for _ in range(10):
         for block_no in range(BLOCKS):
-            rig.engine.release(block_no, block_no + 1)
+            rig.engine.cuts.release(block_no, block_no + 1)
     assert_all_given_back(rig)
     assert rig.compactor.is_done
 
 
 def test_the_next_cut_owes_nothing_for_what_was_released_before(rig: Rig) -> None:
     rig.compactor.drain()
-    rig.engine.release(0, BLOCKS)
+    rig.engine.cuts.release(0, BLOCKS)
     rig.make_cut()
     rig.write(0, OLD)
     rig.compactor.drain()
@@ -129,7 +129,7 @@ def test_a_segment_that_is_appended_to_stays(make_rig: MakeRig) -> None:
     rig = make_rig(OLD, durability=Durability.POWER)
     rig.open()
     rig.write(0, NEW[: 8 * BLOCK_BYTES])
-    rig.engine.release(0, 8)
+    rig.engine.cuts.release(0, 8)
     rig.give_back()
     rig.write(8 * BLOCK_BYTES, NEW[: 8 * BLOCK_BYTES])
     assert rig.cut.segments.numbers() == [1]
@@ -153,11 +153,11 @@ def test_nothing_is_given_back_whose_release_a_power_loss_would_undo(
         patched.setattr(rig.files, "sync", refused)
         rig.rules.at_rest = False
         with pytest.raises(OSError, match="Input/output"):
-            rig.engine.release(0, BLOCKS)
+            rig.engine.cuts.release(0, BLOCKS)
         rig.give_back()
     assert rig.numbers[CutCounter.RETURNED_BYTES] == 0
     rig.rules.at_rest = True
-    rig.engine.release(0, BLOCKS)
+    rig.engine.cuts.release(0, BLOCKS)
     assert_all_given_back(rig)
 
 
@@ -172,7 +172,7 @@ def test_records_that_share_pages_are_given_back_one_by_one(make_rig: MakeRig) -
         rig.compactor.drain()
     before = rig.cut.segments.path(1).stat().st_blocks
     for block_no in range(BLOCKS - 1):
-        rig.engine.release(block_no, block_no + 1)
+        rig.engine.cuts.release(block_no, block_no + 1)
         rig.give_back()
     assert rig.cut.segments.path(1).stat().st_blocks <= before // 8
     last = (BLOCKS - 1) * BLOCK_BYTES
@@ -192,7 +192,7 @@ def test_a_released_part_is_given_back_although_the_rest_failed(rig: Rig, monkey
     monkeypatch.setattr(rig.cut.released, "allocate", refused)
     before = kept_bytes(rig)
     with pytest.raises(OSError, match="No space"):
-        rig.engine.release(0, BLOCKS)
+        rig.engine.cuts.release(0, BLOCKS)
     rig.give_back()
     assert 0 < kept_bytes(rig) < before
 
@@ -202,10 +202,10 @@ def test_a_slot_that_was_damaged_is_lost_until_it_is_released(rig: Rig, is_first
     assert rig.store is not None
     rig.store.staging.views(0, 1)[0][:8] = b"damaged!"
     if is_first:
-        rig.engine.release(0, 1)
+        rig.engine.cuts.release(0, 1)
     rig.compactor.drain()
     assert rig.numbers.lost_blocks == (0 if is_first else 1)
-    rig.engine.release(0, 1)
+    rig.engine.cuts.release(0, 1)
     assert rig.numbers.lost_blocks == 0
     assert rig.numbers.state is State.ACTIVE
 
@@ -221,7 +221,7 @@ def test_what_is_left_of_a_released_record_forges_none(make_rig: MakeRig, monkey
     rig.open()
     for block_no, count in ((0, 1), (2, 32), (40, 1)):
         rig.write(block_no * size, b"n" * count * size)
-    rig.engine.release(2, 34)
+    rig.engine.cuts.release(2, 34)
     # Killed when its header was zeros, and nothing else.
     monkeypatch.setattr(GiveBack, "_make_hole", lambda self, fd, start, stop: None)
     rig.give_back()
@@ -285,21 +285,21 @@ def test_nothing_is_merged_while_what_it_has_is_given_back(
     rig.make_cut("b")
     rig.write(0, NEW)
     rig.compactor.drain()
-    rig.engine.release(0, BLOCKS)
+    rig.engine.cuts.release(0, BLOCKS)
     generation, real, merged = rig.cut.generation, GiveBack.give_back, list[Cut | None]()
 
     def merge_first(give_back: GiveBack, first: int, end: int) -> None:
         monkeypatch.undo()
         rig.make_cut("c")
-        rig.engine.forget_cut(generation)
-        merged.append(rig.engine.merge_cut())
+        rig.engine.cuts.forget(generation)
+        merged.append(rig.engine.cuts.merge())
         real(give_back, first, end)
 
     monkeypatch.setattr(GiveBack, "give_back", merge_first)
     rig.give_back()
     assert reader.read(0, len(OLD)) == OLD
     assert merged == [None]
-    (gone,) = [rig.engine.merge_cut()]
+    (gone,) = [rig.engine.cuts.merge()]
     assert gone is not None
     gone.let_go()
     assert reader.read(0, len(OLD)) == OLD

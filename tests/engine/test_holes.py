@@ -86,7 +86,7 @@ def test_a_hole_that_comes_as_it_is_looked_for_is_none(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, after_a_cut: bool
 ) -> None:
     """The image has it when it is asked, and all the same there was data at the cut: that is known only then."""
-    rig.engine.name_cut(rig.cut.generation, "first")
+    rig.engine.cuts.name(rig.cut.generation, "first")
     reader, real, came = rig.reader, rig.image.holes, []
 
     def holes(offset: int, stop: int) -> Iterator[tuple[int, int]]:
@@ -166,7 +166,7 @@ def test_what_the_image_lost_is_no_hole(rig: Rig) -> None:
 
 @pytest.mark.parametrize("before_the_cut", [True, False])
 def test_what_the_image_lost_is_no_hole_of_an_older_snapshot(rig: Rig, before_the_cut: bool) -> None:
-    rig.engine.name_cut(rig.cut.generation, "first")
+    rig.engine.cuts.name(rig.cut.generation, "first")
     first = rig.reader
     if not before_the_cut:
         rig.make_cut()
@@ -183,7 +183,7 @@ def test_what_the_image_lost_is_no_hole_of_an_older_snapshot(rig: Rig, before_th
 def test_a_loss_that_a_later_snapshot_notes_meanwhile_is_no_hole_of_an_older_one(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rig.engine.name_cut(rig.cut.generation, "first")
+    rig.engine.cuts.name(rig.cut.generation, "first")
     first = rig.reader
     rig.make_cut("second")
     second = rig.cut
@@ -232,7 +232,7 @@ class Poisoned:
     def __init__(self, rig: Rig) -> None:
         self.rig, self.content = with_hole(rig), bytearray(rig.old)
         rig.open()
-        rig.engine.name_cut(rig.cut.generation, "first")
+        rig.engine.cuts.name(rig.cut.generation, "first")
         self.snapshots: list[tuple[SeekingReader, bytearray]] = [(rig.reader, bytearray(rig.old))]
         self.called: list[tuple[SeekingReader, int, int]] = []
 

@@ -92,7 +92,7 @@ def squeeze(rig: Rig) -> None:
 
 
 def release_and_overwrite(rig: Rig) -> None:
-    rig.engine.release(0, 8)
+    rig.engine.cuts.release(0, 8)
     use_every_slot_again(rig)
 
 
@@ -195,7 +195,7 @@ class Everybody:
             first = dice.randrange(MANY)
             end = min(MANY, first + dice.randint(1, 5))
             self._begun.update(range(first, end))
-            self._rig.engine.release(first, end)
+            self._rig.engine.cuts.release(first, end)
             # What a write had claimed at that moment is not released.
             self._released |= {block_no for block_no in range(first, end) if bitmap.get(block_no)}
 
@@ -276,7 +276,7 @@ def cut_in_between(rig: Rig, work: str, at: int) -> bool:
     """The next cut and its first writes come before change or look number `at`; False when there were fewer."""
     rig.open()
     stored_in_haste(rig)
-    rig.engine.release(0, 1)
+    rig.engine.cuts.release(0, 1)
     rig.engine.write(4 * BLOCK_BYTES, bytes(2 * BLOCK_BYTES))
     expected, looks = b"", 0
 

@@ -39,13 +39,13 @@ def rig(make_rig: MakeRig, request: pytest.FixtureRequest) -> Rig:
 
 
 def delete(rig: Rig, generation: int) -> None:
-    for gone in rig.engine.forget_cut(generation):
+    for gone in rig.engine.cuts.forget(generation):
         gone.let_go()
 
 
 def merge(rig: Rig) -> None:
     rig.compactor.drain()
-    gone = rig.engine.merge_cut()
+    gone = rig.engine.cuts.merge()
     assert gone is not None
     gone.let_go()
 
@@ -77,9 +77,9 @@ def test_every_list_is_on_the_disk(make_rig: MakeRig, durability: Durability) ->
 
     assert rig.store is not None
     with flushing():
-        rig.engine.name_cut(2, "a")
+        rig.engine.cuts.name(2, "a")
     with flushing():
-        rig.engine.hold_checkpoint(rig.store.header.cut.snapshot_id, "0" * 32)
+        rig.engine.cuts.hold_checkpoint(rig.store.header.cut.snapshot_id, "0" * 32)
     rig.make_cut("b")
     rig.make_cut("c")
     with flushing():
@@ -87,7 +87,7 @@ def test_every_list_is_on_the_disk(make_rig: MakeRig, durability: Durability) ->
     with flushing():
         merge(rig)
     with flushing():
-        rig.engine.let_go_checkpoints("0" * 32, [])
+        rig.engine.cuts.let_go_checkpoints("0" * 32, [])
 
 
 def test_one_that_is_merged_before_it_is_opened_is_found_where_it_went(
@@ -128,7 +128,7 @@ def test_what_the_compactor_removes_before_the_numbers_tell_is_no_damage(
 ) -> None:
     reader = rig.new_reader(2)
     # The compactor has yet to look at the list, whatever it finds.
-    rig.engine.name_cut(3, "other")
+    rig.engine.cuts.name(3, "other")
     reader.read(8 * BLOCK_BYTES, 1)
     ended: list[bool] = []
 

@@ -59,9 +59,10 @@ def watched(rig: Rig) -> Iterator[list[str]]:
             patch.setattr(os, name, watching(name, getattr(os, name)))
         patch.setattr(cow.disk.files, "_seek", watching("lseek", cow.disk.files._seek))
         patch.setattr(cow.disk.files, "_libc", watching_punch(check))
-        patch.setattr(rig.engine.room, "_on_event", watching("on_event", rig.events.append))
-        patch.setattr(rig.engine.room, "_wake_compactor", lambda: check("wake"))
-        patch.setattr(rig.engine._claiming, "_wake_compactor", lambda: check("wake"))
+        for teller in (rig.engine.room, rig.engine.ending):
+            patch.setattr(teller, "_on_event", watching("on_event", rig.events.append))
+        for waker in (rig.engine.ending, rig.engine.pressing, rig.engine._claiming):
+            patch.setattr(waker, "_wake_compactor", lambda: check("wake"))
         yield calls
 
 
@@ -93,7 +94,7 @@ def test_no_system_call_on_any_way(make_rig: MakeRig, durability: Durability) ->
             step.run(rig)
         rig.compactor.drain()
         rig.engine.rest()
-        rig.engine.note_damage(rig.cut.generation)
+        rig.engine.ending.note_damage(rig.cut.generation)
     assert "pwrite" in calls
 
 
@@ -123,7 +124,7 @@ def test_no_system_call_while_a_store_is_found_cut_short(make_rig: MakeRig) -> N
     rig = opened(make_rig)
     with watched(rig):
         os.truncate(rig.cut.path / "index", 0)
-        rig.engine.look_at_store()
+        rig.engine.ending.look_at_store()
     assert [event.kind for event in rig.events] == [EventKind.CUT_SHORT]
 
 
@@ -146,7 +147,7 @@ def test_blocks_that_are_owed_wait_until_the_end_is_told(make_rig: MakeRig, monk
     def told(event: Event) -> None:
         tried.append(rig.engine.try_write(8 * BLOCK_BYTES, NEW))
 
-    monkeypatch.setattr(rig.engine.room, "_on_event", told)
+    monkeypatch.setattr(rig.engine.ending, "_on_event", told)
     rig.engine.room.set_limit(1)
     rig.engine.write(0, NEW)
     assert tried == [False]

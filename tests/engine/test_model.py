@@ -251,7 +251,7 @@ class ReliefMachine(EngineMachine):
     def release(self, data: st.DataObject) -> None:
         first, end = data.draw(self._runs())
         blocks = set(range(first, end))
-        assert self.rig.engine.release(first, end) == len(blocks - self.released)
+        assert self.rig.engine.cuts.release(first, end) == len(blocks - self.released)
         self.released |= blocks
         self.owed -= blocks
 

@@ -24,7 +24,7 @@ def rig(make_rig: MakeRig, request: pytest.FixtureRequest) -> Rig:
 
 
 def delete(rig: Rig, generation: int) -> None:
-    for gone in rig.engine.forget_cut(generation):
+    for gone in rig.engine.cuts.forget(generation):
         gone.let_go()
 
 
@@ -94,7 +94,7 @@ def test_deleting_it_twice_says_that_it_is_over(rig: Rig) -> None:
     rig.open()
     delete(rig, rig.cut.generation)
     with pytest.raises(SnapshotEnded):
-        rig.engine.forget_cut(rig.cut.generation)
+        rig.engine.cuts.forget(rig.cut.generation)
 
 
 def test_the_newest_deleted_older_ones_read_through_it(rig: Rig) -> None:
@@ -119,7 +119,7 @@ def test_the_newest_deleted_is_merged_after_the_next_cut(rig: Rig) -> None:
     rig.make_cut("c")
     rig.write(0, pattern(8 * BLOCK_BYTES, 4))
     rig.compactor.drain()
-    merged = rig.engine.merge_cut()
+    merged = rig.engine.cuts.merge()
     assert merged is not None
     merged.let_go()
     assert rig.store is not None

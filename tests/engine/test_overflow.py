@@ -321,7 +321,7 @@ def test_the_compactor_is_pressed_until_no_write_waits(make_rig: MakeRig) -> Non
     ]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: len(rig.engine.room.pressing) == 2)
+    wait_until(lambda: len(rig.engine.pressing.threads) == 2)
     for left in (1, 0):
         rig.compactor.step()
         rig.engine.room.look_again()

@@ -206,7 +206,7 @@ def test_a_free_map_of_an_ended_cut_is_not_applied(make_rig: MakeRig) -> None:
     rig = used_rig(make_rig)
     ended = rig.cut
     rig.make_cut()
-    assert rig.engine.settle_free([(10, 12)], ended) == 0
+    assert rig.engine.cuts.settle_free([(10, 12)], ended) == 0
     assert not rig.cut.settled.any_set(0, 20)
 
 

@@ -50,20 +50,20 @@ class Chain:
         return next(cut for cut in store.cuts if cut.generation == generation)
 
     def release(self, name: str, first: int, end: int) -> int:
-        count = self.rig.engine.release(first, end, self.of(name))
+        count = self.rig.engine.cuts.release(first, end, self.of(name))
         self.released[name] |= set(range(first, end))
         self.rig.give_back()
         return count
 
     def delete(self, name: str) -> None:
-        for gone in self.rig.engine.forget_cut(self.of(name).generation):
+        for gone in self.rig.engine.cuts.forget(self.of(name).generation):
             gone.let_go()
         del self.expected[name]
 
     def merge(self) -> int:
         """How many are merged at once."""
         count = 0
-        while (gone := self.rig.engine.merge_cut()) is not None:
+        while (gone := self.rig.engine.cuts.merge()) is not None:
             gone.let_go()
             count += 1
         self.rig.rules.look()
@@ -141,7 +141,7 @@ def test_the_rest_comes_back_when_the_one_before_is_deleted(chain: Chain) -> Non
 def test_the_rest_comes_back_when_the_one_before_overflows(chain: Chain) -> None:
     chain.release("b", 0, BLOCKS)
     assert chain.rig.store is not None
-    chain.rig.engine.room._end_oldest(chain.rig.store.cuts, 0)
+    chain.rig.engine.ending._end_oldest(chain.rig.store.cuts, 0)
     del chain.expected["a"]
     chain.rig.give_back()
     assert chain.kept_bytes("b") == 0
@@ -216,7 +216,7 @@ def test_it_survives_a_power_loss(make_rig: MakeRig) -> None:
 
 def test_a_compactor_finds_what_was_told_to_the_one_before(chain: Chain) -> None:
     rig = chain.rig
-    rig.engine.release(0, BLOCKS, chain.of("a"))
+    rig.engine.cuts.release(0, BLOCKS, chain.of("a"))
     assert rig.store is not None
     rig.store.releases.take()  # by one who was killed
     rig.compactor.close()
@@ -228,7 +228,7 @@ def test_a_compactor_finds_what_was_told_to_the_one_before(chain: Chain) -> None
 def test_more_ranges_than_are_remembered_all_come_back(chain: Chain) -> None:
     for _ in range(10):
         for block_no in range(BLOCKS):
-            chain.rig.engine.release(block_no, block_no + 1, chain.of("a"))
+            chain.rig.engine.cuts.release(block_no, block_no + 1, chain.of("a"))
     chain.rig.give_back()
     assert chain.kept_bytes("a") == 0
     assert chain.rig.compactor.is_done
@@ -236,7 +236,7 @@ def test_more_ranges_than_are_remembered_all_come_back(chain: Chain) -> None:
 
 def test_one_that_is_gone_meanwhile_is_let_go(chain: Chain) -> None:
     rig, cut = chain.rig, chain.of("a")
-    rig.engine.release(0, BLOCKS, cut)
+    rig.engine.cuts.release(0, BLOCKS, cut)
     rig.compactor.give_back()
     chain.delete("a")
     rig.give_back()
@@ -270,7 +270,7 @@ def test_one_that_is_deleted_releases_nothing_more(chain: Chain) -> None:
         chain.delete(name)
     for cut in cuts:
         with pytest.raises(SnapshotEnded):
-            chain.rig.engine.release(0, 1, cut)
+            chain.rig.engine.cuts.release(0, 1, cut)
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_one_without_a_name_that_is_replaced_meanwhile_has_ended(
     cut = chain.of("")
     cut_meanwhile("d")
     with pytest.raises(SnapshotEnded):
-        chain.rig.engine.release(0, BLOCKS, cut)
+        chain.rig.engine.cuts.release(0, BLOCKS, cut)
     del chain.expected[""]
     chain.check()
 
@@ -363,13 +363,13 @@ def test_what_is_released_while_the_compactor_looks_stays_for_the_one_before(
     chain: Chain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain.rig.give_back()
-    chain.rig.engine.name_cut(chain.of("b").generation, "other")
+    chain.rig.engine.cuts.name(chain.of("b").generation, "other")
 
     class ReleasedMeanwhile(GiveBack):
         def __init__(self, store: Store, cut: Cut, needs: Needs) -> None:
             super().__init__(store, cut, needs)
             monkeypatch.undo()
-            chain.rig.engine.release(0, BLOCKS, cut)
+            chain.rig.engine.cuts.release(0, BLOCKS, cut)
             chain.released["c"] |= set(range(BLOCKS))
 
     monkeypatch.setattr(released, "GiveBack", ReleasedMeanwhile)

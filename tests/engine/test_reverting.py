@@ -54,13 +54,13 @@ def write(rig: Rig, first: int, count: int, seed: int) -> None:
 
 
 def delete(rig: Rig, name: str) -> None:
-    for gone in rig.engine.forget_cut(generation(rig, name)):
+    for gone in rig.engine.cuts.forget(generation(rig, name)):
         gone.let_go()
 
 
 def merge(rig: Rig) -> None:
     rig.compactor.drain()
-    while (gone := rig.engine.merge_cut()) is not None:
+    while (gone := rig.engine.cuts.merge()) is not None:
         gone.let_go()
 
 
@@ -173,7 +173,7 @@ def test_a_released_block_refuses_it_before_anything_is_written(make_rig: MakeRi
     rig.open()
     rig.make_cut("a")
     write(rig, 0, 8, 2)
-    rig.engine.release(4, 5)
+    rig.engine.cuts.release(4, 5)
     before = rig.live()
     with pytest.raises(BlockReleased):
         revert(rig, "a")

@@ -142,10 +142,10 @@ def test_what_a_merge_counts_is_not_missed(rig: Rig, older: CutNumbers, monkeypa
 
     monkeypatch.setattr("cow.live.chain.count_merged", look_and_count)
     assert rig.store is not None
-    rig.engine.forget_cut(rig.store.older[1].generation)
+    rig.engine.cuts.forget(rig.store.older[1].generation)
     rig.store.older[1].numbers[CutCounter.STORED_BYTES] = 4 * BLOCK_BYTES
     rig.compactor.give_back()  # it knows the list by now
-    merged = rig.engine.merge_cut()
+    merged = rig.engine.cuts.merge()
     assert merged is not None
     merged.let_go()
     assert [size.over_limit(3 * BLOCK_BYTES + more) for more in (0, 1)] == [False, True]

@@ -72,7 +72,7 @@ def test_a_reader_with_an_old_entry_looks_again(hasty_rig: Rig, monkeypatch: pyt
 
 
 def test_released_blocks_are_not_stored_again(hasty_rig: Rig) -> None:
-    hasty_rig.engine.release(0, BLOCKS)
+    hasty_rig.engine.cuts.release(0, BLOCKS)
     squeeze_all(hasty_rig)
     assert stored_bytes(hasty_rig) <= BLOCKS * BLOCK_BYTES * 2
     assert hasty_rig.numbers[CutCounter.STORED_RAW_BYTES] <= BLOCKS * BLOCK_BYTES

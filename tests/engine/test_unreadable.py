@@ -121,12 +121,12 @@ def test_lost_blocks_that_are_free_or_released_are_not_missed(make_rig: MakeRig,
     rig = spoilt(make_rig, durability)
     rig.engine.write(0, NEW)
     rig.settle_free([(15, 21)])
-    rig.engine.release(100, 101)
+    rig.engine.cuts.release(100, 101)
     assert rig.numbers.lost_blocks == 1
     assert rig.reader.read(20 * BLOCK_BYTES, BLOCK_BYTES) == bytes(BLOCK_BYTES)
     with pytest.raises(BlockReleased):
         rig.reader.read(100 * BLOCK_BYTES, BLOCK_BYTES)
-    rig.engine.release(21, 22)
+    rig.engine.cuts.release(21, 22)
     assert rig.numbers.lost_blocks == 0
     assert rig.numbers.state is State.ACTIVE
     assert verify(rig.store_path, Files()).is_whole
@@ -165,7 +165,7 @@ def test_a_damaged_slot_that_is_released_hides_no_other_loss(make_rig: MakeRig) 
     rig.store.staging.views(rig.control[Counter.COMMITTED_SEQ] - 1, 1)[0][7] ^= 1
     rig.compactor.drain()
     assert rig.numbers.lost_blocks == 2
-    rig.engine.release(50, 51)
+    rig.engine.cuts.release(50, 51)
     assert (rig.numbers.lost_blocks, rig.numbers.state) == (1, State.DAMAGED)
 
 
@@ -188,7 +188,7 @@ def test_a_release_that_fails_excuses_nothing(make_rig: MakeRig, monkeypatch: py
     refused(rig, monkeypatch, rig.cut.released)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):
-            rig.engine.release(20, 21)
+            rig.engine.cuts.release(20, 21)
     assert (rig.numbers.lost_blocks, rig.numbers.state) == (lost, State.DAMAGED)
 
 

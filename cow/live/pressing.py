@@ -1,0 +1,52 @@
+"""Writes that wait for room in the side buffer, and the news they wait for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from cow.disk.layout import Counter
+from cow.disk.store import Store
+from cow.errors import EngineClosed
+from cow.live.traffic import Gate
+
+
+class Pressing:
+    """While there are any the compactor hurries, and tells of each slot that it frees. `changed` is the condition of
+    the engine's lock."""
+
+    def __init__(
+        self, store: Store, changed: threading.Condition, gate: Gate, wake_compactor: Callable[[], None]
+    ) -> None:
+        self._control, self._changed, self._gate, self._wake_compactor = store.control, changed, gate, wake_compactor
+        # Counts what they may have waited for (lock held).
+        self.news = 0
+        self.threads: set[int] = set()
+        self.compactor_is_gone = False
+
+    def tell(self) -> None:
+        """There is news (lock held): who waits looks again."""
+        self.news += 1
+        self._gate.tell()
+
+    def wait(self, news: int) -> None:
+        """This thread waits a little for room, unless there was any news since. EngineClosed: nobody makes room any
+        more."""
+        with self._changed:
+            if self.news != news:
+                return
+            if self.compactor_is_gone:
+                raise EngineClosed("nobody makes room any more") from None
+            self.threads.add(threading.get_ident())
+            self._control[Counter.PRESSED] = 1
+        self._wake_compactor()
+        with self._changed:
+            self._gate.wait_outside(lambda: self.news != news)
+
+    def stop(self) -> None:
+        """This thread waits no more."""
+        if threading.get_ident() in self.threads:
+            with self._changed:
+                self.threads.remove(threading.get_ident())
+                if not self.threads:
+                    self._control[Counter.PRESSED] = 0
