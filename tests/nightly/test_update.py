@@ -274,6 +274,16 @@ def test_what_somebody_else_has_changed_is_found_by_reading_it(sparse_image: Nig
     assert dest_of(nights).read_bytes() == nights.image.read_bytes()
 
 
+def test_one_of_another_size_than_it_was_is_overwritten_only_with_consent(sparse_image: Nights) -> None:
+    nights = sparse_image
+    update_here(nights)
+    os.truncate(dest_of(nights), MIB)
+    snapfs("backup", nights.image, dest_of(nights), "--update").refuses(2, "--force")
+    made = updated(nights, "--force")
+    assert "is another than when it was made" in made["why"]
+    assert dest_of(nights).read_bytes() == nights.image.read_bytes()
+
+
 @pytest.mark.usefixtures("alone")
 def test_one_that_is_cut_short_meanwhile_is_not_called_whole(
     sparse_image: Nights, monkeypatch: pytest.MonkeyPatch
