@@ -15,21 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from snapfs.backups.changes import fingerprint
 from snapfs.commands.backup_begin import check_cut, check_device, cut_first, open_asked
 from snapfs.commands.backup_chain import Linked, backup_into_chain
+from snapfs.commands.backup_old import Old, old_backup
 from snapfs.commands.backup_pool import Pooled, backup_into_pool
 from snapfs.commands.backup_repository import Kept, backup_into_repository
-from snapfs.commands.backup_update import (
-    Old,
-    Updated,
-    bring_up_to_date,
-    forget_half_way,
-    half_way_at,
-    holder_at,
-    new_holder,
-    noted,
-    old_backup,
-)
+from snapfs.commands.backup_update import Updated, bring_up_to_date
 from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.destination.consent import Consent
 from snapfs.destination.directory import free_name, left_name, names
@@ -38,6 +30,7 @@ from snapfs.destination.write_errors import write_errors
 from snapfs.errors import BusyError, SnapfsError, UsageError
 from snapfs.imager import zstd
 from snapfs.imager.backup import Backup, Plan, finished_manifest
+from snapfs.imager.holder import holder_at, new_holder, noted
 from snapfs.imager.journal import Done, Journal
 from snapfs.imager.manifest import Manifest, describe_unread
 from snapfs.imager.pace import Pace, yield_to_others
@@ -128,7 +121,7 @@ def _all_made(
     report: Report,
     consent: Consent,
 ) -> tuple[Made, Places]:
-    before = None if places is None else holder_at(places)
+    before = None if places is None else holder_at(places.manifest)
     with (
         _results(options, source, places, consent) as results,
         saying_what_is_left(results),
@@ -146,14 +139,14 @@ def _all_made(
             holder = before or new_holder()
             checkpoints = ChainCheckpoints(holder, options.source, source, consent.note)
             checkpoints.hold()
-            results.finish(noted(manifest, holder, source), access)
+            results.finish(noted(manifest, holder, fingerprint(source.used)), access)
             checkpoints.let_go()
         else:
             if before is not None:
                 # The new manifest does not name it: after a crash in between nobody would let go of it.
                 ChainCheckpoints(before, options.source, source, consent.note).let_go_of_all()
             results.finish(manifest, access)
-        forget_half_way(results.places)
+        results.places.forget_half_way()
     dest = results.places.dest
     return Made(options.dest if dest is None else dest.named, manifest), results.places
 
@@ -197,7 +190,7 @@ def _looked_at(options: BackupOptions, dest: Path, consent: Consent) -> Places:
     places = look_at_places(None if options.is_stream else dest, options.manifest, reading)
     if places.dest is not None:
         check_device(places.dest, options)
-    half = half_way_at(places)
+    half = places.half_way()
     if half is not None and options.resume:
         raise UsageError(f"{half.state}, and --resume goes on with a backup of its own; say --update as well.")
     if half is not None:

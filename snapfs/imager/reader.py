@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Protocol, get_args
 
 from snapfs.errors import BackupDamagedError, SnapfsError
+from snapfs.imager.holder import is_noted
 from snapfs.imager.manifest import Manifest
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Meter, Report
@@ -126,7 +127,7 @@ def open_backup(path: Path, manifest: Manifest) -> Iterator[BackupReader]:
     One that can be brought up to date where it is stays as it is meanwhile, unless its reader does that itself.
     """
     fd = _open_file(path, manifest.format)
-    if "update" in manifest.facts:
+    if is_noted(manifest):
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     reader = BackupReader(path, manifest, _content(fd, path, manifest.format))

@@ -25,7 +25,7 @@ from snapfs.destination.result import finish, new_result
 from snapfs.destination.unfinished import Unfinished, claim
 from snapfs.destination.write_errors import write_errors
 from snapfs.errors import InterruptedByUserError, SnapfsError
-from snapfs.imager.half_way import note_path
+from snapfs.imager.half_way import HalfWay, half_way, note_path, remove_note
 from snapfs.imager.manifest import Manifest, manifest_path, write_manifest
 from snapfs.imager.rescue_map import is_rescue_map, rescue_map, rescue_map_path
 from snapfs.system.device_identity import device_identity
@@ -57,6 +57,21 @@ class Places:
         if self.dest is None or self.manifest is None:
             return None
         return note_path(self.dest.real, self.manifest.real, is_device=self.dest.is_device)
+
+    def half_way(self) -> HalfWay | None:
+        """Whether what is to be replaced is half brought up to date."""
+        dest, manifest = self.dest, self.manifest
+        if dest is None or dest.is_new or manifest is None or manifest.is_new:
+            return None
+        half = half_way(dest.real, manifest.real)
+        return None if half is None else replace(half, backup=dest.named)
+
+    def forget_half_way(self) -> None:
+        """All of DEST was made anew: what an interrupted update has noted is over, and names another manifest."""
+        if self.update is not None and self.dest is not None:
+            owner = None if self.dest.status is None else self.dest.status.st_uid
+            with contextlib.suppress(SnapfsError):
+                remove_note(self.update, {os.geteuid(), owner})
 
 
 def look_at_places(dest: Path | None, manifest: Path | None, reading: Mapping[str, Path]) -> Places:

@@ -18,7 +18,7 @@ from imager_rig import loop_device, make_ext4, make_files, mounted, overwrite, r
 from nightly_rig import CELL, MIB, Nights, run, snapfs, with_other_bytes
 
 from snapfs.commands.backup import backup
-from snapfs.commands.backup_update import ChainCheckpoints
+from snapfs.commands.checkpoints import ChainCheckpoints
 from snapfs.commands.verify import VerifyOptions, verify
 from snapfs.destination.consent import Consent
 from snapfs.errors import BackupDamagedError, SnapfsError, UsageError
