@@ -20,12 +20,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
 import trio
 
 from cow import (
-    Counter,
     Cut,
     CutHeader,
     LiveEngine,
@@ -36,14 +34,11 @@ from cow import (
     prepare_cut,
 )
 from snapfs.errors import SnapfsError
-from snapfs.options import check_name
 from snapfs.protocol import (
     CutPrepared,
     CutTaken,
-    DeleteSnapshot,
     FactsNoted,
     HoldWrites,
-    NameSnapshot,
     NoteFacts,
     PrepareCut,
     TakeCut,
@@ -52,18 +47,14 @@ from snapfs.servers.control import Client
 from snapfs.servers.dating import Dating
 from snapfs.servers.hold import Hold
 from snapfs.servers.instance import Instance
+from snapfs.servers.list_of_cuts import ListOfCuts
 from snapfs.servers.maps import Maps
+from snapfs.servers.merges import Merges
 from snapfs.servers.notes import write_facts
-from snapfs.servers.shown_cuts import shown_cut
 from snapfs.servers.turns import Turns
 from snapfs.stamps import id_text, utc_text
 
 _LOG = logging.getLogger(__name__)
-_SHOW_TIMEOUT_S = 5.0
-_LOOK_S = 0.002
-_MERGE_LOOK_S, _MERGE_AGAIN_S = 0.2, 5.0
-# Fewer than the pages that the processes share for them.
-MAX_CUTS: Final = 200
 
 
 class Cuts:
@@ -77,10 +68,13 @@ class Cuts:
         maps: Maps,
         dating: Dating,
         turns: Turns,
+        list_of_cuts: ListOfCuts,
+        merges: Merges,
         count_writers: Callable[[], int],
     ) -> None:
         self._instance, self._engine, self._maps = instance, engine, maps
-        self._dating, self._count_writers = dating, count_writers
+        self._dating, self._turns, self._list, self._merges = dating, turns, list_of_cuts, merges
+        self._count_writers = count_writers
         self._prepared: Cut | None = None
         # The one before the present one, as long as it is not noted what has changed since.
         self._before: Cut | None = None
@@ -90,20 +84,14 @@ class Cuts:
         # One with a name that was taken while others of its group may not have been.
         self._half: CutHeader | None = None
         self._name = ""
-        # Also at the start: what was over before is merged by who comes after.
-        self._may_merge = trio.Event()
-        self._may_merge.set()
-        self._turns = turns
 
     @property
     def _path(self) -> Path:
         return self._instance.store.cut.path
 
-    # --- the steps of a cut ----------------------------------------------------------------------------------
-
     async def prepare(self, request: PrepareCut, client: Client) -> CutPrepared:
         await self._turns.take(client, request.left_s)
-        self._check_name(request.name)
+        self._list.check_takes(request.name)
         self._check_image()
         self._check_store()
         await self._drop_prepared()
@@ -111,21 +99,10 @@ class Cuts:
         try:
             self._prepared = await trio.to_thread.run_sync(prepare_cut, self._instance.store)
         except OSError as error:
-            raise self._refusal(error) from error
+            raise self._list.refusal(error) from error
         self._name = request.name
         _LOG.debug("cut %d is prepared", self._prepared.generation)
         return CutPrepared(self._prepared.generation)
-
-    def _check_name(self, name: str) -> None:
-        cuts = self._instance.store.header.cuts
-        if name:
-            check_name(name)
-            if any(one.name == name and not one.is_hidden for one in cuts):
-                raise SnapfsError(f"There is a snapshot {name} already; delete it, or give another name.")
-        if len(cuts) >= MAX_CUTS:
-            raise SnapfsError(
-                f"There are {len(cuts)} snapshots and checkpoints, and there can be no more; delete some."
-            )
 
     def _check_image(self) -> None:
         try:
@@ -136,12 +113,6 @@ class Cuts:
                 f"{path} was cut short, so there is no whole image to take a cut of; unmount it and restore it.",
                 path=path,
             ) from error
-
-    def _refusal(self, error: OSError) -> SnapfsError:
-        return SnapfsError(
-            f"The store {self._instance.store_path} takes no further cut: {error.strerror}; "
-            "the snapshot is what it was."
-        )
 
     def _check_store(self) -> None:
         store = self._instance.store
@@ -163,7 +134,7 @@ class Cuts:
         try:
             self._hold = await trio.to_thread.run_sync(Hold, self._engine, request.left_s)
         except OSError as error:
-            raise self._refusal(error) from error
+            raise self._list.refusal(error) from error
         if client.is_gone:
             await self._resume()
 
@@ -195,7 +166,7 @@ class Cuts:
         except BaseException as error:
             before.let_go()
             if isinstance(error, OSError):
-                raise self._refusal(error) from error
+                raise self._list.refusal(error) from error
             raise
         self._before = before
         self._prepared, self._half = None, facts if hold is not None and facts.name else None
@@ -204,7 +175,7 @@ class Cuts:
         open_for_writing = self._count_writers()
         _LOG.debug("cut %d is taken, in %.1f ms; %d have it open", cut.generation, cut_ms, open_for_writing)
         self._instance.new_cut.ring()
-        self._may_merge.set()
+        self._merges.look_again()
         return CutTaken(
             id=id_text(facts.snapshot_id),
             taken_at=utc_text(facts.taken_at_ns),
@@ -220,7 +191,7 @@ class Cuts:
     async def note_facts(self, request: NoteFacts, client: Client) -> FactsNoted:
         if not self._turns.is_of(client):
             raise SnapfsError("Only whoever took the cut knows what was frozen for it; take another one.")
-        shown = await self._until_shown()
+        shown = await self._list.until_shown()
         self._maps.note(request.facts)
         # Before the times of the cut, which matter less, take the last room there is; once more when the cut before
         # has given back its own.
@@ -245,86 +216,6 @@ class Cuts:
             return False
         return True
 
-    # --- snapshots that are over -----------------------------------------------------------------------------
-
-    async def delete(self, request: DeleteSnapshot) -> None:
-        store = self._instance.store
-        facts = next((one for one in store.header.cuts if id_text(one.snapshot_id) == request.id), None)
-        if facts is None or facts.is_hidden:
-            raise SnapfsError("The snapshot that was meant is gone already; see snapfs list.")
-        try:
-            await self._forget(facts)
-        except SnapshotEnded:
-            return
-        except OSError as error:
-            raise SnapfsError(
-                f"The store {self._instance.store_path} cannot note that the snapshot is over: {error.strerror}; it "
-                "is still there."
-            ) from error
-
-    async def _take_back_half(self) -> None:
-        """Who would have said that it is one of several, or that it is none, has ended."""
-        if self._half is not None:
-            half, self._half = self._half, None
-            _LOG.warning("the snapshot %s is taken back: whoever took it with others has ended", half.name)
-            with contextlib.suppress(SnapshotEnded, OSError):
-                await self._forget(half)
-
-    async def _forget(self, facts: CutHeader) -> None:
-        """SnapshotEnded, OSError: see `LiveCuts.forget`."""
-        store = self._instance.store
-        gone = await trio.to_thread.run_sync(self._engine.cuts.forget, facts.generation)
-        if facts.generation == store.cut.generation:
-            self._maps.forget()
-        self._instance.new_cut.ring()
-        self._may_merge.set()
-        await self._until_shown()
-        for cut in gone:
-            await trio.to_thread.run_sync(cut.let_go)
-
-    async def name(self, request: NameSnapshot) -> None:
-        """It stays when there is a newer one."""
-        self._check_name(request.name)
-        facts = shown_cut(self._instance.store, request.id).facts
-        if facts.name:
-            raise SnapfsError(f"The snapshot {request.id} is called {facts.name} already, so nothing was done.")
-        try:
-            await trio.to_thread.run_sync(self._engine.cuts.name, facts.generation, request.name)
-        except SnapshotEnded as error:
-            raise SnapfsError(f"The snapshot {request.id} has ended, so nothing was done.") from error
-        except OSError as error:
-            raise self._refusal(error) from error
-        self._instance.new_cut.ring()
-        await self._until_shown()
-
-    def look_again(self) -> None:
-        """One is over that nobody has deleted."""
-        self._may_merge.set()
-
-    async def merge_always(self) -> None:
-        """Merge what is over and hidden, whenever that can be done: when the compactor has moved all of it."""
-        while True:
-            await self._may_merge.wait()
-            self._may_merge = trio.Event()
-            await trio.to_thread.run_sync(self._engine.cuts.settle_again)
-            while self._is_any_going():
-                try:
-                    gone = await trio.to_thread.run_sync(self._engine.cuts.merge)
-                except OSError as error:
-                    _LOG.warning("a snapshot that is over keeps its space: %s", error.strerror)
-                    await trio.sleep(_MERGE_AGAIN_S)
-                    continue
-                if gone is None:
-                    await trio.sleep(_MERGE_LOOK_S)
-                    continue
-                _LOG.debug("cut %d is merged", gone.generation)
-                self._instance.new_cut.ring()
-                await trio.to_thread.run_sync(gone.let_go)
-
-    def _is_any_going(self) -> bool:
-        """The newest stays until there is another."""
-        return any(one.is_going for one in self._instance.store.header.cuts[:-1])
-
     async def on_left(self, client: Client) -> None:
         """The client has closed its connection."""
         if not self._turns.is_of(client):
@@ -337,14 +228,13 @@ class Cuts:
         finally:
             self._turns.give_back(client)
 
-    async def _until_shown(self) -> bool:
-        """Whether the view shows the list of cuts in time. One whose server is dead shows it when that is back."""
-        control = self._instance.store.control
-        with trio.move_on_after(_SHOW_TIMEOUT_S):
-            while control[Counter.SHOWN_HEADERS] < control[Counter.HEADERS]:
-                await trio.sleep(_LOOK_S)
-            return True
-        return False
+    async def _take_back_half(self) -> None:
+        """Who would have said that it is one of several, or that it is none, has ended."""
+        if self._half is not None:
+            half, self._half = self._half, None
+            _LOG.warning("the snapshot %s is taken back: whoever took it with others has ended", half.name)
+            with contextlib.suppress(SnapshotEnded, OSError):
+                await self._list.forget(half)
 
     async def _drop_prepared(self) -> None:
         if self._prepared is not None:

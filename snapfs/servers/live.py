@@ -50,8 +50,10 @@ from snapfs.servers.dating import Dating
 from snapfs.servers.events import Events
 from snapfs.servers.image_watch import ImageWatch
 from snapfs.servers.instance import COMPACTOR, LIVE, Instance
+from snapfs.servers.list_of_cuts import ListOfCuts
 from snapfs.servers.maps import Maps
 from snapfs.servers.memory import MemoryWatch
+from snapfs.servers.merges import Merges
 from snapfs.servers.pipe import SERVED, tell
 from snapfs.servers.process import become_server, stop_signals
 from snapfs.servers.releases import Releases
@@ -100,6 +102,7 @@ class LiveServer:
         self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._memory = MemoryWatch(self.engine.trim)
         self._image_watch = ImageWatch(instance)
+        self._merges = Merges(instance, self.engine)
 
     async def run(self) -> int:
         self._loop = trio.lowlevel.current_trio_token()
@@ -135,11 +138,21 @@ class LiveServer:
                 self._maps = Maps(instance, self.engine, dating, serving)
                 self._releases = Releases(instance, self.engine, self._maps)
                 self._turns = Turns()
-                self._cuts = Cuts(instance, self.engine, self._maps, dating, self._turns, self._count_writers)
-                self._checkpoints = Checkpoints(instance, self.engine, self._cuts.look_again)
+                self._list = ListOfCuts(instance, self.engine, self._maps, self._merges)
+                self._cuts = Cuts(
+                    instance,
+                    self.engine,
+                    self._maps,
+                    dating,
+                    self._turns,
+                    self._list,
+                    self._merges,
+                    self._count_writers,
+                )
+                self._checkpoints = Checkpoints(instance, self.engine, self._merges.look_again)
                 self._reverts = Reverts(instance, self.engine, self._view, self._turns)
                 serving.start_soon(serve, listen(instance.store.path), self._answer, self._on_left)
-                serving.start_soon(self._cuts.merge_always)
+                serving.start_soon(self._merges.merge_always)
                 serving.start_soon(self._watch_room)
                 serving.start_soon(self._watch_writing)
                 serving.start_soon(self._serve_view)
@@ -222,7 +235,7 @@ class LiveServer:
         if event.kind is EventKind.GAVE_WAY:
             # Else its files take room as long as the view has them open.
             self._instance.new_cut.ring()
-            self._loop.run_sync_soon(self._cuts.look_again)
+            self._loop.run_sync_soon(self._merges.look_again)
 
     def _on_writing(self) -> None:
         os.eventfd_write(self._writing, 1)
@@ -278,7 +291,7 @@ class LiveServer:
                 return await self._cuts.note_facts(request, client)
             case DeleteSnapshot():
                 self._reverts.check_is_no_target(request.id)
-                await self._cuts.delete(request)
+                await self._list.delete(request)
                 return Done()
             case HoldCheckpoint():
                 await self._checkpoints.hold(request)
@@ -287,7 +300,7 @@ class LiveServer:
                 await self._checkpoints.let_go(request)
                 return Done()
             case NameSnapshot():
-                await self._cuts.name(request)
+                await self._list.name(request)
                 return Done()
             case Release():
                 self._reverts.check_whole()

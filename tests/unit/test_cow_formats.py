@@ -40,7 +40,7 @@ from cow.disk.layout import (
     unpack_place,
 )
 from cow.errors import Damaged, StoreError
-from snapfs.servers.cuts import MAX_CUTS
+from snapfs.servers.list_of_cuts import MAX_CUTS
 
 NOISE = random.Random(3).randbytes(4096)
 SEED = 0
