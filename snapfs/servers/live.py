@@ -1,55 +1,27 @@
-"""The live server: FUSE on LIVE, the engine, and the control socket. It owns and writes all state."""
+"""The live server: FUSE on LIVE, the engine, and the control socket. It owns and writes all state.
+
+Here are its tasks, and the order in which it begins and ends; requests are answered by `answers`.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import AsyncIterator
-from typing import Any
 
 import trio
 
 from cow import Event, EventKind, LiveEngine, OverflowPolicy
 from snapfs.fuse import session
 from snapfs.fuse.live_view import LiveView
-from snapfs.protocol import (
-    BeginMap,
-    CloseLive,
-    CutPrepared,
-    DeleteSnapshot,
-    Done,
-    ExpectEnd,
-    GetMap,
-    GetSnapshot,
-    GetStatus,
-    HoldCheckpoint,
-    HoldWrites,
-    LetGoCheckpoints,
-    NameSnapshot,
-    NoteFacts,
-    NoteServer,
-    OfCut,
-    PrepareCut,
-    Release,
-    Request,
-    ResumeWrites,
-    RevertTo,
-    SetLimit,
-    SnapshotGiven,
-    StatusGiven,
-    StopMap,
-    TakeCut,
-    TellDamage,
-    Timed,
-    WriteOut,
-)
+from snapfs.servers.answers import Answers
 from snapfs.servers.checkpoints import Checkpoints
-from snapfs.servers.control import Client, listen, serve
+from snapfs.servers.control import listen, serve
 from snapfs.servers.cuts import Cuts
 from snapfs.servers.dating import Dating
 from snapfs.servers.events import Events
 from snapfs.servers.image_watch import ImageWatch
-from snapfs.servers.instance import COMPACTOR, LIVE, Instance
+from snapfs.servers.instance import LIVE, Instance
 from snapfs.servers.list_of_cuts import ListOfCuts
 from snapfs.servers.maps import Maps
 from snapfs.servers.memory import MemoryWatch
@@ -57,13 +29,11 @@ from snapfs.servers.merges import Merges
 from snapfs.servers.pipe import SERVED, tell
 from snapfs.servers.process import become_server, stop_signals
 from snapfs.servers.releases import Releases
-from snapfs.servers.report import no_snapshot, snapshot_of, status_of
 from snapfs.servers.reverts import Reverts
 from snapfs.servers.session import mount_view, serve_view
-from snapfs.servers.shown_cuts import ShownCut, newest_shown, shown_cut
 from snapfs.servers.trouble import Trouble
 from snapfs.servers.turns import Turns
-from snapfs.servers.write_out import write_out
+from snapfs.servers.write_out import WRITE_OUT_S, write_out
 from snapfs.system.discovery import DISK_ERRORS
 from snapfs.system.lost_snapshots import note_lost
 
@@ -72,8 +42,8 @@ _LOG = logging.getLogger(__name__)
 _QUIET_LOOK_S = 0.1
 # Longer than the pauses of a machine that works, shorter than the kernel takes to write the ring out for nothing.
 _REST_AFTER_S = 3.0
-# How long the end may be kept by what has to be written out; the first also by the supervisor's patience.
-_WRITE_OUT_S, _ORPHAN_S = 60.0, 10.0
+# Instead of `WRITE_OUT_S` when the supervisor is gone.
+_ORPHAN_S = 10.0
 
 
 def run_live_server(instance: Instance, pipe_fd: int) -> int:
@@ -135,42 +105,41 @@ class LiveServer:
             async with trio.open_nursery() as serving:
                 dating = Dating(instance)
                 await dating.resume()
-                self._maps = Maps(instance, self.engine, dating, serving)
-                self._releases = Releases(instance, self.engine, self._maps)
-                self._turns = Turns()
-                self._list = ListOfCuts(instance, self.engine, self._maps, self._merges)
-                self._cuts = Cuts(
-                    instance,
-                    self.engine,
-                    self._maps,
-                    dating,
-                    self._turns,
-                    self._list,
-                    self._merges,
-                    self._count_writers,
+                maps, turns = Maps(instance, self.engine, dating, serving), Turns()
+                list_of_cuts = ListOfCuts(instance, self.engine, maps, self._merges)
+                reverts = Reverts(instance, self.engine, self._view, turns)
+                answers = Answers(
+                    instance=instance,
+                    engine=self.engine,
+                    turns=turns,
+                    cuts=Cuts(
+                        instance, self.engine, maps, dating, turns, list_of_cuts, self._merges, self._count_writers
+                    ),
+                    list_of_cuts=list_of_cuts,
+                    maps=maps,
+                    releases=Releases(instance, self.engine, maps),
+                    checkpoints=Checkpoints(instance, self.engine, self._merges.look_again),
+                    reverts=reverts,
+                    trouble=self._trouble,
+                    events=self._events,
+                    image_watch=self._image_watch,
                 )
-                self._checkpoints = Checkpoints(instance, self.engine, self._merges.look_again)
-                self._reverts = Reverts(instance, self.engine, self._view, self._turns)
-                serving.start_soon(serve, listen(instance.store.path), self._answer, self._on_left)
+                serving.start_soon(serve, listen(instance.store.path), answers.answer, answers.on_left)
                 serving.start_soon(self._merges.merge_always)
                 serving.start_soon(self._watch_room)
                 serving.start_soon(self._watch_writing)
                 serving.start_soon(self._serve_view)
                 await anext(signals)
                 _LOG.debug("told to end: writing out")
-                self._maps.cancel()
-                self._reverts.stop()
+                maps.cancel()
+                reverts.stop()
                 self.engine.room.stop_waiting()
                 # Without a supervisor nobody has done it yet, and who mounts anew waits for us.
-                await write_out(instance, _ORPHAN_S if self._is_orphan else _WRITE_OUT_S)
+                await write_out(instance, _ORPHAN_S if self._is_orphan else WRITE_OUT_S)
                 self._stop_waiting()
                 ending.start_soon(self._watch_supervisor, signals)
                 serving.cancel_scope.cancel()
             ending.cancel_scope.cancel()
-
-    async def _on_left(self, client: Client) -> None:
-        await self._reverts.on_left(client)
-        await self._cuts.on_left(client)
 
     def _count_writers(self) -> int:
         return self._view.open_for_writing
@@ -262,108 +231,3 @@ class LiveServer:
                 return
             has_rested = await trio.to_thread.run_sync(self.engine.rest)
             _LOG.debug("nobody writes: %s", "at rest" if has_rested else "the compactor is still at it")
-
-    # --- control ---------------------------------------------------------------------------------------------
-
-    async def _answer(self, request: Request[Any], client: Client) -> Any:
-        if isinstance(request, Timed):
-            request.check_time()
-        if isinstance(request, OfCut):
-            request.check_present(self._instance.store.cut.generation)
-        match request:
-            case GetStatus():
-                return self._status()
-            case GetSnapshot():
-                return SnapshotGiven(self._snapshot(shown_cut(self._instance.store, request.id)))
-            case GetMap():
-                return self._maps.given(shown_cut(self._instance.store, request.id).cut)
-            case PrepareCut():
-                return await self._prepare_cut(request, client)
-            case HoldWrites():
-                await self._cuts.hold(request, client)
-                return Done()
-            case ResumeWrites():
-                await self._cuts.resume(client)
-                return Done()
-            case TakeCut():
-                return await self._cuts.cut(request, client)
-            case NoteFacts():
-                return await self._cuts.note_facts(request, client)
-            case DeleteSnapshot():
-                self._reverts.check_is_no_target(request.id)
-                await self._list.delete(request)
-                return Done()
-            case HoldCheckpoint():
-                await self._checkpoints.hold(request)
-                return Done()
-            case LetGoCheckpoints():
-                await self._checkpoints.let_go(request)
-                return Done()
-            case NameSnapshot():
-                await self._list.name(request)
-                return Done()
-            case Release():
-                self._reverts.check_whole()
-                return await self._releases.release(request)
-            case CloseLive():
-                await self._reverts.close_live(request, client)
-                return Done()
-            case RevertTo():
-                return await self._reverts.revert(request, client)
-            case _:
-                await self._do(request)
-                return Done()
-
-    async def _prepare_cut(self, request: PrepareCut, client: Client) -> CutPrepared:
-        self._reverts.check_whole()
-        await self._turns.take(client, request.left_s)
-        # There may have been one meanwhile, which has stopped.
-        self._reverts.check_whole()
-        return await self._cuts.prepare(request, client)
-
-    async def _do(self, request: Request[Any]) -> None:
-        """What has no answer of its own."""
-        match request:
-            case SetLimit():
-                self.engine.room.set_limit(request.bytes)
-            case ExpectEnd():
-                self.engine.room.stop_waiting(compactor_is_gone=request.compactor_is_gone)
-            case WriteOut():
-                # Returns when it is, or is not in time.
-                await write_out(self._instance, _WRITE_OUT_S)
-            case NoteServer():
-                self._note_server(request)
-            case TellDamage():
-                self._trouble.note_damage(request)
-                self._events.on_damage(request.generation, request.what)
-                self.engine.ending.note_damage(request.generation)
-            case BeginMap():
-                self._maps.resume()
-            case StopMap():
-                await self._maps.stop()
-            case _:
-                raise ValueError(f"{request.op} is not answered")
-
-    def _status(self) -> StatusGiven:
-        image_state = self._image_watch.look()
-        if not self._instance.store.is_whole:
-            self.engine.ending.look_at_store()
-        snapshot = self._snapshot(newest_shown(self._instance.store))
-        revert = self._reverts.status()
-        stopped = None if revert is None or revert["is_running"] else self._reverts.sentence()
-        error = "; ".join(filter(None, (self._trouble.sentence(), stopped))) or None
-        status = status_of(self._instance, self.engine, image_state, snapshot, revert, error)
-        return StatusGiven(status)
-
-    def _snapshot(self, shown: ShownCut | None) -> dict[str, Any]:
-        if shown is None:
-            return no_snapshot(self._instance.store)
-        return snapshot_of(self._instance.store, shown, self._maps.report(shown.cut))
-
-    def _note_server(self, request: NoteServer) -> None:
-        self._trouble.note_server(request)
-        if request.name == COMPACTOR:
-            self.engine.room.note_compactor(is_missing=request.trouble is not None)
-        elif request.trouble is None:
-            # What was lost with the server that died, too, is computed now.
-            self._maps.resume()

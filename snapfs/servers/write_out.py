@@ -15,6 +15,7 @@ import logging
 import os
 import subprocess
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -27,6 +28,8 @@ from snapfs.system.processes import program
 from snapfs.system.view_mounts import ViewId
 
 _LOG = logging.getLogger(__name__)
+# How long the end may be kept by it, also by the supervisor's patience.
+WRITE_OUT_S: Final = 60.0
 _LOOPS = Path("/sys/class/block")
 _PIECE_BYTES = 1 << 16
 
