@@ -26,7 +26,7 @@ from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
 from snapfs.servers.pipe import READY, failure_line, sentence_of
 from snapfs.stacks import dump_stacks_on_signal
 from snapfs.stamps import utc_text
-from snapfs.supervisor import Supervisor
+from snapfs.supervising.supervisor import Supervisor
 from snapfs.system.default_store import check_whole, default_store, prepare_store
 from snapfs.system.discovery import believed_mounts
 from snapfs.system.fuse_access import check_fuse_access
