@@ -1,7 +1,8 @@
 """Signals that end a command, held back while it must not end.
 
 SIGINT, SIGTERM and SIGHUP all raise KeyboardInterrupt, so that what was begun is undone; those that whoever started
-the command has it ignore (nohup, a job in the background) stay ignored.
+the command has it ignore (nohup, a job in the background) stay ignored. Only the first raises: a terminal that is
+closed, or a user who is impatient, sends several, and what undoes the one must not be broken off by the next.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Signals:
     """Use `with Signals.handled() as signals`, in the main thread."""
 
     def __init__(self) -> None:
-        self._received = self._is_deferred = False
+        self._received = self._is_deferred = self._has_raised = self._is_held = False
 
     @classmethod
     @contextmanager
@@ -30,12 +31,13 @@ class Signals:
             yield signals
         finally:
             for number, handler in old.items():
-                signal.signal(number, handler)
+                # What stays is not to be called ended in the last moments of the process either.
+                signal.signal(number, signal.SIG_IGN if signals._is_held else handler)
 
     def _on_signal(self, *_: Any) -> None:
         self._received = True
-        if not self._is_deferred:
-            raise KeyboardInterrupt
+        if not (self._is_deferred or self._has_raised or self._is_held):
+            self._raise()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -47,10 +49,14 @@ class Signals:
             self._is_deferred = outer
 
     def hold(self) -> None:
-        """From now on they raise nothing: what was begun is done, and stays."""
-        self._is_deferred = True
+        """From now on, and until the process has ended, they do nothing: what was begun is done, and stays."""
+        self._is_held = True
 
     def check(self) -> None:
         """KeyboardInterrupt when a signal has come."""
         if self._received:
-            raise KeyboardInterrupt
+            self._raise()
+
+    def _raise(self) -> None:
+        self._has_raised = True
+        raise KeyboardInterrupt

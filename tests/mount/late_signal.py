@@ -1,18 +1,31 @@
-"""`snapfs` whose mount is told to end in its last moments. The first argument: `before` the answer that both views
-are there counts, or `after`."""
+"""`snapfs` whose mount is told to end. The first argument says when: `twice` (when the store is made, and again while
+that is undone), `before` the answer that both views are there counts, `after` it, or at the very `end`."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import snapfs.commands.mount as mount
 from snapfs.startup import main
 from snapfs.system.signals import Signals
 
-hold, announced = Signals.hold, mount._announced
+describe, remove, hold, announced = mount._describe, mount.remove_held, Signals.hold, mount._announced
+moment = sys.argv.pop(1)
+
+
+def describe_late(*words: Any) -> mount.Mounted:
+    os.kill(os.getpid(), signal.SIGTERM)
+    return describe(*words)
+
+
+def remove_late(store: Path) -> None:
+    os.kill(os.getpid(), signal.SIGHUP)
+    remove(store)
 
 
 def hold_late(signals: Signals) -> None:
@@ -25,8 +38,17 @@ def announce_late(*words: Any) -> int:
     return announced(*words)
 
 
-if sys.argv.pop(1) == "before":
-    Signals.hold = hold_late  # type: ignore[method-assign]
-else:
-    mount._announced = announce_late
+def end_late() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+match moment:
+    case "twice":
+        mount._describe, mount.remove_held = describe_late, remove_late
+    case "before":
+        Signals.hold = hold_late  # type: ignore[method-assign]
+    case "after":
+        mount._announced = announce_late
+    case "end":
+        atexit.register(end_late)
 main()

@@ -89,17 +89,19 @@ def mounted_late(instance: Mounted, moment: str) -> int:
     return done.returncode
 
 
-def test_told_to_end_before_the_views_count_as_there_it_leaves_nothing(ground: Ground) -> None:
+@pytest.mark.parametrize("moment", ["before", "twice"])
+def test_told_to_end_before_the_views_count_as_there_it_leaves_nothing(ground: Ground, moment: str) -> None:
     instance = ground.instance(ground.image(content(MIB)))
-    assert mounted_late(instance, "before") == 130
+    assert mounted_late(instance, moment) == 130
     assert mount_points_below(ground.path) == []
     assert sorted(os.listdir(ground.path)) == ["disk.img", "views"]
     assert processes_about(ground.path) == []
 
 
-def test_told_to_end_after_that_it_is_a_mount_and_says_so(ground: Ground) -> None:
+@pytest.mark.parametrize("moment", ["after", "end"])
+def test_told_to_end_after_that_it_is_a_mount_and_says_so(ground: Ground, moment: str) -> None:
     instance = ground.instance(ground.image(content(MIB)))
-    assert mounted_late(instance, "after") == 0
+    assert mounted_late(instance, moment) == 0
     instance._adopt()
 
 
