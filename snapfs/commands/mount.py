@@ -245,24 +245,22 @@ def _run_behind(instance: Instance, signals: Signals) -> None:
         if not pid:
             os.close(read_fd)
             _become_daemon(instance, write_fd)
-    os.close(write_fd)
-    answer = b""
-    try:
-        # When it is closed the daemon knows that nobody waits for it any more.
-        with os.fdopen(read_fd, "rb") as pipe:
-            signals.check()
-            # A line, not all there is: the servers have the pipe as well.
-            answer = pipe.readline()
-            if answer == READY:
-                signals.hold()
-    except BaseException:
-        # Else one that had reported already, and waits for nobody any more, would go on.
-        os.kill(pid, signal.SIGTERM)
+        os.close(write_fd)
         answer = b""
-        raise
-    finally:
-        if answer != READY:
-            with signals.deferred():
+        try:
+            # When it is closed the daemon knows that nobody waits for it any more.
+            with os.fdopen(read_fd, "rb") as pipe, signals.heard():
+                # A line, not all there is: the servers have the pipe as well.
+                answer = pipe.readline()
+                if answer == READY:
+                    signals.hold()
+        except BaseException:
+            # Else one that had reported already, and waits for nobody any more, would go on.
+            os.kill(pid, signal.SIGTERM)
+            answer = b""
+            raise
+        finally:
+            if answer != READY:
                 os.waitpid(pid, 0)
     if answer != READY:
         raise SnapfsError(sentence_of(answer) or "snapfs died while it started; try again with -f to see why.")

@@ -48,6 +48,16 @@ class Signals:
         finally:
             self._is_deferred = outer
 
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Within `deferred`: inside they raise, at once when one has come, and after it nothing again."""
+        self._is_deferred = False
+        try:
+            self.check()
+            yield
+        finally:
+            self._is_deferred = True
+
     def hold(self) -> None:
         """From now on, and until the process has ended, they do nothing: what was begun is done, and stays."""
         self._is_held = True

@@ -1,12 +1,13 @@
-"""`snapfs mount` that is interrupted when the daemon has just reported: it ends the daemon, and waits for that."""
+"""`snapfs mount` that is interrupted while it waits for its daemon: it ends the daemon, and waits for that."""
 
 from __future__ import annotations
 
 import gc
 import os
 import signal
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -15,34 +16,79 @@ from snapfs.servers.pipe import READY
 from snapfs.system.signals import Signals
 
 
-def test_a_daemon_that_has_reported_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    there, told = os.pipe()
+class Daemon:
+    """One that reports at once, says so on `there` too, and ends when it is told to."""
 
-    def reported(_instance: Any, report_fd: int) -> None:
+    def __init__(self) -> None:
+        self.pid = 0
+        self.there, self._told = os.pipe()
+
+    def run(self, _instance: Any, report_fd: int) -> NoReturn:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         os.write(report_fd, READY)
-        os.write(told, b"x")
+        os.write(self._told, b"x")
         while True:
             signal.pause()
 
-    class Interrupted(Signals):
-        def check(self) -> None:
-            os.read(there, 1)
-            raise KeyboardInterrupt
+    @property
+    def is_waited_for(self) -> bool:
+        try:
+            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return True
+        return False
 
-    fork, daemons = os.fork, list[int]()
+    def close(self) -> None:
+        os.close(self.there)
+        os.close(self._told)
+
+
+@pytest.fixture
+def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
+    daemon, fork = Daemon(), os.fork
 
     def noted_fork() -> int:
-        pid = fork()
-        daemons.append(pid)
-        return pid
+        daemon.pid = fork()
+        return daemon.pid
 
     monkeypatch.setattr(os, "fork", noted_fork)
-    monkeypatch.setattr(mount, "_become_daemon", reported)
+    monkeypatch.setattr(mount, "_become_daemon", daemon.run)
     monkeypatch.setattr(gc, "freeze", lambda: None)
+    yield daemon
+    if not daemon.is_waited_for:
+        os.kill(daemon.pid, signal.SIGKILL)
+        os.waitpid(daemon.pid, 0)
+    daemon.close()
+
+
+def test_a_daemon_that_has_reported_is_ended(daemon: Daemon) -> None:
+    class Interrupted(Signals):
+        def check(self) -> None:
+            os.read(daemon.there, 1)
+            raise KeyboardInterrupt
+
     with Interrupted.handled() as signals, pytest.raises(KeyboardInterrupt):
         mount._run_behind(SimpleNamespace(), signals)  # type: ignore[arg-type]
-    with pytest.raises(ChildProcessError):
-        os.waitpid(daemons[0], os.WNOHANG)
-    os.close(there)
-    os.close(told)
+    assert daemon.is_waited_for
+
+
+def test_a_daemon_that_was_just_started_is_ended(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    close, fork = os.close, os.fork
+
+    def close_and_signal(fd: int) -> None:
+        """The first that is done once the daemon has been started."""
+        close(fd)
+        os.read(daemon.there, 1)
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def fork_then() -> int:
+        pid = fork()
+        if pid:
+            monkeypatch.setattr(os, "close", close_and_signal)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork_then)
+    with Signals.handled() as signals, pytest.raises(KeyboardInterrupt):
+        mount._run_behind(SimpleNamespace(), signals)  # type: ignore[arg-type]
+    assert daemon.is_waited_for
