@@ -260,8 +260,9 @@ def _run_behind(instance: Instance, signals: Signals) -> None:
             answer = b""
             raise
         finally:
-            if answer != READY:
-                os.waitpid(pid, 0)
+            if answer != READY and os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
+                # Killed, it could not unmount what its servers had mounted.
+                _clear_stale(instance.options)
     if answer != READY:
         raise SnapfsError(sentence_of(answer) or "snapfs died while it started; try again with -f to see why.")
 

@@ -1,5 +1,6 @@
 """`snapfs` whose mount is told to end. The first argument says when: `twice` (when the store is made, and again while
-that is undone), `before` the answer that both views are there counts, `after` it, or at the very `end`."""
+that is undone), `before` the answer that both views are there counts, `after` it, or at the very `end`. `killed`: the
+daemon is, when both views answer."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from snapfs.startup import main
 from snapfs.system.signals import Signals
 
 describe, remove, hold, announced = mount._describe, mount.remove_held, Signals.hold, mount._announced
+await_views = mount._await_views
 moment = sys.argv.pop(1)
 
 
@@ -42,6 +44,11 @@ def end_late() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def await_and_be_killed(instance: mount.Instance) -> None:
+    await_views(instance)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 match moment:
     case "twice":
         mount._describe, mount.remove_held = describe_late, remove_late
@@ -49,6 +56,8 @@ match moment:
         Signals.hold = hold_late  # type: ignore[method-assign]
     case "after":
         mount._announced = announce_late
+    case "killed":
+        mount._await_views = await_and_be_killed
     case "end":
         atexit.register(end_late)
 main()

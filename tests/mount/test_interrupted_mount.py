@@ -105,6 +105,14 @@ def test_told_to_end_after_that_it_is_a_mount_and_says_so(ground: Ground, moment
     instance._adopt()
 
 
+def test_one_whose_daemon_is_killed_before_it_has_reported_leaves_nothing(ground: Ground) -> None:
+    instance = ground.instance(ground.image(content(MIB)))
+    assert mounted_late(instance, "killed") == 1
+    assert mount_points_below(ground.path) == []
+    assert sorted(os.listdir(ground.path)) == ["disk.img", "views"]
+    assert processes_about(ground.path) == []
+
+
 @pytest.mark.parametrize("stage", ["store", "live"])
 def test_a_killed_mount_is_undone_or_taken_up_by_nobody(ground: Ground, stage: str) -> None:
     """Its snapshot was never seen, so it is none: what was changed since then hinders nobody."""
