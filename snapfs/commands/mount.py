@@ -238,6 +238,8 @@ def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
 
 def _run_behind(instance: Instance, signals: Signals) -> None:
     """Returns when both views answer. Interrupted, or failed: the daemon has ended, and its views with it."""
+    control = instance.store.control
+    was_unseen = control.is_unseen
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     gc.freeze()  # the servers' share of this process's memory stays shared
     with signals.deferred():
@@ -260,9 +262,13 @@ def _run_behind(instance: Instance, signals: Signals) -> None:
             answer = b""
             raise
         finally:
-            if answer != READY and os.WIFSIGNALED(os.waitpid(pid, 0)[1]):
-                # Killed, it could not unmount what its servers had mounted.
-                _clear_stale(instance.options)
+            if answer != READY:
+                status = os.waitpid(pid, 0)[1]
+                # It may have noted that somebody is told of the snapshot.
+                control.is_unseen = was_unseen
+                if os.WIFSIGNALED(status):
+                    # Killed, it could not unmount what its servers had mounted.
+                    _clear_stale(instance.options)
     if answer != READY:
         raise SnapfsError(sentence_of(answer) or "snapfs died while it started; try again with -f to see why.")
 

@@ -1,6 +1,6 @@
 """`snapfs` whose mount is told to end. The first argument says when: `twice` (when the store is made, and again while
 that is undone), `before` the answer that both views are there counts, `after` it, or at the very `end`. `killed`: the
-daemon is, when both views answer."""
+daemon is, when both views answer, or `killed later`, when it has noted that and is about to say so."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snapfs.startup import main
 from snapfs.system.signals import Signals
 
 describe, remove, hold, announced = mount._describe, mount.remove_held, Signals.hold, mount._announced
-await_views = mount._await_views
+await_views, detach = mount._await_views, mount.detach_streams
 moment = sys.argv.pop(1)
 
 
@@ -49,6 +49,12 @@ def await_and_be_killed(instance: mount.Instance) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def detach_and_be_killed(*, stderr_too: bool = True) -> None:
+    detach(stderr_too=stderr_too)
+    if stderr_too:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 match moment:
     case "twice":
         mount._describe, mount.remove_held = describe_late, remove_late
@@ -58,6 +64,8 @@ match moment:
         mount._announced = announce_late
     case "killed":
         mount._await_views = await_and_be_killed
+    case "killed later":
+        mount.detach_streams = detach_and_be_killed
     case "end":
         atexit.register(end_late)
 main()

@@ -98,6 +98,14 @@ def test_told_to_end_before_the_views_count_as_there_it_leaves_nothing(ground: G
     assert processes_about(ground.path) == []
 
 
+@pytest.mark.parametrize("moment", ["before", "killed later"])
+def test_the_snapshot_of_one_that_ended_then_is_not_carried_on(ground: Ground, moment: str) -> None:
+    instance = ground.instance(ground.image(content(MIB)), "--store", ground.path / "store")
+    assert mounted_late(instance, moment) != 0
+    done = instance.mount()
+    assert "Carrying on" not in done.stdout
+
+
 @pytest.mark.parametrize("moment", ["after", "end"])
 def test_told_to_end_after_that_it_is_a_mount_and_says_so(ground: Ground, moment: str) -> None:
     instance = ground.instance(ground.image(content(MIB)))
@@ -105,9 +113,10 @@ def test_told_to_end_after_that_it_is_a_mount_and_says_so(ground: Ground, moment
     instance._adopt()
 
 
-def test_one_whose_daemon_is_killed_before_it_has_reported_leaves_nothing(ground: Ground) -> None:
+@pytest.mark.parametrize("moment", ["killed", "killed later"])
+def test_one_whose_daemon_is_killed_before_it_has_reported_leaves_nothing(ground: Ground, moment: str) -> None:
     instance = ground.instance(ground.image(content(MIB)))
-    assert mounted_late(instance, "killed") == 1
+    assert mounted_late(instance, moment) == 1
     assert mount_points_below(ground.path) == []
     assert sorted(os.listdir(ground.path)) == ["disk.img", "views"]
     assert processes_about(ground.path) == []

@@ -15,6 +15,8 @@ import snapfs.commands.mount as mount
 from snapfs.servers.pipe import READY
 from snapfs.system.signals import Signals
 
+_INSTANCE: Any = SimpleNamespace(store=SimpleNamespace(control=SimpleNamespace(is_unseen=True)))
+
 
 class Daemon:
     """One that reports at once, says so on `there` too, and ends when it is told to."""
@@ -68,7 +70,7 @@ def test_a_daemon_that_has_reported_is_ended(daemon: Daemon) -> None:
             raise KeyboardInterrupt
 
     with Interrupted.handled() as signals, pytest.raises(KeyboardInterrupt):
-        mount._run_behind(SimpleNamespace(), signals)  # type: ignore[arg-type]
+        mount._run_behind(_INSTANCE, signals)
     assert daemon.is_waited_for
 
 
@@ -90,5 +92,5 @@ def test_a_daemon_that_was_just_started_is_ended(daemon: Daemon, monkeypatch: py
 
     monkeypatch.setattr(os, "fork", fork_then)
     with Signals.handled() as signals, pytest.raises(KeyboardInterrupt):
-        mount._run_behind(SimpleNamespace(), signals)  # type: ignore[arg-type]
+        mount._run_behind(_INSTANCE, signals)
     assert daemon.is_waited_for
