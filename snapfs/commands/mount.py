@@ -217,12 +217,11 @@ def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:
 def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
     configure_log(None, "snapfs", instance.options.log_level)
     dump_stacks_on_signal()
-    failures: list[str] = []
+    said: list[str] = []
 
     def report(sentence: str) -> None:
-        if sentence:
-            failures.append(sentence)
-        else:
+        said.append(sentence)
+        if not sentence:
             _await_views(instance)
             instance.store.control.is_unseen = False
             # With nobody to say it to it goes on: whoever is in front still has the views.
@@ -231,8 +230,11 @@ def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
             tell_ready(instance.summary)
 
     code = Supervisor(instance, report).run()
-    if failures:
-        raise SnapfsError(failures[0])
+    if not said:
+        # Told to end before it was a mount.
+        raise KeyboardInterrupt
+    if said[0]:
+        raise SnapfsError(said[0])
     return code
 
 

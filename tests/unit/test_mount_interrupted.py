@@ -1,4 +1,5 @@
-"""`snapfs mount` that is interrupted while it waits for its daemon: it ends the daemon, and waits for that."""
+"""`snapfs mount` that is interrupted before its views answer: it ends its daemon, and waits for that; in front it
+says so, too."""
 
 from __future__ import annotations
 
@@ -94,3 +95,12 @@ def test_a_daemon_that_was_just_started_is_ended(daemon: Daemon, monkeypatch: py
     with Signals.handled() as signals, pytest.raises(KeyboardInterrupt):
         mount._run_behind(_INSTANCE, signals)
     assert daemon.is_waited_for
+
+
+def test_one_in_front_that_ends_before_its_views_answer_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mount, "configure_log", lambda *_: None)
+    monkeypatch.setattr(mount, "dump_stacks_on_signal", lambda: None)
+    monkeypatch.setattr(mount, "Supervisor", lambda _instance, _report: SimpleNamespace(run=lambda: 0))
+    instance: Any = SimpleNamespace(options=SimpleNamespace(log_level="info"))
+    with pytest.raises(KeyboardInterrupt):
+        mount._run_in_front(instance, lambda: None)
