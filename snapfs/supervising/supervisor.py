@@ -53,8 +53,9 @@ class Supervisor:
             finally:
                 self._ending.stop_servers()
                 self._events.finish()
-        # A snapshot that was carried on, and never shown, is still to be carried on.
-        return self._ending.finish(is_ours=self._have_answered or self._instance.store.control.is_unseen)
+            # Still within: a second signal is not to leave half a store. A snapshot that was carried on, and never
+            # shown, is still to be carried on.
+            return self._ending.finish(is_ours=self._have_answered or self._instance.store.control.is_unseen)
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._missing.wait_s):
