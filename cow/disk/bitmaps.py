@@ -12,7 +12,8 @@ from pathlib import Path
 
 from bitarray import bitarray
 
-from cow.disk.files import Files, MappedFile
+from cow.disk.files import Files
+from cow.disk.mapped_file import MappedFile
 
 _PIECE_BYTES = 1 << 20
 

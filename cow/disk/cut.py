@@ -21,10 +21,11 @@ from cow.disk.directory import (
     cut_path,
     remove_tree,
 )
-from cow.disk.files import Files, MappedFile
+from cow.disk.files import Files
 from cow.disk.header import Header
 from cow.disk.index import Index
 from cow.disk.layout import CutCounter, Durability, State
+from cow.disk.mapped_file import MappedFile
 from cow.disk.numbers import CutNumbers, SharedPages
 from cow.disk.plain import check_directory
 from cow.disk.segment_files import NO_END, Segments

@@ -11,8 +11,9 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from cow.disk.files import Files, MappedFile
+from cow.disk.files import Files
 from cow.disk.layout import ENTRY_BYTES, KIND_MASK, STAGED, STORED
+from cow.disk.mapped_file import MappedFile
 
 
 class Index:

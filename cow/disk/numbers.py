@@ -14,7 +14,7 @@ import mmap
 from pathlib import Path
 from typing import ClassVar, Final
 
-from cow.disk.files import Files, MappedFile
+from cow.disk.files import Files
 from cow.disk.filesystems import Storing
 from cow.disk.layout import (
     CONTROL_MAGIC,
@@ -28,6 +28,7 @@ from cow.disk.layout import (
     State,
     Trait,
 )
+from cow.disk.mapped_file import MappedFile
 from cow.errors import StoreDamaged
 
 # Places as plain numbers: to look a member of an enumeration up takes longer than to use it.

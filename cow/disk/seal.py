@@ -15,8 +15,9 @@ from pathlib import Path
 from cow.disk.codec import checksum, checksum_stream
 from cow.disk.cut import Cut
 from cow.disk.directory import BITMAP_NAMES, FREE_SEAL_NAME, INDEX_NAME, SEAL_NAME, TOUCHED_NAME, cut_path
-from cow.disk.files import Files, MappedFile
+from cow.disk.files import Files
 from cow.disk.layout import Trait, numbers_with
+from cow.disk.mapped_file import MappedFile
 from cow.disk.plain import open_plain, read_plain
 from cow.disk.store import Store
 

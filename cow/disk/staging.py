@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cow.disk.codec import slot_checksums, slot_seed
-from cow.disk.files import PAGE_BYTES, Files, MappedFile
+from cow.disk.files import PAGE_BYTES, Files
 from cow.disk.layout import MIN_STAGING_SLOTS, NO_TAG, STAGING_BYTES, TAG_BYTES
+from cow.disk.mapped_file import MappedFile
 
 _WARM_BYTES = 1 << 20
 

@@ -29,7 +29,7 @@ from cow.disk.directory import (
     UNREADABLE_NAME,
     cut_path,
 )
-from cow.disk.files import Files, MappedFile
+from cow.disk.files import Files
 from cow.disk.header import Header
 from cow.disk.layout import (
     KEPT_STATES,
@@ -41,6 +41,7 @@ from cow.disk.layout import (
     Trait,
     numbers_with,
 )
+from cow.disk.mapped_file import MappedFile
 from cow.disk.numbers import Control, CutNumbers, Page
 from cow.disk.plain import check_directory, is_plain
 from cow.disk.seal import Seal, broken_maps, free_is_noted, free_is_proven, map_files, sync_segments

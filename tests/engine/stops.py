@@ -19,9 +19,10 @@ from typing import Any
 from engine_rig import QuickFiles, Rig
 
 from cow.disk.bitmaps import Bitmap
-from cow.disk.files import Files, MappedFile
+from cow.disk.files import Files
 from cow.disk.image import Image
 from cow.disk.index import Index
+from cow.disk.mapped_file import MappedFile
 from cow.disk.numbers import Page
 from cow.disk.staging import Staging
 

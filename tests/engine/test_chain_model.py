@@ -23,7 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-import cow.disk.files
+import cow.disk.mapped_file
 from cow.disk.checkpoints import changed_in, checkpoints_of
 from cow.disk.filesystems import Storing
 from cow.disk.layout import Counter, Durability, State
@@ -96,7 +96,7 @@ class ChainMachine(RuleBasedStateMachine):
     def begin(self, policy: OverflowPolicy, takes_snapshot: bool, chain: list[int]) -> None:
         """With a chain of snapshots, before each of which this was written."""
         self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(cow.disk.files, "storing_on", lambda fd: self.storing)
+        self._patch.setattr(cow.disk.mapped_file, "storing_on", lambda fd: self.storing)
         self._patch.setattr(reverting, "_PIECE_BYTES", 3 * BLOCK_BYTES)
         self.directory = Path(tempfile.mkdtemp(prefix="chain-model-"))
         self.rig = Rig(

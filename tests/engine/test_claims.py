@@ -19,15 +19,16 @@ import pytest
 from engine_rig import QuickFiles, Rig, pattern
 from test_overflow import wait_until
 
-import cow.disk.files
+import cow.disk.mapped_file
 import cow.live.engine
 import cow.live.heartbeat
 import cow.live.pace
 import cow.live.relief
 import cow.live.traffic
-from cow.disk.files import Data, MappedFile
+from cow.disk.files import Data
 from cow.disk.filesystems import Storing
 from cow.disk.layout import Counter, CutCounter, Durability, State
+from cow.disk.mapped_file import MappedFile
 from cow.disk.numbers import CutNumbers
 from cow.errors import BufferFull, SnapshotEnded
 from cow.live.overflow import Event, EventKind, OverflowPolicy
@@ -52,7 +53,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is stored through mappings."""
-    monkeypatch.setattr(cow.disk.files, "storing_on", lambda fd: Storing.WRITTEN)
+    monkeypatch.setattr(cow.disk.mapped_file, "storing_on", lambda fd: Storing.WRITTEN)
 
 
 class RefusingFiles(QuickFiles):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from engine_rig import Rig, pattern
 
-import cow.disk.files
+import cow.disk.mapped_file
 import cow.live.durable
 import cow.live.relief
 from cow.compact.giveback import GiveBack
@@ -205,7 +205,7 @@ def test_the_files_of_a_cut_stay_as_long_as_somebody_holds_it(make_rig: MakeRig)
 
 def as_on_btrfs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps are stored into by system calls, and numbers are shared in memory."""
-    monkeypatch.setattr(cow.disk.files, "storing_on", lambda fd: Storing.WRITTEN)
+    monkeypatch.setattr(cow.disk.mapped_file, "storing_on", lambda fd: Storing.WRITTEN)
 
 
 def test_no_prepared_cut_has_the_page_of_the_present_one(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:

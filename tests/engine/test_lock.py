@@ -14,6 +14,7 @@ from engine_rig import Rig, pattern
 from test_crash_cut import BLOCK_BYTES, OLD, STEPS
 
 import cow.disk.files
+import cow.disk.mapped_file
 from cow.disk.filesystems import Storing, storing_on
 from cow.disk.layout import Durability, State
 from cow.errors import BufferFull
@@ -32,7 +33,7 @@ MakeRig = Callable[..., Rig]
 def storing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Storing:
     real = storing_on
     monkeypatch.setattr(
-        cow.disk.files, "storing_on", lambda fd: request.param if request.param is Storing.WRITTEN else real(fd)
+        cow.disk.mapped_file, "storing_on", lambda fd: request.param if request.param is Storing.WRITTEN else real(fd)
     )
     found: Storing = request.param
     return found
@@ -57,7 +58,7 @@ def watched(rig: Rig) -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in CALLS:
             patch.setattr(os, name, watching(name, getattr(os, name)))
-        patch.setattr(cow.disk.files, "_seek", watching("lseek", cow.disk.files._seek))
+        patch.setattr(cow.disk.mapped_file, "_seek", watching("lseek", cow.disk.mapped_file._seek))
         patch.setattr(cow.disk.files, "_libc", watching_punch(check))
         for teller in (rig.engine.room, rig.engine.ending):
             patch.setattr(teller, "_on_event", watching("on_event", rig.events.append))

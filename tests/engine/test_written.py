@@ -20,7 +20,7 @@ from stops import Recorder
 from test_crash import WRITES, stop_everywhere
 from test_model import ReliefMachine
 
-import cow.disk.files
+import cow.disk.mapped_file
 from cow.disk.filesystems import Storing, storing_on
 from cow.disk.image import Identity
 from cow.disk.layout import Durability
@@ -34,7 +34,7 @@ MakeRig = Callable[..., Rig]
 
 @pytest.fixture(autouse=True)
 def written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cow.disk.files, "storing_on", lambda fd: Storing.WRITTEN)
+    monkeypatch.setattr(cow.disk.mapped_file, "storing_on", lambda fd: Storing.WRITTEN)
 
 
 class DeviceImage(CopiedImage):

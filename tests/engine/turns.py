@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 import cow.disk.bitmaps
-import cow.disk.files
+import cow.disk.mapped_file
 import cow.live.engine
 import cow.live.relief
 from cow.live.traffic import Gate
@@ -159,7 +159,7 @@ def waiting(turns: Turns) -> Iterator[None]:
 
     made = SimpleNamespace(Lock=lambda: TurnLock(turns), Condition=threading.Condition, get_ident=threading.get_ident)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cow.live.engine, cow.live.relief, cow.disk.files, cow.disk.bitmaps):
+        for module in (cow.live.engine, cow.live.relief, cow.disk.mapped_file, cow.disk.bitmaps):
             patch.setattr(module, "threading", made)
         patch.setattr(Gate, "wait_outside", wait_outside)
         yield

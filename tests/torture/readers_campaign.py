@@ -17,7 +17,7 @@ from unittest import mock
 
 from busy_chain import BusyChain, Plan
 
-import cow.disk.files
+import cow.disk.mapped_file
 from cow.disk.filesystems import Storing
 from cow.disk.layout import Durability
 
@@ -33,7 +33,7 @@ def play(plan: Plan, storing: Storing) -> dict[str, int]:
     directory = Path(tempfile.mkdtemp(prefix="snapfs-readers-", dir="/var/tmp"))
     chain = BusyChain(directory, plan)
     try:
-        with mock.patch.object(cow.disk.files, "storing_on", return_value=storing):
+        with mock.patch.object(cow.disk.mapped_file, "storing_on", return_value=storing):
             chain.run()
         return dict(chain.counts)
     finally:

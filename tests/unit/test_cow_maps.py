@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from cow.disk.bitmaps import Bitmap, bitmap_bytes
-from cow.disk.files import Files, MappedFile
+from cow.disk.files import Files
 from cow.disk.index import Index
 from cow.disk.layout import NO_TAG, STAGED, STORED, CutCounter, State
+from cow.disk.mapped_file import MappedFile
 from cow.disk.numbers import Control, CutNumbers
 from cow.disk.staging import Staging, file_bytes, slot_count
 from cow.errors import StoreError
