@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     from cow.live.reverting import Revert as Revert
     from cow.live.size import stored_in as stored_in
     from cow.mount.check import Report as Report
-    from cow.mount.check import dump as dump
     from cow.mount.check import verify as verify
+    from cow.mount.dump import dump as dump
     from cow.mount.recovery import Opened as Opened
     from cow.mount.recovery import Outcome as Outcome
     from cow.mount.recovery import Request as Request
@@ -101,7 +101,8 @@ _OWNERS = {
     "cow.live.overflow": "Event EventKind OverflowPolicy",
     "cow.live.reverting": "Revert",
     "cow.live.size": "stored_in",
-    "cow.mount.check": "Report dump verify",
+    "cow.mount.check": "Report verify",
+    "cow.mount.dump": "dump",
     "cow.mount.recovery": "Opened Outcome Request open_store",
     "cow.seeking": "SeekingReader",
     "cow.snapshot": "SnapshotReader",

@@ -22,10 +22,10 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cow.disk.header import HEADER_NAME, SPARE_NAME
+from cow.disk.header import HEADER_NAME, SPARE_NAME, Header, read_header
 from cow.disk.plain import open_plain
 from cow.disk.segment_files import present_segments
-from cow.errors import StoreBusy
+from cow.errors import StoreBusy, StoreDamaged, StoreError
 
 CONTROL_NAME, STAGING_NAME, LOCK_NAME, SEAL_NAME = "control", "staging", "lock", "seal"
 SOCKET_NAME, LOG_NAME = "socket", "log"
@@ -103,6 +103,17 @@ def foreign_names(path: Path) -> list[str]:
     known = _PLAIN_NAMES | {SEGMENTS_NAME}
     names = (name for name in os.listdir(path) if name not in known and not _is_cut(name))
     return sorted(name for name in names if not name.startswith(_STAND_INS))
+
+
+def header_of(path: Path) -> Header:
+    """Of a store that is only looked at. StoreError: there is none; StoreDamaged: what is in it tells that there was
+    one."""
+    header = read_header(path)
+    if header is not None:
+        return header
+    if path.is_dir() and not foreign_names(path) and holds_preserved(path):
+        raise StoreDamaged(str(path), "has lost its header")
+    raise StoreError(str(path), "holds no snapshot")
 
 
 def _is_cut(name: str) -> bool:

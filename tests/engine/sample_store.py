@@ -18,7 +18,7 @@ from engine_rig import BOOT, Rig, pattern
 
 from cow.disk.header import read_header, write_header
 from cow.disk.layout import FORMAT_VERSION, Counter
-from cow.mount.check import dump
+from cow.mount.dump import dump
 
 SAMPLES = Path(__file__).parent / "samples"
 # Some of it does not compress.

@@ -20,7 +20,8 @@ from cow.disk.layout import Counter, CutCounter, State
 from cow.disk.store import open_reader
 from cow.errors import BlockReleased, StoreError
 from cow.mount import check
-from cow.mount.check import dump, verify
+from cow.mount.check import verify
+from cow.mount.dump import dump
 from cow.snapshot import SnapshotReader
 
 OLD = pattern(40 * 4096)
