@@ -81,7 +81,7 @@ class SnapshotServer:
         return os.fsencode(self._instance.store_path)
 
     def _watch_reads(self, view: SnapshotView) -> None:
-        memory = MemoryWatch(view.trim)
+        memory = MemoryWatch(view.cuts.trim)
         if not self._instance.options.single_pass:
             view.on_read = lambda offset, length: memory.tick()
             return

@@ -17,7 +17,7 @@ import trio
 import trio.testing
 
 from cow import BlockReleased, BufferFull, Damaged, SnapshotLost
-from snapfs.serving import snapshot
+from snapfs.serving import open_cuts, snapshot
 from snapfs.serving.live import LiveImage
 from snapfs.serving.permissions import Permissions
 from snapfs.serving.served import MAX_REQUEST_BYTES, RequestError
@@ -178,7 +178,7 @@ def told() -> list[tuple[int, str]]:
 
 @pytest.fixture
 def shown(image_fd: int, told: list[tuple[int, str]], monkeypatch: pytest.MonkeyPatch) -> snapshot.SnapshotImage:
-    monkeypatch.setattr(snapshot, "SeekingReader", FakeReader)
+    monkeypatch.setattr(open_cuts, "SeekingReader", FakeReader)
     image: Any = SimpleNamespace(fd=image_fd)
     served = snapshot.SnapshotImage(
         store(7), image, Permissions(image_fd), lambda generation, what: told.append((generation, what))
@@ -234,8 +234,8 @@ def test_whoever_looks_for_holes_keeps_no_read_waiting(
 ) -> None:
     is_read = threading.Event()
     monkeypatch.setattr(FakeReader, "try_read", lambda reader, view, offset: False)
-    monkeypatch.setattr(snapshot._Shown, "seek", lambda shown, offset, stop, for_hole: is_read.wait(20) and 7)
-    monkeypatch.setattr(snapshot._Shown, "read", lambda shown, offset, length: memoryview(bytes(length)))
+    monkeypatch.setattr(open_cuts.OpenCut, "seek", lambda shown, offset, stop, for_hole: is_read.wait(20) and 7)
+    monkeypatch.setattr(open_cuts.OpenCut, "read", lambda shown, offset, length: memoryview(bytes(length)))
 
     async def read_beside() -> None:
         shown.begin_reading(7)
