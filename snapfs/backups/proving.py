@@ -23,8 +23,8 @@ from snapfs.errors import BackupDamagedError
 from snapfs.imager.extents import CELL_BYTES, Extent, cell_count
 from snapfs.imager.hashing import DIGEST_BYTES, CellHasher
 from snapfs.imager.progress import Report
-from snapfs.imager.qcow2 import Link, check_structure
 from snapfs.imager.qcow2_map import held_by
+from snapfs.imager.qemu import Link, check_structure
 from snapfs.imager.reader import BackupReader
 
 

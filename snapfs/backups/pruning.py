@@ -35,8 +35,9 @@ from snapfs.destination.write_errors import write_errors
 from snapfs.errors import BackupDamagedError, SnapfsError
 from snapfs.imager.extents import CELL_BYTES, extents_of
 from snapfs.imager.progress import Report
-from snapfs.imager.qcow2 import Link, Qcow2Target, check_structure
+from snapfs.imager.qcow2 import Qcow2Target
 from snapfs.imager.qcow2_map import held_by
+from snapfs.imager.qemu import Link, check_structure
 from snapfs.imager.reader import BackupReader
 
 _WAY_OUT: Final = "prune again"

@@ -14,7 +14,8 @@ from snapfs.backups.layout import QCOW2, Names
 from snapfs.backups.overlay import Overlay
 from snapfs.backups.table import Table, reading
 from snapfs.imager.manifest import Manifest
-from snapfs.imager.qcow2 import Link, Qcow2Reader
+from snapfs.imager.qcow2 import Qcow2Reader
+from snapfs.imager.qemu import Link
 from snapfs.imager.reader import BackupReader
 from snapfs.system.file_kinds import open_readable
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 from snapfs.errors import SnapfsError
 from snapfs.export.address import Address
 from snapfs.export.process import Server, serving
-from snapfs.imager.qcow2 import Export, Link
+from snapfs.imager.qemu import Export, Link
 from snapfs.system.descriptors import path_of
 from snapfs.system.scratch import scratch
 

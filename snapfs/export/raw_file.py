@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from snapfs.errors import SnapfsError
-from snapfs.imager.qcow2 import Link, chain_node
+from snapfs.imager.qemu import Link, chain_node
 from snapfs.system import libc
 from snapfs.system.block_devices import DETACHED, SYS_BLOCK, loop_identity
 from snapfs.system.browses import BROWSE_SOURCE

@@ -14,7 +14,8 @@ from snapfs.imager.holder import is_noted
 from snapfs.imager.manifest import Manifest
 from snapfs.imager.pace import Pace
 from snapfs.imager.progress import Meter, Report
-from snapfs.imager.qcow2 import Link, Qcow2Reader
+from snapfs.imager.qcow2 import Qcow2Reader
+from snapfs.imager.qemu import Link
 from snapfs.imager.stages import Stages, Write
 from snapfs.options import Format, format_size
 from snapfs.system.block_ioctl import size_bytes_of
