@@ -1,46 +1,36 @@
-"""`snapfs mount`: check everything that can be checked, open the store, start the daemon, wait for both views."""
+"""`snapfs mount`: check everything that can be checked, lock the image, open the store; then the daemon has it."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
-import logging
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from cow import LOG_NAME, Counter, Files, Image, Opened, Outcome, State
-from snapfs.client import request as control_request
+from cow import Counter, Files, Image, Opened, Outcome, State
+from snapfs.commands.daemon import run_behind, run_in_front
 from snapfs.commands.opening import LET_GO_S, LOOK_S, opened_store
-from snapfs.errors import BusyError, DoneWithProblem, ExitCode, SnapfsError, shortage
+from snapfs.errors import BusyError, DoneWithProblem, ExitCode, SnapfsError
 from snapfs.events.hooks import check_hooks
-from snapfs.log import configure_log
 from snapfs.options import MountOptions
-from snapfs.protocol import BeginMap
 from snapfs.servers.half_way import target_of
-from snapfs.servers.instance import LIVE, SNAPSHOT, Instance
-from snapfs.servers.pipe import READY, failure_line, sentence_of
-from snapfs.stacks import dump_stacks_on_signal
+from snapfs.servers.instance import Instance
 from snapfs.stamps import utc_text
-from snapfs.supervising.supervisor import Supervisor
 from snapfs.system.default_store import check_whole, default_store, prepare_store
 from snapfs.system.discovery import believed_mounts
 from snapfs.system.fuse_access import check_fuse_access
 from snapfs.system.holders import holders_of_image
 from snapfs.system.image_lock import lock_image
 from snapfs.system.image_probe import check_image_unused, check_is_image, open_image
-from snapfs.system.mounts import canonical_path, is_stale, snapfs_mounts, unmount
+from snapfs.system.mounts import canonical_path, clear_stale, is_stale
 from snapfs.system.place import check_mount_points, check_store_place
-from snapfs.system.processes import allow_open_files, detach_streams
-from snapfs.system.service_manager import SOCKET_VARIABLE, tell_ready
+from snapfs.system.processes import allow_open_files
 from snapfs.system.signals import Signals
 from snapfs.system.store_files import remove_held
 
-_LOG = logging.getLogger(__name__)
 # By what their files begin with: qcow2 and qcow, sparse VMDK, VHDX, VDI.
 _CONTAINERS: Final = {b"QFI\xfb": "qcow2", b"KDMV": "VMDK", b"vhdxfile": "VHDX", b"<<< ": "VDI"}
 _MAGIC_BYTES: Final = 8
@@ -81,8 +71,8 @@ def mount(options: MountOptions, announce: Callable[[Mounted], None]) -> int:
         with _opened(options, store_path, signals) as (instance, opened, notes):
             mounted = _describe(instance, opened, notes)
             if options.foreground:
-                return _run_in_front(instance, lambda: announce(mounted))
-            _run_behind(instance, signals)
+                return run_in_front(instance, lambda: announce(mounted))
+            run_behind(instance, signals)
         return _announced(mounted, lambda: announce(mounted))
 
 
@@ -158,13 +148,8 @@ def _undo(instance: Instance) -> None:
 
 def _clear_stale(options: MountOptions) -> list[str]:
     """Unmount what a killed instance left at our mount points."""
-    notes = []
-    for found in snapfs_mounts():
-        if found.mount_point in (options.live, options.snap) and is_stale(found):
-            with contextlib.suppress(SnapfsError):
-                unmount(found.mount_point, lazy=True)
-                notes.append(f"A stale mount of a killed snapfs was cleared from {found.mount_point}.")
-    return notes
+    cleared = clear_stale(options.live, options.snap)
+    return [f"A stale mount of a killed snapfs was cleared from {point}." for point in cleared]
 
 
 def _lock(image: Path) -> tuple[int, int]:
@@ -209,110 +194,3 @@ def _describe(instance: Instance, opened: Opened, notes: list[str]) -> Mounted:
         outcome=opened.outcome,
         notes=(*notes, *(f"{note[0].upper()}{note[1:]}." for note in opened.notes)),
     )
-
-
-# --- the daemon ----------------------------------------------------------------------------------------------
-
-
-def _run_in_front(instance: Instance, announce: Callable[[], None]) -> int:
-    configure_log(None, "snapfs", instance.options.log_level)
-    dump_stacks_on_signal()
-    said: list[str] = []
-
-    def report(sentence: str) -> None:
-        said.append(sentence)
-        if not sentence:
-            _await_views(instance)
-            instance.store.control.is_unseen = False
-            # With nobody to say it to it goes on: whoever is in front still has the views.
-            with contextlib.suppress(SnapfsError, BrokenPipeError):
-                announce()
-            tell_ready(instance.summary)
-
-    code = Supervisor(instance, report).run()
-    if not said:
-        # Told to end before it was a mount.
-        raise KeyboardInterrupt
-    if said[0]:
-        raise SnapfsError(said[0])
-    return code
-
-
-def _run_behind(instance: Instance, signals: Signals) -> None:
-    """Returns when both views answer. Interrupted, or failed: the daemon has ended, and its views with it."""
-    control = instance.store.control
-    was_unseen = control.is_unseen
-    read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-    gc.freeze()  # the servers' share of this process's memory stays shared
-    with signals.deferred():
-        pid = os.fork()
-        if not pid:
-            os.close(read_fd)
-            _become_daemon(instance, write_fd)
-        os.close(write_fd)
-        answer = b""
-        try:
-            # When it is closed the daemon knows that nobody waits for it any more.
-            with os.fdopen(read_fd, "rb") as pipe, signals.heard():
-                # A line, not all there is: the servers have the pipe as well.
-                answer = pipe.readline()
-                if answer == READY:
-                    signals.hold()
-        except BaseException:
-            # Else one that had reported already, and waits for nobody any more, would go on.
-            os.kill(pid, signal.SIGTERM)
-            answer = b""
-            raise
-        finally:
-            if answer != READY:
-                status = os.waitpid(pid, 0)[1]
-                # It may have noted that somebody is told of the snapshot.
-                control.is_unseen = was_unseen
-                if os.WIFSIGNALED(status):
-                    # Killed, it could not unmount what its servers had mounted.
-                    _clear_stale(instance.options)
-    if answer != READY:
-        raise SnapfsError(sentence_of(answer) or "snapfs died while it started; try again with -f to see why.")
-
-
-def _become_daemon(instance: Instance, report_fd: int) -> None:
-    """In the child: never returns."""
-    code = 1
-    # Who starts services waits for a command in front, not for what it leaves behind.
-    os.environ.pop(SOCKET_VARIABLE, None)
-    try:
-        os.setsid()
-        os.chdir("/")
-        configure_log(instance.store.path / LOG_NAME, "snapfs", instance.options.log_level)
-        dump_stacks_on_signal()
-        detach_streams(stderr_too=False)
-
-        def report(sentence: str) -> None:
-            control = instance.store.control
-            was_unseen = control.is_unseen
-            if not sentence:
-                _await_views(instance)
-                control.is_unseen = False
-                detach_streams()
-            try:
-                os.write(report_fd, failure_line(sentence) if sentence else READY)
-            except BrokenPipeError:
-                # Who would have told of the snapshot was killed at this moment.
-                control.is_unseen = was_unseen
-                raise
-            os.close(report_fd)
-
-        code = Supervisor(instance, report, report_fd).run()
-    except BaseException as error:
-        _LOG.exception("snapfs failed")
-        with contextlib.suppress(OSError):
-            reason = error.sentence if isinstance(error, SnapfsError) else shortage(error) or ""
-            os.write(report_fd, failure_line(reason))
-    finally:
-        os._exit(code)
-
-
-def _await_views(instance: Instance) -> None:
-    os.stat(instance.view_file(LIVE))
-    os.stat(instance.view_file(SNAPSHOT) if instance.store.header.shown else instance.point(SNAPSHOT))
-    control_request(instance.store.path, BeginMap())

@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
@@ -227,6 +228,17 @@ def unmount(path: Path | str, lazy: bool = False) -> None:
             if error.errno != errno.EPERM:
                 raise _unmount_error(path, error.errno or 0, error.strerror or "unknown error") from error
     _fusermount(path, canonical, lazy)
+
+
+def clear_stale(*points: Path) -> list[Path]:
+    """Unmount what killed instances left at these mount points; where something was."""
+    cleared = []
+    for found in snapfs_mounts():
+        if found.mount_point in points and is_stale(found):
+            with contextlib.suppress(SnapfsError):
+                unmount(found.mount_point, lazy=True)
+                cleared.append(found.mount_point)
+    return cleared
 
 
 def _fusermount(path: Path | str, canonical: Path, lazy: bool) -> None:

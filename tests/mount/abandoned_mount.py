@@ -6,13 +6,13 @@ import os
 import signal
 import time
 
-import snapfs.commands.mount as mount
+import snapfs.commands.daemon as daemon
 from snapfs.startup import main
 
-answer = mount._await_views
+answer = daemon._await_views
 
 
-def killing(instance: mount.Instance) -> None:
+def killing(instance: daemon.Instance) -> None:
     answer(instance)
     command = os.getppid()
     os.kill(command, signal.SIGKILL)
@@ -20,5 +20,5 @@ def killing(instance: mount.Instance) -> None:
         time.sleep(0.001)
 
 
-mount._await_views = killing
+daemon._await_views = killing
 main()

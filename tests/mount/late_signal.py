@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import snapfs.commands.daemon as daemon
 import snapfs.commands.mount as mount
 from snapfs.startup import main
 from snapfs.system.signals import Signals
 
 describe, remove, hold, announced = mount._describe, mount.remove_held, Signals.hold, mount._announced
-await_views, detach = mount._await_views, mount.detach_streams
+await_views, detach = daemon._await_views, daemon.detach_streams
 moment = sys.argv.pop(1)
 
 
@@ -63,9 +64,9 @@ match moment:
     case "after":
         mount._announced = announce_late
     case "killed":
-        mount._await_views = await_and_be_killed
+        daemon._await_views = await_and_be_killed
     case "killed later":
-        mount.detach_streams = detach_and_be_killed
+        daemon.detach_streams = detach_and_be_killed
     case "end":
         atexit.register(end_late)
 main()

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-import snapfs.commands.mount as mount
+import snapfs.commands.daemon as daemon_of
 from snapfs.servers.pipe import READY
 from snapfs.system.signals import Signals
 
@@ -55,7 +55,7 @@ def daemon(monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         return daemon.pid
 
     monkeypatch.setattr(os, "fork", noted_fork)
-    monkeypatch.setattr(mount, "_become_daemon", daemon.run)
+    monkeypatch.setattr(daemon_of, "_become_daemon", daemon.run)
     monkeypatch.setattr(gc, "freeze", lambda: None)
     yield daemon
     if not daemon.is_waited_for:
@@ -71,7 +71,7 @@ def test_a_daemon_that_has_reported_is_ended(daemon: Daemon) -> None:
             raise KeyboardInterrupt
 
     with Interrupted.handled() as signals, pytest.raises(KeyboardInterrupt):
-        mount._run_behind(_INSTANCE, signals)
+        daemon_of.run_behind(_INSTANCE, signals)
     assert daemon.is_waited_for
 
 
@@ -93,14 +93,14 @@ def test_a_daemon_that_was_just_started_is_ended(daemon: Daemon, monkeypatch: py
 
     monkeypatch.setattr(os, "fork", fork_then)
     with Signals.handled() as signals, pytest.raises(KeyboardInterrupt):
-        mount._run_behind(_INSTANCE, signals)
+        daemon_of.run_behind(_INSTANCE, signals)
     assert daemon.is_waited_for
 
 
 def test_one_in_front_that_ends_before_its_views_answer_was_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mount, "configure_log", lambda *_: None)
-    monkeypatch.setattr(mount, "dump_stacks_on_signal", lambda: None)
-    monkeypatch.setattr(mount, "Supervisor", lambda _instance, _report: SimpleNamespace(run=lambda: 0))
+    monkeypatch.setattr(daemon_of, "configure_log", lambda *_: None)
+    monkeypatch.setattr(daemon_of, "dump_stacks_on_signal", lambda: None)
+    monkeypatch.setattr(daemon_of, "Supervisor", lambda _instance, _report: SimpleNamespace(run=lambda: 0))
     instance: Any = SimpleNamespace(options=SimpleNamespace(log_level="info"))
     with pytest.raises(KeyboardInterrupt):
-        mount._run_in_front(instance, lambda: None)
+        daemon_of.run_in_front(instance, lambda: None)
