@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from changes import watching
 from engine_rig import Rig, pattern
-from stops import watching
 
 from cow.disk.layout import Durability
 from cow.errors import SnapshotEnded

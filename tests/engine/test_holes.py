@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from changes import watching
 from engine_rig import Rig, pattern
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stops import watching
 
 from cow.disk import filesystems
 from cow.disk.image import Image

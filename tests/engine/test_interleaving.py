@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from changes import watching
 from engine_rig import QuickFiles, Rig, pattern
-from stops import watching
 from test_crash_cut import BLOCK_BYTES, OLD, STEPS, Cut, check_snapshot, models
 from turns import Turns, waiting
 
