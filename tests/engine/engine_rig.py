@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -272,3 +273,10 @@ def pattern(length: int, seed: int = 1) -> bytes:
         out += (seed << 32 | number).to_bytes(8, "little") + words[: 504 - number % 64 * 4]
         number += 1
     return bytes(out[:length])
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        time.sleep(0.001)

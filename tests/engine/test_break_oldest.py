@@ -7,8 +7,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from engine_rig import Rig, pattern
-from test_overflow import wait_until
+from engine_rig import Rig, pattern, wait_until
 
 from cow.disk.layout import Counter, Durability, State
 from cow.errors import SnapshotLost

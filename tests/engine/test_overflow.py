@@ -7,12 +7,11 @@ import errno
 import os
 import random
 import threading
-import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
-from engine_rig import QuickFiles, Rig
+from engine_rig import QuickFiles, Rig, wait_until
 
 from cow.disk.layout import Counter, Durability, State
 from cow.errors import BufferFull, EngineClosed, SnapshotLost
@@ -258,13 +257,6 @@ def compact_until(rig: Rig, condition: Callable[[], bool]) -> None:
         return condition()
 
     wait_until(look)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never came true"
-        time.sleep(0.001)
 
 
 class OneFailingFlush(QuickFiles):
