@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from chain_steps import BLOCK_BYTES, BLOCKS, OLD, Cut, Delete, Merge, Model, Write
 from engine_rig import BOOT, Rig, pattern
 from stops import recording
-from test_crash_chain import BLOCK_BYTES, BLOCKS, OLD, Cut, Delete, Merge, Model, Write
 
 from cow.disk.layout import Durability
 from cow.errors import BlockReleased
