@@ -11,8 +11,9 @@ import argparse
 import random
 import time
 
+from instance_judge import Fault
 from instance_plan import make_plan
-from instance_round import Fault, play
+from instance_round import play
 
 
 def main(arguments: list[str]) -> int:
