@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(1, str(Path(__file__).parents[1] / "mount"))
 
 from cut_rig import CutGround
-from mounted import new_ground
+from ground import new_ground
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mounted import COMMAND_TIMEOUT_S, SNAPFS, Ground, Mounted, mount_points_below, run, snapfs
+from ground import Ground
+from mounted import COMMAND_TIMEOUT_S, SNAPFS, Mounted, mount_points_below, run, snapfs
 
 MIB, GIB, TIB = 1 << 20, 1 << 30, 1 << 40
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from cut_rig import MIB, CutGround, cut
-from mounted import SERVERS, Mounted, new_ground, wait_until
+from ground import new_ground
+from mounted import SERVERS, Mounted, wait_until
 
 CUTS = 12
 OLD = os.urandom(8 * MIB)

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(1, str(Path(__file__).parents[1] / "mount"))
 
-from mounted import Ground, new_ground
+from ground import Ground, new_ground
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 from ceph_cluster import Cluster
-from mounted import SNAPFS, Ground, Mounted, run, wait_until
+from ground import Ground
+from mounted import SNAPFS, Mounted, run, wait_until
 
 MIB = 1 << 20
 IMAGE_BYTES = 64 * MIB

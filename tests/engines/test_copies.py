@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from chunk_rig import MIB, folder, joined, write
-from mounted import Ground, Mounted, run, snapfs
+from ground import Ground
+from mounted import Mounted, run, snapfs
 
 IMAGE_BYTES = 40 * MIB
 CHUNK_COUNT = 10

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from chunk_rig import MIB, folder, joined, write
-from mounted import Ground, Mounted, run, snapfs
+from ground import Ground
+from mounted import Mounted, run, snapfs
 from s3_server import s3_server
 
 IMAGE_BYTES = 24 * MIB

@@ -12,7 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 from chunk_rig import MIB, write
-from mounted import SNAPFS, Ground, Mounted, run, snapfs
+from ground import Ground
+from mounted import SNAPFS, Mounted, run, snapfs
 
 import snapfs as package
 

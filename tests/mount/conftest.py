@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from mounted import Ground, new_ground
+from ground import Ground, new_ground
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from mounted import Ground, mount_points_below, snapfs
+from ground import Ground
+from mounted import mount_points_below, snapfs
 from sectors import content
 
 from snapfs.commands import umount as command

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounted import Ground, wait_until
+from ground import Ground
+from mounted import wait_until
 
 BLOCK_BYTES = 4096
 OLD = os.urandom(2 << 20)

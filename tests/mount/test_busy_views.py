@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mounted import Ground, mount_points_below, run, snapfs, wait_until
+from ground import Ground
+from mounted import mount_points_below, run, snapfs, wait_until
 from sectors import content
 from written_views import overwrite, overwritten
 

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from mounted import SNAPFS, Ground, Mounted, run, snapfs
+from ground import Ground
+from mounted import SNAPFS, Mounted, run, snapfs
 
 from snapfs.rbd.stream import read_diff
 

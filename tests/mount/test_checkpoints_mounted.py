@@ -7,7 +7,8 @@ import os
 from typing import Any
 
 import pytest
-from mounted import Ground, Mounted, snapfs, wait_until
+from ground import Ground
+from mounted import Mounted, snapfs, wait_until
 
 from snapfs.client import request
 from snapfs.errors import SnapfsError

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from chunk_rig import MIB, changed, folder, joined, seen, write
-from mounted import Ground, Mounted, run, snapfs, wait_until
+from ground import Ground
+from mounted import Mounted, run, snapfs, wait_until
 
 IMAGE_BYTES = 10 * MIB + 5000
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mounted import Ground, Mounted, run, wait_until
+from ground import Ground
+from mounted import Mounted, run, wait_until
 from sectors import SECTOR, WAYS, ZONE, ZONE_SECTORS, Versions, View, content, opened, rewrite, sectors, versions_in
 
 MIB = 1 << 20

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from mounted import Ground, Mounted, snapfs
+from ground import Ground
+from mounted import Mounted, snapfs
 
 BLOCK_BYTES = 4096
 MIB = 1 << 20

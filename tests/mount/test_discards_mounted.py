@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from chunk_rig import MIB
-from mounted import SNAPFS, Ground, Mounted, run
+from ground import Ground
+from mounted import SNAPFS, Mounted, run
 
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, COLLAPSE_RANGE = 0x01, 0x02, 0x10, 0x08
 IMAGE_BYTES = 24 * MIB

@@ -8,7 +8,8 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from mounted import SNAPFS, Ground, Mounted, run, snapfs
+from ground import Ground
+from mounted import SNAPFS, Mounted, run, snapfs
 from sectors import content
 from written_views import overwrite, overwritten
 

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from mounted import SNAPFS, Ground, Mounted, snapfs, wait_until
+from ground import Ground
+from mounted import SNAPFS, Mounted, snapfs, wait_until
 
 KIB = 1 << 10
 LIMIT_KIB = 512

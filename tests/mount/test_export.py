@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mounted import SNAPFS, Ground, Mounted, run, snapfs, wait_until
+from ground import Ground
+from mounted import SNAPFS, Mounted, run, snapfs, wait_until
 
 MIB = 1 << 20
 BLOCK_BYTES = 4096

@@ -9,7 +9,8 @@ import random
 from pathlib import Path
 
 import pytest
-from mounted import Ground, Mounted, run
+from ground import Ground
+from mounted import Mounted, run
 
 BLOCK_BYTES = 4096
 IMAGE_BYTES = 16 << 20

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from chunk_rig import MIB, folder
-from mounted import Ground, Mounted, run, snapfs, wait_until
+from ground import Ground
+from mounted import Mounted, run, snapfs, wait_until
 
 IMAGE_BYTES = 24 * MIB
 

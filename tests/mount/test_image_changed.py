@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.mounted import Ground, Mounted, run, snapfs, wait_until
+from tests.mount.ground import Ground
+from tests.mount.mounted import Mounted, run, snapfs, wait_until
 
 MIB = 1 << 20
 OLD = random.Random(4).randbytes(4 * MIB)

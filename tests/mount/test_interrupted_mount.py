@@ -11,7 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from mounted import SNAPFS, Ground, Mounted, mount_points_below, wait_until
+from ground import Ground
+from mounted import SNAPFS, Mounted, mount_points_below, wait_until
 from sectors import content
 
 from cow import Files, StoreError, open_reader

@@ -10,7 +10,8 @@ import subprocess
 import time
 
 import pytest
-from mounted import SNAPFS, Ground, run, snapfs, wait_until
+from ground import Ground
+from mounted import SNAPFS, run, snapfs, wait_until
 from sectors import content
 from written_views import overwrite, overwritten
 

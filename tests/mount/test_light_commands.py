@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from mounted import COMMAND_TIMEOUT_S, Ground
+from ground import Ground
+from mounted import COMMAND_TIMEOUT_S
 
 HEAVY = {"trio", "pyfuse3", "numpy", "PIL", "rich", "asyncio", "multiprocessing", "email"}
 TELLING = """

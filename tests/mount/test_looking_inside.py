@@ -6,7 +6,8 @@ import re
 import signal
 
 import pytest
-from mounted import SERVERS, Ground, Mounted, snapfs, wait_until
+from ground import Ground
+from mounted import SERVERS, Mounted, snapfs, wait_until
 
 from snapfs.stacks import STACKS_SIGNAL
 

@@ -8,8 +8,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from ground import Ground
 from helper_rig import Machine, machine_with_helpers
-from mounted import Ground, find_processes
+from mounted import find_processes
 
 from snapfs.cli.mount_helper import FOR_FUSE, PASSED_OVER
 from tests.machine import SNAPFS, wait_until

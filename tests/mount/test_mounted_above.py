@@ -7,7 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from mounted import SERVERS, Ground, Mounted, mount_points_below, run
+from ground import Ground
+from mounted import SERVERS, Mounted, mount_points_below, run
 
 MIB = 1 << 20
 DATA = os.urandom(3 * MIB)

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from mounted import SERVERS, Ground, mount_points_below, run, snapfs, wait_until
+from ground import Ground
+from mounted import SERVERS, mount_points_below, run, snapfs, wait_until
 from sectors import content
 
 MIB = 1 << 20

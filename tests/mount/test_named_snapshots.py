@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mounted import Ground, Mounted, snapfs, wait_until
+from ground import Ground
+from mounted import Mounted, snapfs, wait_until
 
 BLOCK_BYTES = 4096
 MIB = 1 << 20

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from mounted import Ground, run, snapfs
+from ground import Ground
+from mounted import run, snapfs
 
 OLD = os.urandom(8 << 20)
 NEW = os.urandom(2 << 20)

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mounted import Ground, Mounted, snapfs
+from ground import Ground
+from mounted import Mounted, snapfs
 
 NOBODY, GROUP = 65534, 4321
 

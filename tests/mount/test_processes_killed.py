@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import sectors
-from mounted import SERVERS, Ground, Mounted, mount_points_below, run, snapfs, wait_until
+from ground import Ground
+from mounted import SERVERS, Mounted, mount_points_below, run, snapfs, wait_until
 from sectors import SECTOR, ZONE, Versions, content, versions_in
 
 MIB = 1 << 20

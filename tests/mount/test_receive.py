@@ -8,7 +8,7 @@ from pathlib import Path
 import pyfuse3
 import pytest
 import trio
-from mounted import Ground
+from ground import Ground
 
 from snapfs.fuse import receive
 

@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from mounted import Ground, Mounted, run, wait_until
+from ground import Ground
+from mounted import Mounted, run, wait_until
 
 # What it measures others would spoil.
 pytestmark = pytest.mark.alone

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mounted import Ground, Mounted, Process, find_processes, mount_points_below, snapfs, wait_until
+from ground import Ground
+from mounted import Mounted, Process, find_processes, mount_points_below, snapfs, wait_until
 from sectors import content
 from test_processes_killed import MIB, image_versions, load
 

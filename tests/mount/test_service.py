@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mounted import Ground, Mounted, snapfs
+from ground import Ground
+from mounted import Mounted, snapfs
 
 from tests.machine import SNAPFS
 

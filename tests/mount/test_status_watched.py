@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from mounted import COMMAND_TIMEOUT_S, SNAPFS, Ground, Mounted, snapfs, wait_until
+from ground import Ground
+from mounted import COMMAND_TIMEOUT_S, SNAPFS, Mounted, snapfs, wait_until
 
 from snapfs.system.processes import readable
 

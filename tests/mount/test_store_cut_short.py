@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from mounted import Ground, Mounted, snapfs, wait_until
+from ground import Ground
+from mounted import Mounted, snapfs, wait_until
 
 from cow.disk.directory import BITMAP_NAMES, INDEX_NAME, NUMBERS_NAME
 

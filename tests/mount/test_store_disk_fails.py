@@ -8,7 +8,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from mounted import Ground, Mounted, run, snapfs
+from ground import Ground
+from mounted import Mounted, run, snapfs
 
 BLOCK_BYTES = 64 << 10
 OLD, NEW = os.urandom(8 << 20), os.urandom(8 << 20)

@@ -8,7 +8,8 @@ import shutil
 import signal
 
 import pytest
-from mounted import Ground, snapfs
+from ground import Ground
+from mounted import snapfs
 
 OLD, NEW = os.urandom(4 << 20), os.urandom(1 << 20)
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mounted import Ground, Mounted, run
+from ground import Ground
+from mounted import Mounted, run
 
 BYTES = 1 << 20
 

@@ -30,7 +30,8 @@ import mounted
 from cut_rig import MIB, CutGround, cut
 from cuts_figures import Figures, take_figures
 from fsck_rig import assert_at_rest
-from mounted import new_ground, run, wait_until
+from ground import new_ground
+from mounted import run, wait_until
 from tree_content import Instant, wrong_files
 from tree_load import resting_load
 

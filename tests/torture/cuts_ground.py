@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mounted import Ground, run
+from ground import Ground
+from mounted import run
 
 
 @contextlib.contextmanager

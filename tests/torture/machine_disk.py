@@ -15,9 +15,9 @@ import time
 import uuid
 from pathlib import Path
 
-from mounted import MNT_DETACH, run, unmount, wait_until
+from mounted import run, unmount, wait_until
 
-from tests.machine import attach_loop, detach_loop
+from tests.machine import MNT_DETACH, attach_loop, detach_loop
 
 _GOING_DOWN = 0x8004587D
 _WITHOUT_THE_LOG = struct.pack("I", 2)

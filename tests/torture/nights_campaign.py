@@ -37,8 +37,11 @@ from typing import Any
 
 import mounted
 from cut_rig import MIB, MKFS, CutGround
+from ground import new_ground
 from machine_disk import MachineDisk
-from mounted import MNT_DETACH, new_ground, run, snapfs, unmount, wait_until
+from mounted import run, snapfs, unmount, wait_until
+
+from tests.machine import MNT_DETACH
 
 _DYING = Path(__file__).parents[1] / "nightly" / "dying_backup.py"
 _ROOT = Path(__file__).parents[2]

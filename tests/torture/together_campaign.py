@@ -29,7 +29,8 @@ from cut_rig import MIB, CutGround
 from cuts_content import Progress
 from cuts_figures import take_figures
 from cuts_ground import child
-from mounted import Mounted, new_ground, run, wait_until
+from ground import new_ground
+from mounted import Mounted, run, wait_until
 from stripe_content import STRIPE_BYTES, last_write, read_part
 from tree_content import Instant, wrong_files
 from tree_load import resting_load

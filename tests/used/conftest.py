@@ -10,7 +10,7 @@ import pytest
 
 sys.path.extend(str(Path(__file__).parents[1] / part) for part in ("mount", "cut", "usedmap"))
 
-from mounted import new_ground
+from ground import new_ground
 from used_rig import UsedGround
 
 
