@@ -13,9 +13,9 @@ import random
 import time
 from collections.abc import Callable, Iterable
 
+from chain_machine import MACHINES as CHAIN_MACHINES
 from hypothesis import HealthCheck, seed, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
-from test_chain_model import MACHINES as CHAIN_MACHINES
 from test_model import MACHINES as ENGINE_MACHINES
 
 Machine = type[RuleBasedStateMachine]
