@@ -9,6 +9,14 @@ from typing import Any
 import pytest
 from engine_rig import Rig
 
+from cow.mount import recovery
+
+
+@pytest.fixture(autouse=True)
+def slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a beat and its write a test may copy all there is, which takes as long as the machine wants."""
+    monkeypatch.setattr(recovery, "_HEARTBEAT_SLACK_NS", 5_000_000_000)
+
 
 @pytest.fixture
 def make_rig(tmp_path: Path) -> Iterator[Callable[..., Rig]]:

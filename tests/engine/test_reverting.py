@@ -16,7 +16,6 @@ from cow.errors import BlockReleased, BufferFull, Damaged, SnapshotEnded
 from cow.live import reverting
 from cow.live.overflow import OverflowPolicy
 from cow.live.reverting import Revert
-from cow.mount import recovery
 
 BLOCK_BYTES = 4096
 BLOCKS = 24
@@ -296,10 +295,8 @@ def test_when_no_snapshot_survives_it_is_said(make_rig: MakeRig) -> None:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of four blocks, so that there are many. Between a beat and its write comes a copy of all, which takes longer
-    than any write."""
+    """Of four blocks, so that there are many."""
     monkeypatch.setattr(reverting, "_PIECE_BYTES", 4 * BLOCK_BYTES)
-    monkeypatch.setattr(recovery, "_HEARTBEAT_SLACK_NS", 60_000_000_000)
 
 
 def stop_everywhere(make_rig: MakeRig, tmp_path: Path, durability: Durability, *, power: bool) -> None:

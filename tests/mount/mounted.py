@@ -167,6 +167,10 @@ class Mounted:
         """A new cut, with its map known: one that is replaced before that never has one."""
         done = snapfs("snapshot", self.live, *options)
         assert done.returncode == 0, done.stderr
+        self.await_map()
+
+    def await_map(self) -> None:
+        """Until it is known, or known that there is none."""
         wait_until(lambda: self.status()["snapshot"]["map"] != "computing")
 
     def umount(self, path: Path | None = None) -> None:

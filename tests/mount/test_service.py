@@ -75,6 +75,8 @@ def test_a_service_is_ready_when_both_views_answer_and_says_how_it_is(ground: Gr
         assert instance.snap_file.stat().st_size == 1 << 20
         instance._adopt(ground.path / "log")
         assert instance.processes["supervisor"].pid == service.pid
+        # One that is computed when the snapshot server dies fails, and says so.
+        instance.await_map()
 
         instance.expect_log("the snapshot server was killed by signal 9; it is started again")
         instance.kill("snapshot")
