@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import mmap
 import os
 import signal
 from collections.abc import Callable
@@ -54,13 +55,14 @@ def run_behind(instance: Instance, signals: Signals) -> None:
     """Returns when both views answer. Interrupted, or failed: the daemon has ended, and its views with it."""
     control = instance.store.control
     was_unseen = control.is_unseen
+    taken_back = mmap.mmap(-1, 1)  # the daemon's as well: not 0 once what it has reported does not count
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
     gc.freeze()  # the servers' share of this process's memory stays shared
     with signals.deferred():
         pid = os.fork()
         if not pid:
             os.close(read_fd)
-            _become_daemon(instance, write_fd)
+            _become_daemon(instance, write_fd, taken_back)
         os.close(write_fd)
         answer = b""
         try:
@@ -72,6 +74,7 @@ def run_behind(instance: Instance, signals: Signals) -> None:
                     signals.hold()
         except BaseException:
             # Else one that had reported already, and waits for nobody any more, would go on.
+            taken_back[0] = 1
             os.kill(pid, signal.SIGTERM)
             answer = b""
             raise
@@ -87,7 +90,7 @@ def run_behind(instance: Instance, signals: Signals) -> None:
         raise SnapfsError(sentence_of(answer) or "snapfs died while it started; try again with -f to see why.")
 
 
-def _become_daemon(instance: Instance, report_fd: int) -> None:
+def _become_daemon(instance: Instance, report_fd: int, taken_back: mmap.mmap) -> None:
     """In the child: never returns."""
     code = 1
     # Who starts services waits for a command in front, not for what it leaves behind.
@@ -114,7 +117,7 @@ def _become_daemon(instance: Instance, report_fd: int) -> None:
                 raise
             os.close(report_fd)
 
-        code = Supervisor(instance, report, report_fd).run()
+        code = Supervisor(instance, report, report_fd, lambda: bool(taken_back[0])).run()
     except BaseException as error:
         _LOG.exception("snapfs failed")
         with contextlib.suppress(OSError):

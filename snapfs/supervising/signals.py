@@ -9,7 +9,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Final
 
-_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_HEARD: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def ending_signals(selector: selectors.BaseSelector, on_signal: Callable[[int], 
     send.setblocking(False)
     with receive, send:
         old_fd = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
-        old = {number: signal.signal(number, lambda *_: None) for number in _ENDING}
+        old = {number: signal.signal(number, lambda *_: None) for number in _HEARD}
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         selector.register(receive, selectors.EVENT_READ, lambda: _hear(receive, on_signal))
         try:
@@ -33,6 +33,6 @@ def ending_signals(selector: selectors.BaseSelector, on_signal: Callable[[int], 
 
 def _hear(receive: socket.socket, on_signal: Callable[[int], None]) -> None:
     # Others that are handled come this way, too.
-    numbers = [number for number in receive.recv(64) if number in _ENDING]
+    numbers = [number for number in receive.recv(64) if number in _HEARD]
     if numbers:
         on_signal(numbers[-1])

@@ -24,11 +24,17 @@ class Supervisor:
     """`report` is called once, with "" when both views answer or with the sentence why they do not.
 
     `caller_fd` is the end of a pipe on which that is reported: when nobody has its other end any more before,
-    everything is undone.
+    everything is undone. `is_taken_back` says at the end whether the caller did so with what was reported.
     """
 
-    def __init__(self, instance: Instance, report: Callable[[str], None], caller_fd: int | None = None) -> None:
-        self._instance = instance
+    def __init__(
+        self,
+        instance: Instance,
+        report: Callable[[str], None],
+        caller_fd: int | None = None,
+        is_taken_back: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._instance, self._is_taken_back = instance, is_taken_back
         self._selector = selectors.DefaultSelector()
         self._events = EventQueue(instance.options.on_event, self._selector, self._known)
         self._caller = Caller(report, caller_fd, self._selector, lambda: self._ending.begin())
@@ -54,8 +60,9 @@ class Supervisor:
                 self._ending.stop_servers()
                 self._events.finish()
             # Still within: a second signal is not to leave half a store. A snapshot that was carried on, and never
-            # shown, is still to be carried on.
-            return self._ending.finish(is_ours=self._have_answered or self._instance.store.control.is_unseen)
+            # shown to anybody who was told, is still to be carried on.
+            was_mounted = self._have_answered and not self._is_taken_back()
+            return self._ending.finish(is_ours=was_mounted or self._instance.store.control.is_unseen)
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._missing.wait_s):

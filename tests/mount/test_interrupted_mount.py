@@ -177,3 +177,15 @@ def test_a_snapshot_that_was_to_be_carried_on_still_is(ground: Ground) -> None:
         wait_until(lambda: not processes_about(ground.path))
         assert "Carrying on" in instance.mount().stdout
     assert instance.status()["snapshot"]["id"] == snapshot_id
+
+
+def test_a_snapshot_that_one_carried_on_which_was_told_to_end_still_is(ground: Ground) -> None:
+    old = content(MIB)
+    instance = ground.mounted(ground.image(old))
+    instance.expect_log("server was killed|server ended|still in use")
+    with instance.live_file.open("r+b") as file:
+        file.write(b"new")
+    instance.kill()
+    assert mounted_late(instance, "before") == 130
+    assert "Carrying on" in instance.mount().stdout
+    assert instance.snap_file.read_bytes() == old

@@ -26,7 +26,7 @@ class Daemon:
         self.pid = 0
         self.there, self._told = os.pipe()
 
-    def run(self, _instance: Any, report_fd: int) -> NoReturn:
+    def run(self, _instance: Any, report_fd: int, _taken_back: Any) -> NoReturn:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         os.write(report_fd, READY)
         os.write(self._told, b"x")
