@@ -115,7 +115,7 @@ def _opened(
             opened = opened_store(store_path, image, options, files, signals)
             instance = Instance(options, options.image, options.live, options.snap, opened.store, image)
             stack.callback(opened.store.close)
-            stack.push(lambda kind, *_: _undo(instance) if kind else None)
+            stack.push(lambda kind, *_: _undo(instance, signals) if kind else None)
             is_new = opened.outcome is not Outcome.CARRIED_ON
             opened.store.control.is_unseen = is_new
             opened.store.control[Counter.LIMIT_BYTES] = options.buffer_limit_bytes or 0
@@ -139,11 +139,12 @@ def _container_notes(image_fd: int, path: Path) -> list[str]:
     ]
 
 
-def _undo(instance: Instance) -> None:
+def _undo(instance: Instance, signals: Signals) -> None:
     """Something went wrong; a snapshot that nobody has seen is of no use to anybody."""
-    if instance.store.control.is_unseen and not instance.keeps_store:
-        with contextlib.suppress(FileNotFoundError):  # the daemon has been quicker
-            remove_held(instance.store.path)
+    with signals.deferred():
+        if instance.store.control.is_unseen and not instance.keeps_store:
+            with contextlib.suppress(FileNotFoundError):  # the daemon has been quicker
+                remove_held(instance.store.path)
 
 
 def _clear_stale(options: MountOptions) -> list[str]:

@@ -1,8 +1,9 @@
 """Signals that end a command, held back while it must not end.
 
 SIGINT, SIGTERM and SIGHUP all raise KeyboardInterrupt, so that what was begun is undone; those that whoever started
-the command has it ignore (nohup, a job in the background) stay ignored. Only the first raises: a terminal that is
-closed, or a user who is impatient, sends several, and what undoes the one must not be broken off by the next.
+the command has it ignore (nohup, a job in the background) stay ignored. Only the first raises by itself: a terminal
+that is closed, or a user who is impatient, sends several, and what undoes the one must not be broken off by the next.
+Whoever asks (`check`, `heard`) is told each time.
 """
 
 from __future__ import annotations
