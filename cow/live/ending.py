@@ -52,8 +52,9 @@ class Ending:
         self._given_back_headers, self._given_back_until = 0, 0.0
         # The cut that was found to be cut short.
         self._short_generation = _NO_CUT
-        # How many pages of mappings were known to be gone when somebody looked last, and whether a glance found more.
-        self._missed_pages, self._is_glanced = missing_pages[0], False
+        # How many pages of mappings are known to be gone, and how many glances found files cut short, is looked at
+        # once: these are those that somebody has looked at.
+        self._missed_pages, self._glances, self._looked_at = missing_pages[0], 0, 0
 
     # --- files of the store that are not whole ---------------------------------------------------------------
 
@@ -61,12 +62,12 @@ class Ending:
     def is_suspect(self) -> bool:
         """Whether files of the store may have been cut short since somebody looked: whoever writes the image looks
         before, or gives it to a thread that does."""
-        return missing_pages[0] != self._missed_pages or self._is_glanced
+        return missing_pages[0] != self._missed_pages or self._glances != self._looked_at
 
     def glance_at_store(self) -> None:
         """Now and then: files can become shorter without anybody meeting the pages that are gone."""
         if self._short_generation != self._store.cut.generation and not self._store.is_whole:
-            self._is_glanced = True
+            self._glances += 1
 
     def look_at_store(self) -> bool:
         """Whether files of the store were cut short: the snapshot is over then, since nothing in it can be proven
@@ -75,10 +76,10 @@ class Ending:
         Before the image is written: readers look at this last. The numbers may be in memory of this process alone by
         now, so it is said where all look first of all.
         """
-        # What is found meanwhile is looked at again.
-        missed_pages, self._is_glanced = missing_pages[0], False
+        # What is found meanwhile is looked at again, and until this is done nobody else takes it for looked at.
+        missed_pages, glances = missing_pages[0], self._glances
         is_cut_short = self._is_cut_short()
-        self._missed_pages = missed_pages
+        self._missed_pages, self._looked_at = missed_pages, glances
         return is_cut_short
 
     def _is_cut_short(self) -> bool:

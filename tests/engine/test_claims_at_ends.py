@@ -110,6 +110,24 @@ def test_damage_may_be_found_while_the_next_cut_is_made(make_rig: MakeRig, monke
     assert rig.numbers.state is State.ACTIVE
 
 
+def test_what_a_beat_found_is_not_taken_for_looked_at_before_a_look_is_done(
+    make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = opened(make_rig)
+    write(rig, 0)
+    os.truncate(rig.cut.path / "index", 0)
+    rig.engine.ending.glance_at_store()
+    real, meanwhile = rig.engine.ending._is_cut_short, list[bool]()
+
+    def look() -> bool:
+        meanwhile.append(rig.engine.ending.is_suspect)
+        return real()
+
+    monkeypatch.setattr(rig.engine.ending, "_is_cut_short", look)
+    rig.engine.ending.look_at_store()
+    assert (meanwhile, rig.engine.ending.is_suspect) == ([True], False)
+
+
 def test_what_a_beat_found_is_not_forgotten_by_a_look_under_way(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
