@@ -1,4 +1,4 @@
-"""The store as a directory: its names, its lock, and what of it is removed.
+"""The store as a directory: its names, its lock, whether it has a header, and what of it is removed.
 
     header          what the store is for (the commit point); header.spare is room for the next one
     control         the numbers the processes share

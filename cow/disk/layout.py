@@ -119,7 +119,10 @@ class Counter(Number):
     HEADERS = 14, Owner.LIVE, Trait.PASSING  # counts the changes of the list of cuts, and of which are over
     FOLLOWED_HEADERS = 15, Owner.COMPACTOR, Trait.PASSING  # the HEADERS whose list it has done what follows from
     LATEST_CHANGE_NS = 16, Owner.LIVE  # no table of times has a later one
-    UNSEEN = 12, Owner.MOUNT  # its mark until both views have answered; killed before, nobody has seen the snapshot
+    UNSEEN = (
+        12,
+        Owner.MOUNT,
+    )  # its mark until both views have answered, and that is told: till then nobody has seen it
 
 
 class CutCounter(Number):

@@ -164,7 +164,7 @@ class Control(Page):
 
     @property
     def is_unseen(self) -> bool:
-        """Whether who mounts has not yet had both views answer."""
+        """Whether who mounts has not yet had both views answer, and been told."""
         return self._numbers[Counter.UNSEEN] == UNSEEN_MARK
 
     @is_unseen.setter

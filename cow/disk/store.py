@@ -36,7 +36,7 @@ from cow.geometry import Geometry
 _NEVER: Final = memoryview(bytes(8)).cast("Q")
 
 
-class OpenCuts:
+class LookedThrough:
     """The cuts that readers of one process look through, each opened once."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class Store:
     lock_fd: int = -1
     pages: SharedPages | None = None
     older: tuple[Cut, ...] = ()
-    looked_through: OpenCuts = field(default_factory=OpenCuts)
+    looked_through: LookedThrough = field(default_factory=LookedThrough)
     open_segments: OpenSegments = field(default_factory=OpenSegments)
     _last_generation: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)

@@ -286,7 +286,7 @@ class Claiming:
                 numbers[_SETTLED_BLOCKS] += ticket.settled
                 if self._is_power:
                     # What was promised raw takes less now.
-                    self._pressing.news += 1
+                    self._pressing.note()
             if ticket.unchanged:
                 numbers[_CHANGED_BLOCKS] += ticket.unchanged
             if ticket.lost:

@@ -22,12 +22,26 @@ class Pressing:
         # Counts what they may have waited for (lock held).
         self.news = 0
         self.threads: set[int] = set()
-        self.compactor_is_gone = False
+        self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody makes room any more."""
+        return self._is_over
+
+    def note(self) -> None:
+        """There is news (lock held), which whoever looks next sees."""
+        self.news += 1
 
     def tell(self) -> None:
         """There is news (lock held): who waits looks again."""
-        self.news += 1
+        self.note()
         self._gate.tell()
+
+    def end(self) -> None:
+        """There is no compactor any more (lock held): who waits fails with EngineClosed."""
+        self._is_over = True
+        self.tell()
 
     def wait(self, news: int) -> None:
         """This thread waits a little for room, unless there was any news since. EngineClosed: nobody makes room any
@@ -35,7 +49,7 @@ class Pressing:
         with self._changed:
             if self.news != news:
                 return
-            if self.compactor_is_gone:
+            if self._is_over:
                 raise EngineClosed("nobody makes room any more") from None
             self.threads.add(threading.get_ident())
             self._control[Counter.PRESSED] = 1

@@ -69,7 +69,8 @@ class Room:
         with self._changed:
             if self._policy is not OverflowPolicy.BREAK_OLDEST:
                 self._policy = OverflowPolicy.BREAK_SNAPSHOT
-            self._pressing.compactor_is_gone |= compactor_is_gone
+            if compactor_is_gone:
+                self._pressing.end()
             self._pressing.tell()
 
     def note_compactor(self, *, is_missing: bool) -> None:
@@ -87,7 +88,7 @@ class Room:
     def begin_cut(self) -> None:
         """What it waited for may have ended with the one before (lock held); what that took, the next looks see."""
         self._told_waiting = False
-        self._pressing.news += 1
+        self._pressing.note()
 
     def note_preserved(self, ticket: Ticket) -> None:
         """Its blocks are in the side buffer, but for those that the image could not give: tell the owner of these
@@ -124,7 +125,7 @@ class Room:
         """
         if self._ending.look_at_store():
             return
-        if self._compactor_is_missing and not self._pressing.compactor_is_gone:
+        if self._compactor_is_missing and not self._pressing.is_over:
             self.give_way(errno.ENOSPC, news)
         else:
             self._pressing.wait(news)
@@ -157,7 +158,7 @@ class Room:
     @property
     def _is_coming_back(self) -> bool:
         """Whether the compactor is there to give back what the last one that gave way had, and has not done so."""
-        is_awaited = not (self._pressing.compactor_is_gone or self._compactor_is_missing)
+        is_awaited = not (self._pressing.is_over or self._compactor_is_missing)
         return is_awaited and self._ending.is_coming_back
 
 

@@ -46,7 +46,7 @@ class TellDamage(Request[Done]):
 
 @dataclass(frozen=True, kw_only=True)
 class Release(OfSnapshot, Timed, Request[Released]):
-    """Whole blocks of the range are not needed any more; of the newest snapshot only."""
+    """Whole blocks of the range are not needed any more."""
 
     op, answer = "release", Released
     offset: int
@@ -55,7 +55,7 @@ class Release(OfSnapshot, Timed, Request[Released]):
 
 @dataclass(frozen=True, kw_only=True)
 class DeleteSnapshot(OfSnapshot, Timed, Request[Done]):
-    """It is over; it is not the newest."""
+    """It is over."""
 
     op, answer = "delete", Done
 

@@ -48,7 +48,7 @@ class Bell:
             return
 
 
-class Places:
+class ViewPlaces:
     """Which filesystem each view is, in memory that all processes of the instance share. The server of a view notes
     it when it has mounted, and that there is none any more when the view was unmounted."""
 
@@ -83,7 +83,7 @@ class Instance:
     room: Bell = field(default_factory=Bell)
     new_cut: Bell = field(default_factory=Bell)
     released: Bell = field(default_factory=Bell)
-    places: Places = field(default_factory=Places)
+    places: ViewPlaces = field(default_factory=ViewPlaces)
     permissions: Permissions = field(init=False)
 
     def __post_init__(self) -> None:

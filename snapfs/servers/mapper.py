@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _make(options)
     except OSError as error:
         # Whoever started it logs the last line.
-        sys.exit(error.strerror or str(error))
+        where = f" ({error.filename})" if error.filename else ""
+        sys.exit(f"{error.strerror or error}{where}")
 
 
 def _make(options: argparse.Namespace) -> None:
