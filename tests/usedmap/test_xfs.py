@@ -224,7 +224,7 @@ def log_facts(path: Path) -> tuple[int, int, int, int]:
 FORMATTERS = {
     "xfs_repair -L": "xfs_repair -L {image}",
     "xfs_admin -U": "xfs_admin -U generate {image}",
-    "xfs_copy": "truncate -s 0 {copy}; xfs_copy {image} {copy}; mv {copy} {image}",
+    "xfs_copy": "truncate -s 0 {copy}; xfs_copy -L {copy}.log {image} {copy}; mv {copy} {image}",
     "xfs_mdrestore": "xfs_metadump -o {image} {copy}.md; xfs_mdrestore {copy}.md {copy}; mv {copy} {image}",
 }
 
