@@ -20,7 +20,10 @@ from cow.disk.filesystems import Storing, storing_on
 from cow.disk.plain import open_plain
 from cow.faults import Guard
 
-_ZEROS = bytes(PAGE_BYTES)
+# Written in one call at most.
+_MOST_PAGES = 64
+_ZEROS = memoryview(bytes(_MOST_PAGES * PAGE_BYTES))
+_ALLOCATED = bytes([1]) * _MOST_PAGES
 _seek, _END = os.lseek, os.SEEK_END
 
 
@@ -48,7 +51,7 @@ class MappedFile:
         if create:
             os.ftruncate(self.fd, size_bytes)
         elif not self.has_its_size:
-            raise OSError(errno.EIO, "the file was cut short", os.fspath(path))
+            raise self._cut_short()
         self.storing = storing_on(self.fd)
         self.is_written = self.storing is Storing.WRITTEN and writable
         self._has_no_holes = self.storing is Storing.RESERVED and writable and not is_ring
@@ -89,16 +92,33 @@ class MappedFile:
     def _write_zeros(self, first: int, end: int) -> None:
         page = self._allocated.find(b"\0", first, end)
         while page >= 0:
-            start = page * PAGE_BYTES
-            count = min(PAGE_BYTES, self.size_bytes - start)
-            # To write behind the end would make the file whole again, with zeros for what it held.
-            if not self.has_its_size:
-                raise OSError(errno.EIO, "the file was cut short", os.fspath(self.path))
-            # A page that holds anything has been allocated before, by the process that this one carries on.
-            if self._is_new or not any(self._files.pread(self.fd, count, start)):
+            stop = self._allocated.find(b"\1", page, min(end, page + _MOST_PAGES))
+            stop = stop if stop >= 0 else min(end, page + _MOST_PAGES)
+            for start, count in self._without_data(page, stop):
+                # To write behind the end would make the file whole again, with zeros for what it held.
+                if not self.has_its_size:
+                    raise self._cut_short()
                 self._files.pwrite(self.fd, _ZEROS[:count], start)
-            self._allocated[page] = 1
-            page = self._allocated.find(b"\0", page + 1, end)
+            self._allocated[page:stop] = _ALLOCATED[: stop - page]
+            page = self._allocated.find(b"\0", stop, end)
+
+    def _without_data(self, first: int, end: int) -> list[tuple[int, int]]:
+        """The `offset, length` of what of these pages has no space yet. One that holds anything has, by the process
+        that this one carries on."""
+        start = first * PAGE_BYTES
+        length = min(end * PAGE_BYTES, self.size_bytes) - start
+        if self._is_new:
+            return [(start, length)]
+        data = self._files.pread(self.fd, length, start)
+        if len(data) < length:
+            raise self._cut_short()
+        if data.count(0) == length:
+            return [(start, length)]
+        pages = ((at, data[at : at + PAGE_BYTES]) for at in range(0, length, PAGE_BYTES))
+        return [(start + at, len(page)) for at, page in pages if page.count(0) == len(page)]
+
+    def _cut_short(self) -> OSError:
+        return OSError(errno.EIO, "the file was cut short", os.fspath(self.path))
 
     def store(self, offset: int, data: Data) -> None:
         """Change what the mapping shows, where that may not be done through it; OSError: the disk refused."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -67,7 +68,7 @@ class NoDirectFiles(Files):
     refusals = 0
 
     def pwrite(self, fd: int, data: Data, offset: int) -> None:
-        if isinstance(data, memoryview):
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
             self.refusals += 1
             raise OSError(errno.EINVAL, "not aligned")
         super().pwrite(fd, data, offset)

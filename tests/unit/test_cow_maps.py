@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from cow.disk.bitmaps import Bitmap, bitmap_bytes
-from cow.disk.files import Files
+from cow.disk.files import Data, Files
 from cow.disk.index import Index
 from cow.disk.layout import NO_TAG, STAGED, STORED, CutCounter, State
 from cow.disk.mapped_file import MappedFile
@@ -75,6 +76,46 @@ def test_a_cleared_map_is_a_hole_again(bitmap: Bitmap) -> None:
     bitmap.set_range(1, 2)
     assert list(bitmap.set_runs()) == [(1, 2)]
     assert bitmap.file.path.stat().st_blocks > 0
+
+
+def test_a_map_that_is_carried_on_keeps_what_it_held_when_the_rest_is_allocated(bitmap: Bitmap) -> None:
+    pages = bitmap.file.size_bytes // 4096
+    for page in range(0, pages, 2):
+        bitmap.set_range(page * 32768 + 5, page * 32768 + 7)
+    carried_on = Bitmap(bitmap.file.path, bitmap.block_count, FILES, writable=True)
+    carried_on.allocate(0, carried_on.block_count)
+    assert list(carried_on.set_runs()) == [(page * 32768 + 5, page * 32768 + 7) for page in range(0, pages, 2)]
+    assert list(carried_on.file.data_ranges()) == [(0, carried_on.file.size_bytes)]
+    carried_on.close()
+
+
+def test_a_map_that_is_carried_on_and_cut_short_is_not_made_longer(bitmap: Bitmap) -> None:
+    carried_on = Bitmap(bitmap.file.path, bitmap.block_count, FILES, writable=True)
+    os.truncate(bitmap.file.path, 4096)
+    with pytest.raises(OSError, match="cut short"):
+        carried_on.allocate(0, carried_on.block_count)
+    assert bitmap.file.path.stat().st_size == 4096
+    carried_on.close()
+
+
+def test_a_map_that_is_cut_short_while_it_is_allocated_is_not_made_longer(tmp_path: Path) -> None:
+    class CutShort(Files):
+        def pwrite(self, fd: int, data: Data, offset: int) -> None:
+            super().pwrite(fd, data, offset)
+            os.truncate(tmp_path / "bits", 8192)
+
+    bits = 16 * 32768
+    Bitmap(tmp_path / "bits", bits, FILES, writable=True, create=True).set_range(5, 6)
+    carried_on = Bitmap(tmp_path / "bits", bits, FILES, writable=True)
+    for page in range(2, 16, 2):
+        carried_on.set_range(page * 32768, page * 32768 + 1)
+    carried_on.close()
+    carried_on = Bitmap(tmp_path / "bits", bits, CutShort(), writable=True)
+    with pytest.raises(OSError, match="cut short"):
+        carried_on.allocate(0, bits)
+    assert (tmp_path / "bits").stat().st_size == 8192
+    assert not carried_on.file.is_whole
+    carried_on.close()
 
 
 def test_a_map_of_another_size_is_refused(tmp_path: Path) -> None:
