@@ -22,7 +22,7 @@ from typing import Final
 
 from snapfs.destination.access import NEW_MODE, Access
 from snapfs.destination.consent import Consent
-from snapfs.destination.names import partial_path
+from snapfs.destination.names import journal_path, partial_path
 from snapfs.destination.place import Place
 from snapfs.destination.write_errors import vanished, write_errors
 from snapfs.errors import BusyError, SnapfsError, UsageError
@@ -147,6 +147,7 @@ def _claim(place: Place, path: Path, consent: Consent, resumes: bool, owners: se
     if fd is None:
         if resumes:
             raise SnapfsError(f"There is nothing to resume: {path} does not exist; leave out --resume.", path=path)
+        _forget_journal(path)
         return _create(place, path)
     try:
         if resumes:
@@ -156,10 +157,22 @@ def _claim(place: Place, path: Path, consent: Consent, resumes: bool, owners: se
                 f"{path} was left by an interrupted command; go on with --resume where that is possible, "
                 "or say --force to begin again."
             )
+        _forget_journal(path)
         os.unlink(path)
         return _create(place, path)
     finally:
         os.close(fd)
+
+
+def _forget_journal(path: Path) -> None:
+    """Before there is another file of that name: after a crash in between, what the journal tells of would be taken
+    for that of the new one."""
+    journal = journal_path(path)
+    left = open_left(journal, {os.geteuid()})
+    if left is not None:
+        os.unlink(journal)
+        os.close(left)
+        sync_directory(path.parent)
 
 
 def _create(place: Place, path: Path) -> Unfinished:
