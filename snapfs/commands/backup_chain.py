@@ -56,6 +56,9 @@ def backup_into_chain(options: BackupOptions, directory: Path, report: Report, c
         names = _resumed(options, directory, left) if options.resume else None
         if names is None:
             _remove(left, consent)
+        elif not chain.entries:
+            # What is to be the first of the chain alone knows which.
+            chain.id = str(what_is_left(names).get("chain"))
         options, cut_facts = cut_first(options, consent)
         yield_to_others()
         with open_asked(options) as source:

@@ -129,6 +129,21 @@ def test_an_interrupted_one_is_gone_on_with(nights: Nights) -> None:
     snapfs("verify", nights.backups, "--all").ok()
 
 
+def test_the_first_of_a_directory_is_gone_on_with(nights: Nights) -> None:
+    nights.image.write_bytes(os.urandom(40 * MIB))
+    with running("backup", nights.image, nights.backups, "--rate", "16M") as process:
+        process.await_bytes(20 * MIB)
+        process.interrupt()
+        process.wait().refuses(130, "--resume goes on")
+    snapfs("backups", nights.backups).refuses(2, "no backup")
+    assert nights.back_up("--resume")["kind"] == "full"
+    nights.change(3)
+    assert nights.back_up()["kind"] == "increment"
+    assert nights.debris() == set()
+    assert nights.restored() == nights.image.read_bytes()
+    snapfs("verify", nights.backups, "--all").ok()
+
+
 def test_an_interrupted_one_that_nobody_goes_on_with_is_removed(nights: Nights) -> None:
     nights.image.write_bytes(os.urandom(40 * MIB))
     with running("backup", nights.image, nights.backups, "--rate", "16M") as process:
