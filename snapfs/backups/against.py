@@ -39,6 +39,7 @@ def differing_cells(source: Source, facts: Facts, overlay: Overlay, report: Repo
         Pace(None),
         facts.unread,
         comparing.hasher,
+        source.will_read,
     )
     stages.run(extents)
     source.check()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -96,6 +97,8 @@ class Backup:
             meter.advance,
             self._pace,
             new_hasher=self._hashing.hasher,
+            # To ask a bad disk for everything twice would take twice as long.
+            announce=None if self._salvager else self._source.will_read,
         )
         self._write_zeros()
         try:
@@ -145,7 +148,7 @@ class Backup:
         for done in finished.values():
             for offset, length in done.unread:
                 self._unread.add(offset, length)
-        if self._releases:
+        if self._releases and finished:
             self._release(list(finished))
 
     def _save(self) -> None:
@@ -157,15 +160,18 @@ class Backup:
             return
 
     def _release(self, indices: list[int]) -> None:
-        """Release the extents, those that follow each other in one request; never what could not be read: another
-        tool may still get it from the snapshot, and keeping it costs nothing."""
-        extents = [self._plan.extents[index] for index in indices]
-        while extents:
-            first = end = extents.pop(0)
-            while extents and extents[0].offset == end.end:
-                end = extents.pop(0)
-            for offset, length in self._unread.outside(first.offset, end.end - first.offset):
+        """Release the extents, in order; those that follow each other in one request, with what lies between them,
+        which the plan does not read. Never what could not be read: another tool may still get it from the snapshot,
+        and keeping it costs nothing."""
+        extents = self._plan.extents
+        first = indices[0]
+        for index, following in pairwise([*indices, len(extents)]):
+            if following < len(extents) and all(one.is_zeros for one in extents[index + 1 : following]):
+                continue
+            start = extents[first].offset
+            for offset, length in self._unread.outside(start, extents[index].end - start):
                 self._source.release(offset, length)
+            first = following
 
 
 def finished_manifest(

@@ -11,6 +11,7 @@ from typing import Any
 from bitarray import bitarray
 
 from cow import Files, Image
+from snapfs.ahead import read_ahead
 from snapfs.destination.access import Access
 from snapfs.errors import SnapfsError
 from snapfs.imager.extents import Extent, clear_free, plan, used_blocks_in, used_bytes
@@ -85,6 +86,9 @@ class ImageSource:
         # What was read once is not needed again, and would push out of memory what others need.
         os.posix_fadvise(self._fd, offset, len(view), os.POSIX_FADV_DONTNEED)
         clear_free(view, offset, self.used, self.block_bytes)
+
+    def will_read(self, offset: int, length: int) -> None:
+        read_ahead(self._fd, offset, length)
 
     def reread_into(self, view: memoryview, offset: int) -> None:
         for start, stop in used_blocks_in(self.used, self.block_bytes, offset, len(view)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 import time
@@ -15,6 +16,7 @@ from bitarray import bitarray
 from bitarray.util import ones
 
 from cow import Files, Image
+from snapfs.ahead import read_ahead
 from snapfs.chosen import file_of, listed_now, read_chosen
 from snapfs.client import request
 from snapfs.destination.access import Access
@@ -33,7 +35,7 @@ from snapfs.usedmap.domain import set_extents
 from snapfs.usedmap.result import ImageMap
 from snapfs.whole import read_whole
 
-_MAP_LOOK_S: Final = 0.05
+_MAP_LOOK_S: Final = 0.02
 _MAP_TIMEOUT_S: Final = 600.0
 _RELEASE_TIMEOUT_S: Final = 120.0
 # In the middle of a backup a busy server is waited for.
@@ -82,6 +84,19 @@ class SnapshotSource:
                 f"{file.path} cannot be opened: {error.strerror}; ask as the user who mounted it.", path=file.path
             ) from error
 
+    def _open_image(self) -> int | None:
+        """None: it may not be looked at. What another user's server calls its image root does not open."""
+        if owner_of_store(self._store) != os.geteuid():
+            return None
+        try:
+            fd = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        if _is_open_in(self._pid, fd):
+            return fd
+        os.close(fd)
+        return None
+
     def _await_map(self) -> MapGiven:
         """The answer about the map, once it is known; it is computed within seconds of a cut."""
         until = time.monotonic() + _MAP_TIMEOUT_S
@@ -116,10 +131,15 @@ class SnapshotSource:
 
     def holes(self) -> bitarray | None:
         """Cells of the image that are holes now, and in which nobody has written or discarded anything since the
-        cut. So they were zeros at the cut, and need not be read. What another user's server calls its image root does
-        not open."""
-        if owner_of_store(self._store) != os.geteuid() or (found := self._holes_of_image()) is None:
+        cut. So they were zeros at the cut, and need not be read."""
+        if (fd := self._open_image()) is None:
             return None
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            found = hole_cells(Image(fd, self.size_bytes, Files()))
+        finally:
+            os.close(fd)
         # In this order: what is discarded is noted before the image has the hole.
         try:
             written = noted_between(self._store, self._snapshot["id"], None, self.path)
@@ -128,18 +148,6 @@ class SnapshotSource:
         assert written is not None, "now is no older than a snapshot"
         return found & ~used_cells(written.used, self.block_bytes, self.size_bytes)
 
-    def _holes_of_image(self) -> bitarray | None:
-        try:
-            fd = os.open(self._image, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            return None
-        try:
-            if not _is_open_in(self._pid, fd):
-                return None
-            return hole_cells(Image(fd, self.size_bytes, Files()))
-        finally:
-            os.close(fd)
-
     def read_into(self, view: memoryview, offset: int) -> None:
         try:
             read_whole(self._fd, view, offset)
@@ -147,6 +155,15 @@ class SnapshotSource:
             raise self._why(error, offset) from error
         # What somebody read of the view before the map was known may still be in the page cache.
         clear_free(view, offset, self.used, self.block_bytes)
+
+    def will_read(self, offset: int, length: int) -> None:
+        """Most of it is still in the image, where the snapshot server will look for it."""
+        if self._hints_fd is not None:
+            read_ahead(self._hints_fd, offset, length)
+
+    @functools.cached_property
+    def _hints_fd(self) -> int | None:
+        return self._open_image()
 
     def reread_into(self, view: memoryview, offset: int) -> None:
         self.read_into(view, offset)
@@ -185,6 +202,8 @@ class SnapshotSource:
         # A dead server answers a close with an error, and there is nothing to lose.
         with contextlib.suppress(OSError):
             os.close(self._fd)
+        if (hints_fd := self.__dict__.get("_hints_fd")) is not None:
+            os.close(hints_fd)
 
     # --- what an errno of the view means ---------------------------------------------------------------------
 
@@ -239,10 +258,8 @@ class SnapshotSource:
 
 
 def _is_open_in(pid: int, fd: int) -> bool:
-    """Whether the process has the regular file of `fd` open: a name may lead to another file meanwhile."""
+    """Whether the process has the file of `fd` open: a name may lead to another one meanwhile."""
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode):
-        return False
     with contextlib.suppress(OSError):
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):

@@ -46,6 +46,9 @@ class Source(Protocol):
     def read_into(self, view: memoryview, offset: int) -> None:
         """Fill `view`. UnreadableError: only some bytes of it are bad; SnapfsError: why there is no more to read."""
 
+    def will_read(self, offset: int, length: int) -> None:
+        """That will be read soon, so the disk may begin; never fails."""
+
     def reread_into(self, view: memoryview, offset: int) -> None:
         """The same in a small piece: an UnreadableError is of these bytes and no others."""
 

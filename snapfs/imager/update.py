@@ -144,6 +144,7 @@ class _Compared:
             self.digests.__setitem__,
             meter.advance,
             pace,
+            announce=None if salvager else self.source.will_read,
         )
         stages.run(extents)
         self.source.check()

@@ -63,8 +63,13 @@ def _read_bitmaps(source: Source, geometry: Geometry, groups: Groups) -> bitarra
     """All bitmaps one after the other; those of groups that were never written read zero."""
     group_bytes = geometry.clusters_per_group // 8
     used = ones(geometry.group_count * geometry.clusters_per_group, "little")
+    runs = runs_of(groups.block_bitmap)
+    # They are scattered over the whole disk, which would seek for one after the other.
+    for first, last in runs:
+        offset = int(groups.block_bitmap[first]) * geometry.block_bytes
+        source.will_read(offset, (last + 1 - first) * geometry.block_bytes)
     with memoryview(used) as view:
-        for first, last in runs_of(groups.block_bitmap):
+        for first, last in runs:
             offset = int(groups.block_bitmap[first]) * geometry.block_bytes
             target = view[first * group_bytes : (last + 1) * group_bytes]
             if group_bytes == geometry.block_bytes:

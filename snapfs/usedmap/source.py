@@ -14,6 +14,7 @@ from typing import Protocol
 
 from bitarray import bitarray
 
+from snapfs.ahead import read_ahead
 from snapfs.usedmap.result import MapError
 from snapfs.whole import read_at_most
 
@@ -53,6 +54,11 @@ class Source:
         with memoryview(buffer).cast("B") as view:
             self._check(offset, len(view))
             self._fill(view, offset)
+
+    def will_read(self, offset: int, length: int) -> None:
+        """That will be read soon, so that the disk may begin; never fails, wherever it points."""
+        if isinstance(self._fd, int) and 0 <= offset <= offset + length <= self.size_bytes:
+            read_ahead(self._fd, self.base_offset + offset, length)
 
     def window(self, offset: int, length: int) -> Source:
         """The part of this source at `offset` as a source of its own; it must lie wholly inside."""

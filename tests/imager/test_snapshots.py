@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from imager_rig import (
@@ -22,6 +23,12 @@ from imager_rig import (
     snapfs,
     wait_until,
 )
+
+from snapfs.commands.backup import backup as make_backup
+from snapfs.destination.consent import Consent
+from snapfs.errors import SnapfsError
+from snapfs.imager.snapshot_source import SnapshotSource
+from snapfs.options import BackupOptions
 
 FORMATS = [("--format", "raw"), ("--format", "qcow2"), ("--format", "qcow2", "--compress")]
 
@@ -206,3 +213,30 @@ def test_an_interrupted_one_of_an_older_snapshot_is_gone_on_with(bench: Bench) -
         snapfs("backup", bench.live, bench.path / "backup", "--resume").refuses(1, "")
         snapfs(*words, "--resume").ok()
         run("cmp", bench.path / "backup", bench.snap / ".snapshots" / "mon" / bench.image.name)
+
+
+@pytest.mark.parametrize("words", [{}, {"format": "qcow2"}, {"update": True}, {"in_directory": True}], ids=str)
+def test_nothing_is_touched_at_the_destination_before_the_map_is_known(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, words: dict[str, Any]
+) -> None:
+    dest = bench.path / "backup"
+    options = BackupOptions(bench.live, dest, str(dest), **words)
+    if options.in_directory:
+        dest.mkdir()
+    with bench.mounted():
+        snapfs("backup", bench.live, dest, "--update" if options.update else "--verify").ok()
+
+        def state() -> dict[Path, tuple[int, int]]:
+            found = [path for path in bench.path.rglob("backup*") if path.is_file()]
+            return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+        before = state()
+
+        def give_up(source: SnapshotSource) -> NoReturn:
+            assert state() == before
+            raise SnapfsError("There will be no map; try again.")
+
+        monkeypatch.setattr(SnapshotSource, "_await_map", give_up)
+        with pytest.raises(SnapfsError, match="no map"):
+            make_backup(options, lambda progress: None, Consent(force=True))
+        assert state() == before

@@ -58,6 +58,28 @@ def test_extents_arrive_whole_in_order_and_hashed(content: bytes) -> None:
     assert not any(target.content[EXTENT_BYTES : 2 * EXTENT_BYTES])
 
 
+def test_what_is_read_soon_is_announced_and_no_more(content: bytes) -> None:
+    ahead = 0
+    depths = []
+
+    def announce(offset: int, length: int) -> None:
+        nonlocal ahead
+        ahead += length
+
+    def read(view: memoryview, offset: int) -> None:
+        nonlocal ahead
+        depths.append(ahead)
+        ahead -= len(view)
+
+    stages = Stages(
+        read, lambda view, offset: None, lambda *_: None, lambda length: None, Pace(None), announce=announce
+    )
+    stages.run(enumerate(EXTENTS))
+    assert ahead == 0
+    assert max(depths) <= 8 << 20 | PIECE_BYTES
+    assert min(depths[: -(8 << 20) // PIECE_BYTES]) >= 8 << 20, "a disk has several requests at a time"
+
+
 def test_a_reader_that_fails_ends_both_and_keeps_what_was_read(content: bytes) -> None:
     source, target = Memory(content), Memory(bytes(SIZE))
 
