@@ -160,9 +160,9 @@ NIGHT_ROWS = (
         "increment-1t",
         "s",
         "the same of a sparse image of 1 TiB",
-        versus(partclone=1),
+        versus(borg=1, restic=1, partclone=1),
         True,
-        (SNAPFS, QEMU, PARTCLONE),
+        NIGHTLIES,
     ),
     Row(
         "increment-share",

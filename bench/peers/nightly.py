@@ -219,6 +219,7 @@ class ResticNightly(Nightly):
     """A local repository; it reads the whole image, whose time has changed."""
 
     name = RESTIC
+    browsed: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         super().start()
@@ -236,9 +237,24 @@ class ResticNightly(Nightly):
         self.restic("backup", str(self.image))
 
     def restored(self, night: int) -> Path:
-        with self.restored_path.open("wb") as out:
-            subprocess.run(self.command("dump", "latest", str(self.image)), stdout=out, check=True)
-        return self.restored_path
+        """In a mount of the repository: a file that it restores has no holes, and a TiB of zeros has no room."""
+        self.browse_point.mkdir()
+        self.browsed = subprocess.Popen(
+            self.command("mount", str(self.browse_point)),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_until(lambda: is_mounted(self.browse_point), "restic mount", self.browsed)
+        return self.browse_point / "snapshots" / "latest" / str(self.image).lstrip("/")
+
+    @property
+    def browse_point(self) -> Path:
+        return self.folder / "browsed"
+
+    def stop(self) -> None:
+        unmount(self.browse_point)
+        end(self.browsed)
+        self.browsed = None
+        super().stop()
 
 
 class PartcloneNightly(Nightly):
