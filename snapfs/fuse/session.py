@@ -88,7 +88,12 @@ async def serve() -> None:
     """Answer requests until the view is unmounted or the session is told to end."""
     hurry_receive(session_fd())
     async with more_operations.answering():
-        await pyfuse3.main()
+        try:
+            await pyfuse3.main()
+        except* OSError as errors:
+            # The kernel has ended the connection: as ENODEV, which libfuse takes for an umount.
+            if errors.subgroup(lambda one: isinstance(one, OSError) and one.errno != errno.ECONNABORTED):
+                raise
 
 
 def why_no_holes() -> str | None:
