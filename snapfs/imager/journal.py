@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from snapfs.destination.access import NEW_MODE
-from snapfs.destination.unfinished import open_left
+from snapfs.destination.unfinished import open_left, sync_directory
 from snapfs.errors import BusyError, SnapfsError
 from snapfs.imager.extents import Extent, read_extent, read_range
 from snapfs.whole import put_whole
@@ -55,6 +55,8 @@ class Journal:
         journal = cls(fd, path, extents, {})
         try:
             journal._append(dict(facts), plan)
+            # Before anything is written that the one before it tells of, which a power loss would bring back.
+            sync_directory(path.parent)
         except BaseException:
             # Half a plan is none: left behind it would promise a --resume that cannot be.
             os.unlink(path)
