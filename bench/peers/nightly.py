@@ -55,6 +55,30 @@ class Nightly(ABC):
         run("rm", "-rf", str(self.backups), str(self.image), str(self.restored_path))
 
 
+class BrowsedNightly(Nightly):
+    """A program that shows its backups by a mount, where the last night is looked at: what it restores has no holes,
+    or takes minutes to have them, and a TiB of zeros has no room."""
+
+    browsed: subprocess.Popen[bytes] | None = None
+
+    @property
+    def browse_point(self) -> Path:
+        return self.folder / "browsed"
+
+    def browse(self, *command: str) -> None:
+        """`command` serves the mount at `browse_point` for as long as it runs."""
+        self.browse_point.mkdir()
+        silent = subprocess.DEVNULL
+        self.browsed = subprocess.Popen(command, stdin=silent, stdout=silent, stderr=silent)
+        wait_until(lambda: is_mounted(self.browse_point), " ".join(command[-3:]), self.browsed)
+
+    def stop(self) -> None:
+        unmount(self.browse_point)
+        end(self.browsed)
+        self.browsed = None
+        super().stop()
+
+
 class SnapfsNightly(Nightly):
     """Mounted, as a machine in use is; each night makes a cut of its own."""
 
@@ -181,7 +205,7 @@ class Monitor:
         raise PeerError("qemu-storage-daemon has closed its monitor")
 
 
-class BorgNightly(Nightly):
+class BorgNightly(BrowsedNightly):
     """Chunks of 4 MiB at fixed places, as its manual advises for disk images; it reads the whole image."""
 
     name = BORG
@@ -206,20 +230,14 @@ class BorgNightly(Nightly):
         )
 
     def restored(self, night: int) -> Path:
-        # Into the working directory, with holes: a TiB of zeros has no room.
-        inside = str(self.image).lstrip("/")
-        depth = str(inside.count("/"))
-        words = ("extract", "--sparse", "--strip-components", depth, f"{self.repository}::{night}", inside)
-        run("env", "-C", str(self.backups), *self.command(*words))
-        (self.backups / self.image.name).rename(self.restored_path)
-        return self.restored_path
+        self.browse(*self.command("mount", "-f", f"{self.repository}::{night}", str(self.browse_point)))
+        return self.browse_point / str(self.image).lstrip("/")
 
 
-class ResticNightly(Nightly):
+class ResticNightly(BrowsedNightly):
     """A local repository; it reads the whole image, whose time has changed."""
 
     name = RESTIC
-    browsed: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         super().start()
@@ -237,24 +255,8 @@ class ResticNightly(Nightly):
         self.restic("backup", str(self.image))
 
     def restored(self, night: int) -> Path:
-        """In a mount of the repository: a file that it restores has no holes, and a TiB of zeros has no room."""
-        self.browse_point.mkdir()
-        self.browsed = subprocess.Popen(
-            self.command("mount", str(self.browse_point)),
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_until(lambda: is_mounted(self.browse_point), "restic mount", self.browsed)
+        self.browse(*self.command("mount", str(self.browse_point)))
         return self.browse_point / "snapshots" / "latest" / str(self.image).lstrip("/")
-
-    @property
-    def browse_point(self) -> Path:
-        return self.folder / "browsed"
-
-    def stop(self) -> None:
-        unmount(self.browse_point)
-        end(self.browsed)
-        self.browsed = None
-        super().stop()
 
 
 class PartcloneNightly(Nightly):
