@@ -114,14 +114,16 @@ class Maker:
         self, unfinished: Unfinished, plan: Plan, journal: Journal, digests: DigestsFile, report: Report
     ) -> Held:
         wish, source, fd, path = self._wish, self._source, unfinished.fd, unfinished.path
-        present = held_by(fd, path, source.size_bytes) if wish.resumes else None
+        # Of what was interrupted before anything was noted there may not even be a header.
+        keeps = bool(plan.done)
+        present = held_by(fd, path, source.size_bytes) if keeps else None
         base = self._below.base
         file = Qcow2Target(
             fd,
             path,
             source.size_bytes,
             compress=wish.compress,
-            keep=wish.resumes,
+            keep=keeps,
             way_out=RESUME,
             backing=None if base is None else base.name + QCOW2,
         )

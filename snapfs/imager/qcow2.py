@@ -47,6 +47,8 @@ class Qcow2Target:
             self._link.check()
             qemu.grow(self._link, self._open_bytes)
         else:
+            # Whoever was killed may have left a part of a header.
+            os.ftruncate(fd, 0)
             qemu.create(self._link, self._open_bytes)
         self._export = Export(self._link, compress=compress)
         self._client = self._export.client

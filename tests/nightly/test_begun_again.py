@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 
+import pytest
 from imager_rig import running
 from nightly_rig import MIB, Nights, snapfs
 
@@ -42,3 +43,28 @@ def test_killed_at_every_step_the_older_one_is_gone_on_with_or_nothing_is(nights
         snapfs("verify", backup).ok()
     assert ended.code == 0
     assert resumed
+
+
+@pytest.mark.parametrize("words", [(), ("--format", "qcow2"), ("--format", "qcow2", "--compress"), None], ids=str)
+def test_killed_at_every_step_it_is_gone_on_with_or_there_is_nothing(
+    nights: Nights, words: tuple[str, ...] | None
+) -> None:
+    """None: a backup of a directory."""
+    dest = nights.path / "dest"
+    backup = dest if words is None else dest / "backup"
+    for step in range(MOST):
+        shutil.rmtree(dest, ignore_errors=True)
+        dest.mkdir()
+        ended = snapfs("backup", nights.image, backup, *(words or ()), die_before=step)
+        if ended.code == 0:
+            break
+        assert ended.code == -signal.SIGKILL, ended.err
+        done = snapfs("backup", nights.image, backup, *(words or ()), "--resume")
+        if done.code:
+            assert done.code == 1, done.err
+            snapfs("backup", nights.image, backup, *(words or ()), "--force").ok()
+        restored = nights.path / "restored.img"
+        restored.unlink(missing_ok=True)
+        snapfs("restore", backup, restored).ok()
+        assert restored.read_bytes() == nights.image.read_bytes(), step
+    assert ended.code == 0
