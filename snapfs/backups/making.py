@@ -114,8 +114,9 @@ class Maker:
         self, unfinished: Unfinished, plan: Plan, journal: Journal, digests: DigestsFile, report: Report
     ) -> Held:
         wish, source, fd, path = self._wish, self._source, unfinished.fd, unfinished.path
-        # Of what was interrupted before anything was noted there may not even be a header.
-        keeps = bool(plan.done)
+        # Of what was interrupted before anything was noted there may not even be a header. What was noted and is to
+        # be read again counts: the journal goes on telling of it.
+        keeps = bool(journal.done)
         present = held_by(fd, path, source.size_bytes) if keeps else None
         base = self._below.base
         file = Qcow2Target(

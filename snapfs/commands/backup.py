@@ -274,7 +274,7 @@ def _still_done(options: BackupOptions, journal: Journal) -> dict[int, Done]:
 def _image(
     options: BackupOptions, source: Source, plan: Plan, journal: Journal | None, report: Report, results: Results
 ) -> None:
-    target = _open_target(options, source, plan, results)
+    target = _open_target(options, source, results, keep=journal is not None and bool(journal.done))
     try:
         pace, skips = Pace(options.rate_bytes_per_s), options.on_read_error == "skip"
         Backup(source, target, plan, journal, releases=options.release, skips=skips, pace=pace).run(report)
@@ -282,16 +282,15 @@ def _image(
         target.close()
 
 
-def _open_target(options: BackupOptions, source: Source, plan: Plan, results: Results) -> Target:
+def _open_target(options: BackupOptions, source: Source, results: Results, *, keep: bool) -> Target:
+    """`keep`: an interrupted run has noted something that is in it."""
     fd, size_bytes = results.fd, source.size_bytes
     if fd is None:
         compressor = zstd.compressor(size_bytes) if options.compress == "zstd" else None
         return StreamTarget(sys.stdout.fileno(), size_bytes, compressor)
     path = results.path
     if options.format == "qcow2":
-        return Qcow2Target(
-            fd, path, size_bytes, compress=options.compress is not None, keep=bool(plan.done), way_out=RESUME
-        )
+        return Qcow2Target(fd, path, size_bytes, compress=options.compress is not None, keep=keep, way_out=RESUME)
     is_new = results.dest is not None and not options.resume
     return FileTarget(fd, path, size_bytes, is_new=is_new, way_out=RESUME)
 
