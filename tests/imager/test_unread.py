@@ -128,14 +128,17 @@ def test_a_stream_has_zeros_and_may_have_a_manifest(bench: Bench, good: Path, ba
     assert len(json.loads(manifest.read_text())["unread"]) == 3
 
 
-def test_a_resumed_backup_knows_what_the_first_run_could_not_read(bench: Bench, bad: Path) -> None:
+@pytest.mark.parametrize("words", [(), ("--format", "qcow2")], ids=" ".join)
+def test_a_resumed_backup_knows_what_the_first_run_could_not_read(
+    bench: Bench, bad: Path, words: tuple[str, ...]
+) -> None:
     backup = bench.path / "backup"
-    with running("backup", bad, backup, *SKIP, "--rate", "8M") as process:
+    with running("backup", bad, backup, *words, *SKIP, "--rate", "8M") as process:
         process.await_bytes(17 * MIB)
         process.interrupt()
         assert process.wait().code == 130
-    snapfs("backup", bad, backup, "--resume").refuses(1, "cannot be read")
-    with running("backup", bad, backup, *SKIP, "--resume") as process:
+    snapfs("backup", bad, backup, *words, "--resume").refuses(1, "cannot be read")
+    with running("backup", bad, backup, *words, *SKIP, "--resume") as process:
         tells(process.wait(), "6144 bytes")
         assert process.progress[0]["total_bytes"] == 8 * MIB, "what was done is not done again"
     assert unread(backup) == RANGES
